@@ -1,0 +1,69 @@
+//! Storages: places where volumes are kept.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::Links;
+use crate::id::{ClusterId, HostId, StorageId};
+use crate::name::Name;
+use crate::time::Timestamp;
+use crate::units::Bytes;
+
+/// Kinds of storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageKind {
+    /// A folder on each host's own disk.
+    Local,
+}
+
+/// What one host has of a storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StorageHost {
+    /// The host.
+    pub host_id: HostId,
+    /// Bytes of the file system.
+    pub total: Bytes,
+    /// Bytes free on it, as last reported.
+    pub available: Bytes,
+    /// Bytes promised to volumes there.
+    pub reserved: Bytes,
+}
+
+/// A storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Storage {
+    /// Its id.
+    pub id: StorageId,
+    /// Its name, unique.
+    pub name: Name,
+    /// Its kind.
+    pub kind: StorageKind,
+    /// The cluster whose hosts have it.
+    pub cluster_id: ClusterId,
+    /// Absolute path of the folder on the hosts.
+    pub path: String,
+    /// What each host has of it.
+    pub hosts: Vec<StorageHost>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What can be done with it now.
+    #[serde(default)]
+    pub links: Links,
+}
+
+/// `POST /v1/storages`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateStorage {
+    /// Chosen by the client, or by the server when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<StorageId>,
+    /// Unique name.
+    pub name: Name,
+    /// Its kind.
+    pub kind: StorageKind,
+    /// The cluster whose hosts have it.
+    pub cluster_id: ClusterId,
+    /// Absolute path of the folder on the hosts.
+    pub path: String,
+}

@@ -1,0 +1,1 @@
+//! What a disk image says of itself, read without trusting it.
