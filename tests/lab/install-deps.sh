@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Installs the Debian or Ubuntu packages that Kring needs, and only those that are missing.
+#
+#   tests/lab/install-deps.sh SET…
+#
+# Sets: build  compiler and libraries that the programs are linked with
+#       run    what a host needs: libvirt, QEMU, dnsmasq, nftables
+#       guest  what the test guest's disk image is made with
+#       test   servers that tests start for themselves
+#       cloud  what the cloud-init image is made with
+#
+# It starts no service: whoever needs one starts it. Where systemd runs, the packages themselves
+# start libvirtd when they are installed, as on any host.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./lib.sh
+
+packages_of() {
+    case $1 in
+    build) echo gcc libc6-dev make pkg-config libvirt-dev libsystemd-dev ca-certificates git ;;
+    run)   echo libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-daemon-config-nwfilter \
+                libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base nftables iptables ebtables \
+                iproute2 iputils-ping ovmf seabios ipxe-qemu curl jq procps util-linux ;;
+    guest) echo busybox-static cpio gzip xz-utils zstd mtools syslinux syslinux-common \
+                qemu-utils binutils systemd-boot-efi ;;
+    test)  echo postgresql ;;
+    cloud) echo debootstrap e2fsprogs extlinux syslinux-common fdisk qemu-utils rsync ;;
+    *)     die "no set of packages is named '$1'; there are: build run guest test cloud" ;;
+    esac
+}
+
+# Prints the packages among its arguments that are not installed.
+missing_of() {
+    local package
+    declare -A installed=()
+    while read -r status package; do
+        [ "$status" = installed ] && installed[$package]=1
+    done < <(dpkg-query -W -f='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true)
+    for package in "$@"; do
+        [ -n "${installed[$package]:-}" ] || printf '%s\n' "$package"
+    done
+}
+
+apt() {
+    "${SUDO[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get \
+        -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 "$@"
+}
+
+# A newer qemu-utils than this release's, such as from backports, does not go with this release's
+# qemu-system: then it is taken back to the release's version.
+install_packages() {
+    local log codename
+    log=$(mktemp)
+    # shellcheck disable=SC2064 # the name is meant now
+    trap "rm -f '$log'" RETURN
+    if apt install -y --no-install-recommends "$@" >"$log" 2>&1; then return 0; fi
+    if grep -q 'held broken packages' "$log"; then
+        codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+        say "  the installed qemu-utils is newer than $codename's QEMU: going back to $codename's"
+        if apt install -y --no-install-recommends --allow-downgrades "$@" \
+            "qemu-utils/$codename" "qemu-block-extra/$codename" >"$log" 2>&1; then return 0; fi
+    fi
+    tail -n 30 "$log" >&2
+    die "apt could not install: $*"
+}
+
+# PostgreSQL's package starts a server of its own when it is installed. Tests start theirs, so the
+# starting is forbidden meanwhile by Debian's own means for that: a policy file, which is marked,
+# so that one left by a killed run is recognised and removed.
+POLICY=/usr/sbin/policy-rc.d
+POLICY_MARK='# made by kring tests/lab/install-deps.sh, for the time of an installation'
+allow_services() {
+    if [ -f "$POLICY" ] && grep -qxF "$POLICY_MARK" "$POLICY"; then "${SUDO[@]}" rm -f "$POLICY"; fi
+}
+forbid_services() {
+    [ -e "$POLICY" ] && return 0
+    trap allow_services EXIT
+    printf '#!/bin/sh\n%s\nexit 101\n' "$POLICY_MARK" | "${SUDO[@]}" tee "$POLICY" >/dev/null
+    "${SUDO[@]}" chmod 755 "$POLICY"
+}
+
+main() {
+    [ $# -gt 0 ] || die "usage: $0 SET…   (build run guest test cloud)"
+    command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
+        die "this needs Debian 12 or Ubuntu 24.04, or newer; elsewhere install by hand what $0 lists"
+    local set wanted=() missing=() quiet=()
+    for set in "$@"; do
+        # shellcheck disable=SC2207 # package names have no spaces
+        wanted+=($(packages_of "$set"))
+    done
+    mapfile -t missing < <(missing_of "${wanted[@]}" | sort -u)
+    [ ${#missing[@]} -gt 0 ] || return 0
+
+    need_privileges
+    lock "${TMPDIR:-/tmp}/kring-install-deps.$(id -u).lock"
+    allow_services
+    mapfile -t missing < <(missing_of "${wanted[@]}" | sort -u)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing packages: ${missing[*]}"
+    apt update -qq >/dev/null || warn "apt-get update failed; going on with the lists that are there"
+    # shellcheck disable=SC2207
+    quiet=($(comm -12 <(printf '%s\n' "${missing[@]}") <(packages_of test | tr ' ' '\n' | sort)))
+    if [ ${#quiet[@]} -gt 0 ]; then
+        forbid_services
+        install_packages "${quiet[@]}"
+        allow_services
+        # shellcheck disable=SC2207
+        missing=($(comm -23 <(printf '%s\n' "${missing[@]}") <(printf '%s\n' "${quiet[@]}")))
+    fi
+    [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
+}
+
+main "$@"
