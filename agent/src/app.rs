@@ -1,0 +1,54 @@
+//! What one running agent consists of. Built once in `main.rs` (and by tests with a fake hypervisor),
+//! then shared; nothing here is a resource's state.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::controller;
+use crate::identity;
+use crate::libvirt::Hypervisor;
+use crate::network::Networks;
+use crate::storage::images::Images;
+use crate::task::Tasks;
+
+/// One running agent.
+pub struct App {
+    /// How it is configured.
+    pub config: Config,
+    /// Who it is, and its certificates; swapped when they are renewed.
+    pub identity: Arc<identity::Current>,
+    /// libvirt.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Networks of guests.
+    pub networks: Networks,
+    /// The way to the controllers.
+    pub controller: controller::Client,
+    /// The image cache.
+    pub images: Images,
+    /// Commands that run and that ran.
+    pub tasks: Tasks,
+    /// Cancelled when the agent stops.
+    pub shutdown: CancellationToken,
+    /// Owns everything that is spawned; waited for when the agent stops.
+    pub tracker: TaskTracker,
+    /// The kernel's boot id: another one means that the host was restarted.
+    pub boot_id: Uuid,
+    /// This process: another one means that its tasks are forgotten.
+    pub agent_id: Uuid,
+}
+
+/// The version in pongs and facts.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The kernel's boot id.
+///
+/// # Errors
+/// When `/proc` does not tell it.
+pub fn boot_id() -> std::io::Result<Uuid> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Uuid::try_parse(text.trim()).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+}

@@ -1,0 +1,300 @@
+//! The way to the controllers: requests that try them in turn, callbacks, events, image content.
+//!
+//! A connection exists only while a request needs it. Everything retried here has a limit and jitter;
+//! what is given up is found again by the controller itself (a task by its id, a change by the
+//! digest in the next ping).
+
+pub mod events;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shared::id::ImageId;
+use shared::wire::TaskReport;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use events::Events;
+
+use crate::identity;
+
+/// The first wait of every retry here.
+pub const A_MOMENT: Duration = Duration::from_millis(250);
+/// The longest wait of every retry here.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// Why a controller was not reached, or what it said.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no address.
+    #[error("no controller is known: name one in [controller] urls, or join again")]
+    NoController,
+    /// An address cannot be used.
+    #[error("\"{0}\" is not an address of a controller: give https://ADDRESS:PORT")]
+    Address(String),
+    /// The request did not get through.
+    #[error("{url} could not be reached")]
+    Transport {
+        /// The address.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// It answered with an error.
+    #[error("the controller refused: {}", .0.chain())]
+    Refused(shared::Error),
+    /// Its answer is not of the protocol.
+    #[error("{url} answered what is not of the protocol ({status})")]
+    Protocol {
+        /// The address.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// The agent stops, or the time is over.
+    #[error("given up")]
+    GivenUp,
+}
+
+impl Error {
+    /// Whether another try, or another controller, may do better.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Transport { .. } => true,
+            Self::Refused(error) => error.code.is_transient() || error.code.status() >= 500,
+            Self::Protocol { status, .. } => *status >= 500,
+            Self::NoController | Self::Address(_) | Self::GivenUp => false,
+        }
+    }
+}
+
+/// Speaks to the controllers with the host's certificate.
+#[derive(Clone)]
+pub struct Client {
+    identity: Arc<identity::Current>,
+    configured: Arc<Vec<String>>,
+    /// The controller that answered last; the next request tries it first.
+    last: Arc<AtomicUsize>,
+    timeout: Duration,
+    /// Events on their way; [`Events::run`] sends them.
+    pub events: Events,
+}
+
+impl Client {
+    /// A client for the addresses in the configuration, or for those of the join when there are none.
+    pub fn new(identity: Arc<identity::Current>, config: &crate::config::ControllerConfig, events: Events) -> Self {
+        Self {
+            identity,
+            configured: Arc::new(config.urls.clone()),
+            last: Arc::default(),
+            timeout: config.timeout(),
+            events,
+        }
+    }
+
+    /// Posts to the first controller that answers.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> Result<T, Error> {
+        let identity = self.identity.load_full();
+        let mut urls = self.urls(&identity);
+        let first = self.last.load(Ordering::Relaxed) % urls.len().max(1);
+        urls.rotate_left(first);
+        let mut error = Error::NoController;
+        for (i, base) in urls.iter().enumerate() {
+            match post(&identity.client, &join_url(base, path)?, body, self.timeout).await {
+                Ok(value) => {
+                    self.last.store(first + i, Ordering::Relaxed);
+                    return Ok(value);
+                }
+                Err(e) if e.is_passing() => error = e,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(error)
+    }
+
+    /// Posts a task's state to its callback, once.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn report(&self, callback: &str, report: &TaskReport) -> Result<(), Error> {
+        let client = self.identity.load().client.clone();
+        post::<serde::de::IgnoredAny>(&client, callback, report, self.timeout).await.map(|_| ())
+    }
+
+    /// Posts a task's outcome to its callback until it is taken, `until` passes or `stop` is cancelled.
+    ///
+    /// # Errors
+    /// The last failure, or `GivenUp`.
+    pub async fn deliver(
+        &self,
+        callback: &str,
+        report: &TaskReport,
+        until: Instant,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
+        let mut wait = Backoff::default();
+        loop {
+            match self.report(callback, report).await {
+                Ok(()) => return Ok(()),
+                Err(e) if !e.is_passing() || Instant::now() >= until => return Err(e),
+                Err(error) => tracing::debug!(task.id = %report.task_id(), %error, "the callback is tried again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(wait.next()) => {}
+                () = stop.cancelled() => return Err(Error::GivenUp),
+            }
+        }
+    }
+
+    /// Asks a controller for the content of an image, from byte `from` on when `etag` still holds.
+    ///
+    /// # Errors
+    /// See [`Error`]; a refusal is read, a success is given to stream.
+    pub async fn image_content(
+        &self,
+        image: ImageId,
+        resume: Option<(u64, &str)>,
+    ) -> Result<reqwest::Response, Error> {
+        let identity = self.identity.load_full();
+        let mut error = Error::NoController;
+        for base in self.urls(&identity) {
+            let url = join_url(&base, &format!("/agent/v1/images/{image}/content"))?;
+            let mut request = identity.client.get(&url);
+            if let Some((from, etag)) = resume {
+                request = request.header("range", format!("bytes={from}-")).header("if-range", etag);
+            }
+            match request.send().await {
+                Ok(answer) if answer.status().is_success() || answer.status().as_u16() == 416 => return Ok(answer),
+                Ok(answer) => error = read_error(url, answer).await,
+                Err(source) => error = Error::Transport { url, source },
+            }
+            if !error.is_passing() {
+                return Err(error);
+            }
+        }
+        Err(error)
+    }
+
+    /// Whom this client speaks for.
+    #[must_use]
+    pub fn host_id(&self) -> shared::id::HostId {
+        self.identity.load().host_id
+    }
+
+    fn urls(&self, identity: &identity::Identity) -> Vec<String> {
+        if self.configured.is_empty() { identity.controllers.clone() } else { self.configured.to_vec() }
+    }
+}
+
+/// Posts to addresses in turn until one answers.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn post_in_turn<T: DeserializeOwned>(
+    client: &reqwest::Client,
+    urls: &[String],
+    path: &str,
+    body: &(impl Serialize + Sync),
+) -> Result<T, Error> {
+    let mut error = Error::NoController;
+    for base in urls {
+        match post(client, &join_url(base, path)?, body, LONGEST_WAIT).await {
+            Err(e) if e.is_passing() => error = e,
+            other => return other,
+        }
+    }
+    Err(error)
+}
+
+async fn post<T: DeserializeOwned>(
+    client: &reqwest::Client,
+    url: &str,
+    body: &(impl Serialize + Sync),
+    timeout: Duration,
+) -> Result<T, Error> {
+    let transport = |source| Error::Transport { url: url.to_string(), source };
+    let answer = client.post(url).timeout(timeout).json(body).send().await.map_err(transport)?;
+    let status = answer.status();
+    if !status.is_success() {
+        return Err(read_error(url.to_string(), answer).await);
+    }
+    let bytes = answer.bytes().await.map_err(transport)?;
+    let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+    serde_json::from_slice(bytes).map_err(|_| Error::Protocol { url: url.to_string(), status: status.as_u16() })
+}
+
+/// The error in an answer; a bare status when its body is not of the protocol.
+async fn read_error(url: String, answer: reqwest::Response) -> Error {
+    let status = answer.status().as_u16();
+    match answer.bytes().await.ok().and_then(|b| serde_json::from_slice(&b).ok()) {
+        Some(error) => Error::Refused(error),
+        None => Error::Protocol { url, status },
+    }
+}
+
+/// An address and a path as one URL. The address must be `https://` and nothing but an authority.
+fn join_url(base: &str, path: &str) -> Result<String, Error> {
+    let bad = || Error::Address(base.to_string());
+    let url = reqwest::Url::parse(base).map_err(|_| bad())?;
+    if url.scheme() != "https" || url.path() != "/" || url.query().is_some() || url.host_str().is_none() {
+        return Err(bad());
+    }
+    url.join(path).map(String::from).map_err(|_| bad())
+}
+
+/// Waits that double up to a limit, with jitter, so that many hosts do not come back together.
+#[derive(Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: A_MOMENT }
+    }
+}
+
+impl Backoff {
+    /// How long to wait now.
+    pub fn next(&mut self) -> Duration {
+        let wait = self.next.mul_f64(rand::random_range(0.5..1.5));
+        self.next = (self.next * 2).min(LONGEST_WAIT);
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_https_and_only_an_address() {
+        assert_eq!(join_url("https://10.0.0.1:8443", "/agent/v1/x").unwrap(), "https://10.0.0.1:8443/agent/v1/x");
+        assert_eq!(join_url("https://c1.example/", "/a").unwrap(), "https://c1.example/a");
+        for bad in ["http://10.0.0.1", "10.0.0.1:8443", "https://", "https://a/b", "https://a/?x", ""] {
+            assert!(matches!(join_url(bad, "/a"), Err(Error::Address(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn waits_grow_to_a_limit() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..20).map(|_| backoff.next()).collect();
+        assert!(waits[0] < Duration::from_millis(400) && waits.iter().all(|w| *w <= LONGEST_WAIT.mul_f64(1.5)));
+        assert!(waits[19] >= LONGEST_WAIT / 2);
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let refused = |code| Error::Refused(shared::Error::new(code, "x")).is_passing();
+        assert!(refused(shared::Code::Unavailable) && refused(shared::Code::OwnerLeft));
+        assert!(!refused(shared::Code::NotFound) && !refused(shared::Code::Forbidden));
+    }
+}

@@ -1,0 +1,265 @@
+//! Which tasks there are, who is next for each resource, and what is remembered of the past. All of
+//! it is bounded: waiting tasks by number, finished ones by number, age and size, generations by number.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use shared::id::TaskId;
+use shared::{Code, Error, Result};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Answer, Entry, Order, Outcome, Prepared, TaskCx, run};
+use crate::app::App;
+use crate::config::AgentConfig;
+
+/// Generations that are remembered; VMs have theirs in libvirt besides.
+const MAX_RESOURCES: usize = 8192;
+/// Bytes of replies that are remembered: consoles logs are long, and an idle agent is small.
+const MAX_KEPT_BYTES: usize = 4 << 20;
+
+/// The table of tasks.
+pub struct Tasks {
+    limits: Limits,
+    table: Mutex<Table>,
+    /// Cancels every task, when the agent stops and its grace is over.
+    all: CancellationToken,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    active: usize,
+    queue: usize,
+    keep: usize,
+    keep_for: Duration,
+}
+
+#[derive(Default)]
+struct Table {
+    tasks: HashMap<TaskId, Arc<Entry>>,
+    finished: VecDeque<Finished>,
+    kept_bytes: usize,
+    active: usize,
+    resources: HashMap<Uuid, Resource>,
+}
+
+struct Finished {
+    id: TaskId,
+    at: Instant,
+    bytes: usize,
+}
+
+struct Resource {
+    /// Newest generation that was seen.
+    newest: u64,
+    /// Whether libvirt was asked what it has recorded (VMs only).
+    recorded: bool,
+    /// Tasks that wait or run.
+    active: usize,
+    /// Ends when the newest task has ended.
+    tail: Option<oneshot::Receiver<()>>,
+    used: Instant,
+}
+
+/// A task's place in the queue of its resource.
+pub(super) struct Turn {
+    /// Ends when the task before has ended.
+    pub before: Option<oneshot::Receiver<()>>,
+    /// Dropped when this task has ended, which lets the next one run.
+    pub mine: oneshot::Sender<()>,
+}
+
+impl Tasks {
+    /// An empty table.
+    #[must_use]
+    pub fn new(config: &AgentConfig) -> Self {
+        let limits = Limits {
+            active: config.max_tasks,
+            queue: config.max_queue,
+            keep: config.keep_tasks,
+            keep_for: Duration::from_secs(config.keep_tasks_s),
+        };
+        Self { limits, table: Mutex::default(), all: CancellationToken::new() }
+    }
+
+    /// Takes a command: a task that is known already, or a new one that is put in its queue.
+    ///
+    /// # Errors
+    /// `unavailable` when a queue is full or the agent stops, `stale_generation`, `deadline_exceeded`,
+    /// and `conflict` when the task id belongs to another command.
+    pub fn submit(&self, app: &Arc<App>, order: Order, prepared: Prepared) -> Result<Arc<Entry>> {
+        let mut table = self.lock();
+        table.forget_old(&self.limits);
+        if let Some(known) = table.tasks.get(&order.task_id) {
+            return if known.path == prepared.path && known.resource == prepared.resource {
+                known.redirect(order.callback);
+                Ok(Arc::clone(known))
+            } else {
+                Err(Error::new(Code::Conflict, "this task id belongs to another command"))
+            };
+        }
+        if app.shutdown.is_cancelled() {
+            return Err(Error::new(Code::Unavailable, "the agent is stopping"));
+        }
+        if order.deadline <= Instant::now() {
+            let message = "the deadline of the command has passed: compare the clocks of controller and host";
+            return Err(Error::new(Code::DeadlineExceeded, message));
+        }
+        if table.active >= self.limits.active {
+            return Err(Error::new(Code::Unavailable, "the host works on too many commands; try again later"));
+        }
+        let turn = table.queue_up(&prepared, order.generation, self.limits.queue)?;
+        let entry = Arc::new(Entry {
+            path: prepared.path,
+            resource: prepared.resource,
+            callback: Mutex::new(order.callback),
+            cx: TaskCx::new(order.task_id, order.generation, order.deadline, self.all.child_token()),
+            outcome: watch::Sender::new(None),
+            answer: watch::Sender::new(Answer::Open),
+            cancelled: AtomicBool::new(false),
+        });
+        table.tasks.insert(order.task_id, Arc::clone(&entry));
+        table.active += 1;
+        drop(table);
+        app.tracker.spawn(run::run(Arc::clone(app), Arc::clone(&entry), prepared.run, turn));
+        Ok(entry)
+    }
+
+    /// A task that is known.
+    #[must_use]
+    pub fn get(&self, id: TaskId) -> Option<Arc<Entry>> {
+        self.lock().tasks.get(&id).cloned()
+    }
+
+    /// Tasks that wait or run.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.lock().active
+    }
+
+    /// Cancels everything: the agent's grace is over.
+    pub fn cancel_all(&self) {
+        self.all.cancel();
+    }
+
+    /// Cancelled together with every task.
+    pub(super) fn all(&self) -> &CancellationToken {
+        &self.all
+    }
+
+    /// Whether libvirt still has to be asked which generation it has recorded for a resource.
+    pub(super) fn must_ask_generation(&self, resource: Uuid) -> bool {
+        self.lock().resources.get(&resource).is_none_or(|r| !r.recorded)
+    }
+
+    /// Takes note of the generation that libvirt has recorded.
+    pub(super) fn recorded_generation(&self, resource: Uuid, generation: Option<u64>) {
+        if let Some(known) = self.lock().resources.get_mut(&resource) {
+            known.recorded = true;
+            known.newest = known.newest.max(generation.unwrap_or(0));
+        }
+    }
+
+    /// Refuses a generation that is older than the newest seen.
+    pub(super) fn check_generation(&self, resource: Uuid, generation: u64) -> Result<()> {
+        match self.lock().resources.get(&resource) {
+            Some(known) if generation < known.newest => Err(stale(generation, known.newest)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Records the outcome; the first one stays.
+    pub(super) fn finish(&self, entry: &Entry, outcome: Outcome) {
+        let bytes = match &outcome {
+            Ok(reply) => weight(reply),
+            Err(error) => 256 + error.message.len() + error.causes.iter().map(String::len).sum::<usize>(),
+        };
+        let mut table = self.lock();
+        table.active = table.active.saturating_sub(1);
+        table.kept_bytes += bytes;
+        table.finished.push_back(Finished { id: entry.cx.task_id, at: Instant::now(), bytes });
+        if let Some(resource) = table.resources.get_mut(&entry.resource) {
+            resource.active = resource.active.saturating_sub(1);
+            resource.used = Instant::now();
+        }
+        drop(table);
+        entry.outcome.send_replace(Some(outcome));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn queue_up(&mut self, prepared: &Prepared, generation: u64, max: usize) -> Result<Turn> {
+        self.forget_resources();
+        let now = Instant::now();
+        let resource = self.resources.entry(prepared.resource).or_insert(Resource {
+            newest: 0,
+            recorded: false,
+            active: 0,
+            tail: None,
+            used: now,
+        });
+        if generation < resource.newest {
+            return Err(stale(generation, resource.newest));
+        }
+        if resource.active >= max {
+            let message = "too many commands wait for this resource; try again later";
+            return Err(Error::new(Code::Unavailable, message));
+        }
+        let (mine, end) = oneshot::channel();
+        resource.newest = generation;
+        resource.active += 1;
+        resource.used = now;
+        Ok(Turn { before: resource.tail.replace(end), mine })
+    }
+
+    fn forget_old(&mut self, limits: &Limits) {
+        let now = Instant::now();
+        while let Some(oldest) = self.finished.front() {
+            let keep = self.finished.len() <= limits.keep
+                && self.kept_bytes <= MAX_KEPT_BYTES
+                && now.duration_since(oldest.at) <= limits.keep_for;
+            if keep {
+                return;
+            }
+            self.kept_bytes = self.kept_bytes.saturating_sub(oldest.bytes);
+            self.tasks.remove(&oldest.id);
+            self.finished.pop_front();
+        }
+    }
+
+    /// Forgets the older half of the idle resources when there are too many.
+    fn forget_resources(&mut self) {
+        if self.resources.len() < MAX_RESOURCES {
+            return;
+        }
+        let mut used: Vec<Instant> = self.resources.values().filter(|r| r.active == 0).map(|r| r.used).collect();
+        used.sort_unstable();
+        if let Some(middle) = used.get(used.len() / 2).copied() {
+            self.resources.retain(|_, r| r.active > 0 || r.used > middle);
+        }
+    }
+}
+
+fn stale(generation: u64, newest: u64) -> Error {
+    let message = format!("the command is of generation {generation}, and generation {newest} has acted here already");
+    Error::new(Code::StaleGeneration, message)
+}
+
+/// About how many bytes of memory a reply takes.
+fn weight(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    64 + match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(s) => s.len(),
+        Value::Array(list) => list.iter().map(weight).sum(),
+        Value::Object(map) => map.iter().map(|(k, v)| k.len() + weight(v)).sum(),
+    }
+}
