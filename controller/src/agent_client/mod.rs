@@ -1,0 +1,231 @@
+//! How the controller talks to agents: one connection per request, which exists only as long as it.
+//!
+//! A command is answered at once, or accepted and later reported to the callback. A callback that
+//! gets lost is found again by asking; an agent that has forgotten the task is sent the command
+//! again. No slot is shared between hosts: a dead host costs its own callers their deadline and
+//! nobody else anything.
+
+mod connection;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use shared::id::{HostId, TaskId};
+use shared::wire::host::Pong;
+use shared::wire::{AgentCommand, TaskReport};
+use shared::{Code, Error, Result};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use connection::Request;
+pub use connection::{HostRef, Upgraded};
+
+/// Time after which a task that has not reported is asked about.
+const ASK_AFTER: Duration = Duration::from_secs(15);
+/// Time without any answer from a host, after which its task is given up.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+/// How often a command is sent again to an agent that has forgotten it.
+const RESENDS: u32 = 3;
+/// How long one exchange may take; an agent answers a command within a second.
+const EXCHANGE: Duration = Duration::from_secs(20);
+
+/// What a command is sent with.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// Id of the task; the same id is not run twice.
+    pub task_id: TaskId,
+    /// Ring generation under which it is issued.
+    pub generation: u64,
+    /// When it is given up.
+    pub deadline: Instant,
+}
+
+struct Waiter {
+    host: HostId,
+    reports: mpsc::Sender<TaskReport>,
+}
+
+/// All agents, seen from one controller.
+pub struct Agents {
+    tls: Arc<rustls::ClientConfig>,
+    callback_base: String,
+    waiting: Mutex<HashMap<TaskId, Waiter>>,
+    tasks: TaskTracker,
+    clock: crate::clock::Clock,
+}
+
+impl Agents {
+    /// A client that presents and checks certificates by `tls`. Agents report to
+    /// `<callback_base>/agent/v1/callbacks/<task>`.
+    #[must_use]
+    pub fn new(
+        tls: Arc<rustls::ClientConfig>,
+        callback_base: String,
+        tasks: TaskTracker,
+        clock: crate::clock::Clock,
+    ) -> Arc<Self> {
+        Arc::new(Self { tls, callback_base, waiting: Mutex::default(), tasks, clock })
+    }
+
+    /// Asks a host for its sign of life.
+    pub async fn ping(&self, host: &HostRef, timeout: Duration) -> Result<Pong> {
+        let answer = self.exchange(host, Request::new(Method::GET, "/v1/ping"), Instant::now() + timeout).await?;
+        answer.read()
+    }
+
+    /// Has a command carried out, and waits for its outcome until the order's deadline. When the
+    /// caller stops waiting earlier, the task is cancelled on the host.
+    pub async fn command<C: AgentCommand>(
+        self: &Arc<Self>,
+        host: &HostRef,
+        order: Order,
+        command: &C,
+        progress: impl AsyncFn(u8),
+    ) -> Result<C::Reply> {
+        let (reports, mut reported) = mpsc::channel(8);
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(order.task_id, Waiter { host: host.id, reports });
+        let mut guard = Abandoned { agents: self, host: host.clone(), task_id: order.task_id, running: false };
+        let body = serde_json::to_vec(command)
+            .map_err(|e| Error::internal(format_args!("the command {} could not be written: {e}", C::PATH)))?;
+        let mut sends = 0;
+        loop {
+            sends += 1;
+            // It may be running as soon as the request is on its way.
+            guard.running = true;
+            let answer = self.exchange(host, self.request::<C>(order, body.clone()), order.deadline).await?;
+            if answer.status != StatusCode::ACCEPTED {
+                guard.running = false;
+                return answer.read();
+            }
+            let outcome = self.outcome(host, order, &mut reported, &progress).await;
+            match outcome {
+                Ok(Some(reply)) => {
+                    guard.running = false;
+                    return serde_json::from_value(reply)
+                        .map_err(|e| Error::internal(format_args!("the reply to {} could not be read: {e}", C::PATH)));
+                }
+                Ok(None) if sends <= RESENDS => {
+                    tracing::info!(host.id = %host.id, task.id = %order.task_id, "the agent has forgotten a task; sending it again");
+                }
+                Ok(None) => return Err(Error::new(Code::HostFailed, "the agent on the host keeps restarting")),
+                Err(error) => {
+                    guard.running = error.code == Code::DeadlineExceeded;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Hands a report to whoever waits for it. False when nobody does, or not from this host.
+    pub fn deliver(&self, host: HostId, report: TaskReport) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.get(&report.task_id()) {
+            // A full queue holds progress only; the outcome is then found by asking.
+            Some(waiter) if waiter.host == host => waiter.reports.try_send(report).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// Opens a raw stream to a console on a host.
+    pub async fn open_console(&self, host: &HostRef, path: &str, timeout: Duration) -> Result<Upgraded> {
+        connection::upgrade(&self.tls, host, path, Instant::now() + timeout).await
+    }
+
+    /// Waits for the outcome of an accepted task. `None`: the agent does not know it any more.
+    async fn outcome(
+        &self,
+        host: &HostRef,
+        order: Order,
+        reported: &mut mpsc::Receiver<TaskReport>,
+        progress: &impl AsyncFn(u8),
+    ) -> Result<Option<serde_json::Value>> {
+        let mut heard_at = Instant::now();
+        loop {
+            let ask_at = (Instant::now() + ASK_AFTER.mul_f64(rand::random_range(0.8..1.2))).min(order.deadline);
+            let report = match tokio::time::timeout_at(ask_at, reported.recv()).await {
+                Ok(Some(report)) => report,
+                _ if Instant::now() >= order.deadline => {
+                    return Err(Error::new(Code::DeadlineExceeded, "the host did not finish in time"));
+                }
+                _ => {
+                    let path = format!("/v1/tasks/{}", order.task_id);
+                    match self.exchange(host, Request::new(Method::GET, path), order.deadline).await {
+                        Ok(answer) if answer.status == StatusCode::NOT_FOUND => return Ok(None),
+                        Ok(answer) => answer.read()?,
+                        Err(error) if heard_at.elapsed() > GIVE_UP_AFTER => return Err(error),
+                        Err(_) => continue,
+                    }
+                }
+            };
+            heard_at = Instant::now();
+            match report {
+                TaskReport::Running { progress: percent, .. } => progress(percent).await,
+                TaskReport::Done { reply, .. } => return Ok(Some(reply)),
+                TaskReport::Failed { error, .. } => return Err(error),
+            }
+        }
+    }
+
+    fn request<C: AgentCommand>(&self, order: Order, body: Vec<u8>) -> Request {
+        let left = order.deadline.saturating_duration_since(Instant::now());
+        let deadline = self.clock.now().plus_ms(i64::try_from(left.as_millis()).unwrap_or(i64::MAX));
+        Request::new(Method::POST, format!("/v1/commands/{}", C::PATH))
+            .header(shared::wire::HEADER_TASK, order.task_id)
+            .header(shared::wire::HEADER_GENERATION, order.generation)
+            .header(shared::wire::HEADER_DEADLINE, deadline.ms())
+            .header(
+                shared::wire::HEADER_CALLBACK,
+                format_args!("{}/agent/v1/callbacks/{}", self.callback_base, order.task_id),
+            )
+            .json(body)
+    }
+
+    async fn exchange(&self, host: &HostRef, request: Request, deadline: Instant) -> Result<connection::Answer> {
+        connection::exchange(&self.tls, host, request, deadline.min(Instant::now() + EXCHANGE)).await
+    }
+}
+
+/// Cancels a task that nobody waits for any more, and forgets its waiter.
+struct Abandoned<'a> {
+    agents: &'a Arc<Agents>,
+    host: HostRef,
+    task_id: TaskId,
+    running: bool,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        self.agents.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.task_id);
+        if self.running {
+            let (agents, host, task_id) = (Arc::clone(self.agents), self.host.clone(), self.task_id);
+            self.agents.tasks.spawn(async move {
+                let request = Request::new(Method::DELETE, format!("/v1/tasks/{task_id}"));
+                if let Err(error) = agents.exchange(&host, request, Instant::now() + EXCHANGE).await {
+                    tracing::debug!(host.id = %host.id, task.id = %task_id, error = error.chain(), "a task could not be cancelled");
+                }
+            });
+        }
+    }
+}
+
+impl connection::Answer {
+    /// The body of a success, or the error that the agent answered.
+    fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        if self.status.is_success() {
+            return serde_json::from_slice(&self.body).map_err(|e| {
+                Error::new(Code::HostFailed, "the answer of the agent could not be read").with_detail(e.to_string())
+            });
+        }
+        let told: Result<Error, _> = serde_json::from_slice(&self.body);
+        Err(told.unwrap_or_else(|_| {
+            Error::new(Code::HostFailed, format!("the agent answered with status {}", self.status.as_u16()))
+        }))
+    }
+}

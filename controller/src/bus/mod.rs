@@ -1,0 +1,379 @@
+//! CloudBus: how services talk, and the only way they do.
+//!
+//! - [`Bus::call`]: request → reply, to the owner of the resource that the request is about, or here.
+//! - [`Bus::call_all`]: many requests with bounded parallelism, replies in the order of the requests.
+//! - [`Bus::call_at`]: to a named controller.
+//! - [`Bus::notify`]: one way.
+//! - [`Bus::publish`] and [`Registry::subscribe`]: events.
+//! - cancelling: drop the future of a call to stop waiting; work that was accepted goes on, because
+//!   what was accepted is a job, and jobs are cancelled by their own message.
+//!
+//! A message for this controller does not leave the process and is not serialised, unless
+//! [`Loopback::Wire`] asks for it.
+
+pub mod envelope;
+mod message;
+mod queue;
+mod registry;
+mod stats;
+mod transport;
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use shared::id::ControllerId;
+use shared::{Code, Error};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+pub(crate) use message::request;
+pub use message::{ApiEvent, ApiRequest, CanonicalEvent, Event, Message, Request};
+pub use queue::{Full, Queues};
+pub use registry::{Registry, Service};
+pub use stats::{Figures, ServiceStats};
+pub use transport::{LocalTransport, Transport};
+
+use crate::clock::Clock;
+use crate::cx::Cx;
+use crate::ring::Ring;
+use envelope::{Envelope, to_raw};
+use registry::{Handler, WireHandler};
+
+/// Which way a message takes whose owner is this controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loopback {
+    /// Straight to the handler, without serialisation.
+    #[default]
+    Direct,
+    /// Written, through the transport, and read again. For tests.
+    Wire,
+}
+
+/// Bounds of the bus.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Messages that may wait for one resource.
+    pub per_resource: usize,
+    /// Messages that one service may have waiting and in flight.
+    pub per_service: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { per_resource: 256, per_service: 65_536 }
+    }
+}
+
+/// The reply to a request, as it travels.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WireReply {
+    Ok(Box<RawValue>),
+    Error(Error),
+}
+
+const REPLY: &str = "bus.Reply";
+
+struct Waiting {
+    owner: ControllerId,
+    reply: oneshot::Sender<Result<Box<RawValue>, Error>>,
+}
+
+/// The bus of one controller.
+pub struct Bus {
+    ring: Ring,
+    clock: Clock,
+    registry: Registry,
+    queues: Arc<Queues>,
+    limits: Limits,
+    loopback: Loopback,
+    transport: Arc<dyn Transport>,
+    waiting: Mutex<HashMap<Uuid, Waiting>>,
+    tasks: TaskTracker,
+}
+
+impl Bus {
+    /// Starts the bus with everything that registered. `inbox` is what the transport receives; it is
+    /// read until `stop`.
+    #[must_use]
+    pub fn start(
+        registry: Registry,
+        ring: Ring,
+        clock: Clock,
+        limits: Limits,
+        loopback: Loopback,
+        (transport, inbox): (Arc<dyn Transport>, mpsc::Receiver<Vec<u8>>),
+        (tasks, stop): (TaskTracker, CancellationToken),
+    ) -> Arc<Self> {
+        let bus = Arc::new(Self {
+            ring,
+            clock,
+            registry,
+            queues: Queues::new(limits.per_resource, tasks.clone()),
+            limits,
+            loopback,
+            transport,
+            waiting: Mutex::default(),
+            tasks,
+        });
+        bus.tasks.spawn(Arc::clone(&bus).receive(inbox, stop));
+        bus
+    }
+
+    /// Sends `message` to the owner of the resource that it is about, or handles it here, and waits
+    /// for the reply until the deadline of `cx`.
+    pub async fn call<M: Request>(&self, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+        let target = match message.resource() {
+            Some(resource) => self.ring.owner(resource)?,
+            None => self.ring.me(),
+        };
+        self.call_at(target, cx, message).await
+    }
+
+    /// Sends `message` to a certain controller and waits for the reply.
+    pub async fn call_at<M: Request>(&self, target: ControllerId, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+        if target == self.ring.me() && self.loopback == Loopback::Direct {
+            self.call_direct(cx, message).await
+        } else {
+            self.call_wire(target, cx, &message).await
+        }
+    }
+
+    /// Sends all `messages`, at most `parallel` at a time; the replies are in the order of the messages.
+    pub async fn call_all<M: Request>(
+        &self,
+        cx: &Cx,
+        parallel: usize,
+        messages: Vec<M>,
+    ) -> Vec<Result<M::Reply, Error>> {
+        stream::iter(messages).map(|message| self.call(cx, message)).buffered(parallel.max(1)).collect().await
+    }
+
+    /// Sends `message` and does not wait: a failure is logged.
+    pub fn notify<M: Request>(self: &Arc<Self>, cx: &Cx, message: M) {
+        let (bus, cx) = (Arc::clone(self), cx.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = bus.call(&cx, message).await {
+                tracing::warn!(message.name = M::NAME, request.id = %cx.request_id, error = error.chain(), "a notification failed");
+            }
+        });
+    }
+
+    /// Tells every subscriber, here and on the other controllers.
+    pub fn publish<E: Event>(self: &Arc<Self>, cx: &Cx, event: &E) {
+        for subscriber in self.registry.subscribers.get(E::NAME).into_iter().flatten() {
+            subscriber.deliver_local(event as &dyn Any);
+        }
+        if self.ring.members().len() > 1 {
+            let envelope = Envelope::wrap(cx, "", event, self.ring.generation(), self.clock.now().ms());
+            let bus = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let sent = match envelope.and_then(|envelope| envelope.encode()) {
+                    Ok(bytes) => bus.transport.broadcast(bytes).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = sent {
+                    tracing::warn!(
+                        event.name = E::NAME,
+                        error = error.chain(),
+                        "an event did not reach the other controllers"
+                    );
+                }
+            });
+        }
+    }
+
+    /// Fails every request that waits for `controller`, which left the ring.
+    pub fn controller_left(&self, controller: ControllerId) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, lost) in waiting.extract_if(|_, w| w.owner == controller) {
+            let error = Error::new(Code::OwnerLeft, format!("controller {controller} left before it answered"));
+            // Nobody waits any more when this fails.
+            let _ = lost.reply.send(Err(error));
+        }
+    }
+
+    /// The services that registered.
+    pub fn services(&self) -> impl Iterator<Item = (&'static str, &Service)> {
+        self.registry.services.iter().map(|(name, service)| (*name, service))
+    }
+
+    /// How many resources have work here, and how many messages wait for them.
+    #[must_use]
+    pub fn queue_sizes(&self) -> (usize, usize) {
+        self.queues.sizes()
+    }
+
+    async fn call_direct<M: Request>(&self, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+        let resource = message.resource();
+        let handler = self.wire_handler(M::NAME)?;
+        if handler.as_any().downcast_ref::<Handler<M>>().is_none() {
+            return Err(Error::internal(format_args!("{} is registered with another type", M::NAME)));
+        }
+        let (reply, answer) = oneshot::channel();
+        let handling = cx.clone();
+        let stats = Arc::clone(handler.stats());
+        let work = async move {
+            if let Some(handler) = handler.as_any().downcast_ref::<Handler<M>>() {
+                // Nobody waits any more when this fails: the deadline passed.
+                let _ = reply.send(handler.handle(handling, message).await);
+            }
+        };
+        self.enqueue(resource, &stats, work)?;
+        match tokio::time::timeout_at(cx.deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::internal(format_args!("the handler of {} went away", M::NAME))),
+            Err(_) => Err(too_late(M::NAME)),
+        }
+    }
+
+    async fn call_wire<M: Request>(&self, target: ControllerId, cx: &Cx, message: &M) -> Result<M::Reply, Error> {
+        let mut envelope = Envelope::wrap(cx, M::SERVICE, message, self.ring.generation(), self.clock.now().ms())?;
+        envelope.headers.reply_to = Some(self.ring.me());
+        let (reply, answer) = oneshot::channel();
+        let id = envelope.id;
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Waiting { owner: target, reply });
+        let result = match self.transport.send(target, M::SERVICE, envelope.encode()?).await {
+            Err(error) => Err(error),
+            Ok(()) => match tokio::time::timeout_at(cx.deadline, answer).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(Error::new(Code::Unavailable, "the bus is stopping")),
+                Err(_) => Err(too_late(M::NAME)),
+            },
+        };
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        serde_json::from_str(result?.get())
+            .map_err(|e| Error::internal(format_args!("the reply to {} could not be read: {e}", M::NAME)))
+    }
+
+    fn wire_handler(&self, name: &str) -> Result<Arc<dyn WireHandler>, Error> {
+        let handler = self.registry.handlers.get(name).map(Arc::clone);
+        handler.ok_or_else(|| Error::new(Code::UnknownMessage, format!("no service here understands {name}")))
+    }
+
+    fn enqueue(
+        &self,
+        resource: Option<Uuid>,
+        stats: &ServiceStats,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Error> {
+        if stats.load() >= self.limits.per_service {
+            return Err(Error::new(Code::Unavailable, "the service has too much to do: try again in a moment"));
+        }
+        stats.queued();
+        let pushed = match resource {
+            Some(key) => self.queues.push(key, work),
+            None => {
+                self.tasks.spawn(work);
+                Ok(())
+            }
+        };
+        pushed.map_err(|full| {
+            stats.refused();
+            Error::new(Code::Unavailable, format!("{full}: try again when some are done"))
+        })
+    }
+
+    async fn receive(self: Arc<Self>, mut inbox: mpsc::Receiver<Vec<u8>>, stop: CancellationToken) {
+        while let Some(Some(bytes)) = stop.run_until_cancelled(inbox.recv()).await {
+            match Envelope::decode(&bytes) {
+                Ok(envelope) => self.deliver(envelope),
+                Err(error) => tracing::error!(error = error.chain(), detail = error.detail, "a message was dropped"),
+            }
+        }
+    }
+
+    /// Handles what came from a wire: a reply, an event or a request.
+    fn deliver(self: &Arc<Self>, envelope: Envelope) {
+        if envelope.name == REPLY {
+            self.deliver_reply(&envelope);
+        } else if envelope.service_id.is_empty() {
+            for subscriber in self.registry.subscribers.get(envelope.name.as_str()).into_iter().flatten() {
+                subscriber.deliver_wire(&envelope.body);
+            }
+        } else {
+            let accepted = self.deliver_request(&envelope);
+            if let Err(error) = accepted {
+                self.reply(&envelope, Err(error));
+            }
+        }
+    }
+
+    fn deliver_request(self: &Arc<Self>, envelope: &Envelope) -> Result<(), Error> {
+        let handler = self.wire_handler(&envelope.name)?;
+        if handler.service() != envelope.service_id {
+            return Err(Error::new(
+                Code::UnknownMessage,
+                format!("{} is not for {}", envelope.name, envelope.service_id),
+            ));
+        }
+        let stats = Arc::clone(handler.stats());
+        let (resource, work) = handler.open(envelope.cx(), &envelope.body)?;
+        let (bus, envelope) = (Arc::clone(self), envelope.clone());
+        self.enqueue(resource, &stats, async move { bus.reply(&envelope, work.await) })
+    }
+
+    fn deliver_reply(&self, envelope: &Envelope) {
+        let waiting = envelope
+            .headers
+            .correlation
+            .and_then(|id| self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id));
+        let Some(waiting) = waiting else {
+            tracing::debug!(correlation = ?envelope.headers.correlation, "a reply came after its deadline");
+            return;
+        };
+        let result = match serde_json::from_str(envelope.body.get()) {
+            Ok(WireReply::Ok(body)) => Ok(body),
+            Ok(WireReply::Error(error)) => Err(error),
+            Err(error) => Err(Error::internal(format_args!("a reply could not be read: {error}"))),
+        };
+        // Nobody waits any more when this fails.
+        let _ = waiting.reply.send(result);
+    }
+
+    fn reply(self: &Arc<Self>, to: &Envelope, result: Result<Box<RawValue>, Error>) {
+        let Some(target) = to.headers.reply_to else { return };
+        let body = match result {
+            Ok(body) => WireReply::Ok(body),
+            Err(error) => WireReply::Error(error),
+        };
+        let mut reply = Envelope {
+            name: REPLY.to_string(),
+            id: Uuid::now_v7(),
+            service_id: REPLY.to_string(),
+            created_at: self.clock.now().ms(),
+            body: match to_raw(&body) {
+                Ok(body) => body,
+                Err(_) => return,
+            },
+            ..to.clone()
+        };
+        reply.headers.correlation = Some(to.id);
+        reply.headers.reply_to = None;
+        let bus = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let sent = match reply.encode() {
+                Ok(bytes) => bus.transport.send(target, REPLY, bytes).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
+                tracing::warn!(error = error.chain(), "a reply could not be sent");
+            }
+        });
+    }
+}
+
+fn too_late(name: &str) -> Error {
+    Error::new(Code::DeadlineExceeded, "the deadline passed before the answer came")
+        .with_detail(format!("waiting for {name}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! What a service has done and is doing; counted by the bus, read by `/v1/services` and `/metrics`.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Counters of one service.
+#[derive(Debug, Default)]
+pub struct ServiceStats {
+    queued: AtomicU64,
+    in_flight: AtomicU64,
+    handled: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Messages that wait.
+    pub queued: u64,
+    /// Messages that are being handled.
+    pub in_flight: u64,
+    /// Messages that were answered.
+    pub handled: u64,
+    /// Of these, with an error.
+    pub failed: u64,
+}
+
+impl ServiceStats {
+    pub(super) fn queued(&self) {
+        self.queued.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn refused(&self) {
+        self.queued.fetch_sub(1, Relaxed);
+    }
+
+    pub(super) fn started(&self) {
+        self.queued.fetch_sub(1, Relaxed);
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn ended(&self, ok: bool) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        self.handled.fetch_add(1, Relaxed);
+        if !ok {
+            self.failed.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Messages that wait or are being handled.
+    #[must_use]
+    pub fn load(&self) -> u64 {
+        self.queued.load(Relaxed) + self.in_flight.load(Relaxed)
+    }
+
+    /// The counters now.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        Figures {
+            queued: self.queued.load(Relaxed),
+            in_flight: self.in_flight.load(Relaxed),
+            handled: self.handled.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+        }
+    }
+}

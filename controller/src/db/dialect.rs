@@ -1,0 +1,98 @@
+//! Where SQLite and PostgreSQL differ: the only place that knows.
+
+use sqlx::AnyConnection;
+use sqlx::AssertSqlSafe;
+
+use super::{Error, Result};
+
+/// Which database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// One file, one writer.
+    Sqlite,
+    /// A server.
+    Postgres,
+}
+
+impl Dialect {
+    /// The database that a URL names.
+    pub fn of(url: &str) -> Result<Self> {
+        match url.split(':').next() {
+            Some("sqlite") => Ok(Self::Sqlite),
+            Some("postgres" | "postgresql") => Ok(Self::Postgres),
+            _ => Err(Error::Refused(shared::Error::invalid(
+                "database.url",
+                "must begin with sqlite: or postgres:// (for example sqlite:/var/lib/kring/kring.db)",
+            ))),
+        }
+    }
+
+    /// The URL that also makes the database when it is missing.
+    pub(super) fn create_url(self, url: &str) -> String {
+        match self {
+            Self::Sqlite if url.contains('?') => format!("{url}&mode=rwc"),
+            Self::Sqlite => format!("{url}?mode=rwc"),
+            Self::Postgres => url.to_string(),
+        }
+    }
+
+    /// SQLite has one writer; its group commit is [`super::writer`].
+    pub(super) const fn write_connections(self) -> u32 {
+        match self {
+            Self::Sqlite => 1,
+            Self::Postgres => 16,
+        }
+    }
+
+    /// Statement that begins a write transaction.
+    pub(super) const fn begin(self) -> &'static str {
+        match self {
+            Self::Sqlite => "BEGIN IMMEDIATE",
+            Self::Postgres => "BEGIN",
+        }
+    }
+
+    pub(super) async fn prepare_writer(self, conn: &mut AnyConnection) -> sqlx::Result<()> {
+        match self {
+            // FULL: a commit is on the disk before it is answered. Durability is not traded for speed.
+            Self::Sqlite => {
+                pragmas(
+                    conn,
+                    &["journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"],
+                )
+                .await?;
+                pragmas(conn, &["cache_size = -16384", "temp_store = MEMORY", "journal_size_limit = 67108864"]).await
+            }
+            Self::Postgres => Ok(()),
+        }
+    }
+
+    pub(super) async fn prepare_reader(self, conn: &mut AnyConnection) -> sqlx::Result<()> {
+        match self {
+            Self::Sqlite => {
+                pragmas(conn, &["query_only = ON", "busy_timeout = 10000", "cache_size = -4096"]).await?;
+                pragmas(conn, &["mmap_size = 268435456", "temp_store = MEMORY"]).await
+            }
+            Self::Postgres => {
+                sqlx::query("SET default_transaction_read_only = on").execute(conn).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Milliseconds since the epoch by the database's own clock.
+    #[must_use]
+    pub const fn now_ms(self) -> &'static str {
+        match self {
+            Self::Sqlite => "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+            Self::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+        }
+    }
+}
+
+async fn pragmas(conn: &mut AnyConnection, settings: &[&str]) -> sqlx::Result<()> {
+    for setting in settings {
+        sqlx::query(AssertSqlSafe(format!("PRAGMA {setting}"))).execute(&mut *conn).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Rows of events: appended in the transaction that makes them true, read in the order of commits.
+//!
+//! The cursor comes from a counter row, whose lock is held until the commit: so the order of cursors
+//! is the order of commits on both databases, and a reader that has seen a cursor misses nothing
+//! before it.
+
+use serde::Serialize;
+use shared::api::event::Event;
+use shared::id::{AccountId, ResourceId};
+use shared::time::Timestamp;
+use sqlx::Row;
+use sqlx::any::AnyRow;
+use uuid::Uuid;
+
+use super::filter::Field;
+use super::page::ListSpec;
+use super::row::{RowExt, json};
+use super::{Conn, Result, Tx};
+
+/// Lists of events.
+pub const LIST: ListSpec = ListSpec {
+    columns: "event.*",
+    from: "event",
+    only: None,
+    fields: &[
+        Field::int("cursor", "event.cursor").sortable(),
+        Field::text("path", "event.path"),
+        Field::text("resource_kind", "event.resource_kind"),
+        Field::id("resource_id", "event.resource_id"),
+        Field::time("at", "event.at").sortable(),
+    ],
+    id: "cursor",
+    default_sort: "cursor",
+    account: Some("event.account_id"),
+};
+
+/// An event to append.
+pub struct NewEvent<'a, C> {
+    /// What happened.
+    pub path: &'a str,
+    /// Noun of the resource.
+    pub resource_kind: &'a str,
+    /// The resource.
+    pub resource_id: Uuid,
+    /// Its owner; `None` for what only admins see.
+    pub account_id: Option<AccountId>,
+    /// The content.
+    pub content: &'a C,
+    /// When it happened.
+    pub at: Timestamp,
+}
+
+/// Appends an event; its watchers wake after the commit.
+pub async fn append<C: Serialize + Sync>(tx: &mut Tx, event: &NewEvent<'_, C>) -> Result<()> {
+    let cursor = super::counter::next(tx, "event_cursor").await?;
+    sqlx::query(
+        "INSERT INTO event (cursor, path, resource_kind, resource_id, account_id, content, at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(cursor)
+    .bind(event.path.to_string())
+    .bind(event.resource_kind.to_string())
+    .bind(event.resource_id.to_string())
+    .bind(event.account_id.map(|id| id.uuid().to_string()))
+    .bind(json(event.content)?)
+    .bind(event.at.ms())
+    .execute(tx.conn())
+    .await?;
+    tx.note_event();
+    Ok(())
+}
+
+/// The cursor of the newest event; 0 when there is none.
+pub async fn newest(conn: &mut Conn) -> Result<i64> {
+    let row = sqlx::query("SELECT value FROM counter WHERE name = 'event_cursor'").fetch_one(conn).await?;
+    Ok(row.try_get("value")?)
+}
+
+/// Events after `cursor`, oldest first; only those of `account` when it is given.
+pub async fn after(conn: &mut Conn, cursor: i64, max: u32, account: Option<AccountId>) -> Result<Vec<Event>> {
+    let rows = match account {
+        None => {
+            sqlx::query("SELECT * FROM event WHERE cursor > $1 ORDER BY cursor LIMIT $2")
+                .bind(cursor)
+                .bind(i64::from(max))
+                .fetch_all(conn)
+                .await?
+        }
+        Some(account) => {
+            sqlx::query("SELECT * FROM event WHERE cursor > $1 AND account_id = $3 ORDER BY cursor LIMIT $2")
+                .bind(cursor)
+                .bind(i64::from(max))
+                .bind(account.to_string())
+                .fetch_all(conn)
+                .await?
+        }
+    };
+    rows.iter().map(from_row).collect()
+}
+
+/// Removes events older than `before`; answers how many.
+pub async fn trim(tx: &mut Tx, before: Timestamp, max: u32) -> Result<u64> {
+    let done =
+        sqlx::query("DELETE FROM event WHERE cursor IN (SELECT cursor FROM event WHERE at < $1 ORDER BY at LIMIT $2)")
+            .bind(before.ms())
+            .bind(i64::from(max))
+            .execute(tx.conn())
+            .await?;
+    Ok(done.rows_affected())
+}
+
+/// Reads an event.
+pub fn from_row(row: &AnyRow) -> Result<Event> {
+    Ok(Event {
+        cursor: row.int("cursor")?,
+        path: row.text("path")?,
+        resource_kind: row.text("resource_kind")?,
+        resource_id: row.parse("resource_id")?,
+        content: row.json("content")?,
+        at: row.time("at")?,
+    })
+}

@@ -1,0 +1,55 @@
+//! Answers that were given to mutations with an `Idempotency-Key`.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shared::id::AccountId;
+use shared::time::Timestamp;
+use shared::{Code, Error as Fault};
+
+use super::row::{RowExt, json};
+use super::{Result, Tx};
+use crate::cx::Idempotency;
+
+/// The answer that was given to this key before. An error when the key belongs to another request.
+pub async fn find<R: DeserializeOwned>(tx: &mut Tx, account: AccountId, key: &Idempotency) -> Result<Option<R>> {
+    let row = sqlx::query("SELECT request_hash, reply FROM idempotency WHERE account_id = $1 AND key = $2")
+        .bind(account.to_string())
+        .bind(key.key.clone())
+        .fetch_optional(tx.conn())
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    if row.text("request_hash")? != key.request_hash {
+        let text =
+            format!("Idempotency-Key {:?} was used for another request: use a new key for a new request", key.key);
+        return Err(Fault::new(Code::IdempotencyMismatch, text).into());
+    }
+    row.json("reply").map(Some)
+}
+
+/// Remembers the answer to this key, in the transaction that makes it true.
+pub async fn record<R: Serialize>(
+    tx: &mut Tx,
+    account: AccountId,
+    key: &Idempotency,
+    reply: &R,
+    now: Timestamp,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO idempotency (account_id, key, request_hash, reply, created_at) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(account.to_string())
+    .bind(key.key.clone())
+    .bind(key.request_hash.clone())
+    .bind(json(reply)?)
+    .bind(now.ms())
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Forgets answers older than `before`; answers how many.
+pub async fn trim(tx: &mut Tx, before: Timestamp) -> Result<u64> {
+    let done =
+        sqlx::query("DELETE FROM idempotency WHERE created_at < $1").bind(before.ms()).execute(tx.conn()).await?;
+    Ok(done.rows_affected())
+}

@@ -1,0 +1,213 @@
+//! The database: SQLite by default, PostgreSQL for many controllers, the same SQL text on both.
+//!
+//! SQL is written only in this folder, one file per noun. All of it uses TEXT and BIGINT columns and
+//! `$n` parameters, which both databases understand; the few differences live in [`dialect`].
+//!
+//! - [`Db::read`]: a connection that cannot write.
+//! - [`Db::write`]: one transaction. On SQLite all writes that wait are grouped into one durable
+//!   commit; a failed one is rolled back alone, by its savepoint.
+//!
+//! No transaction stays open across I/O: a write closure gets the transaction and nothing else that
+//! could wait.
+
+pub mod cleanup;
+pub mod counter;
+pub mod dialect;
+pub mod event;
+pub mod filter;
+pub mod idempotency;
+pub mod job;
+mod owner;
+pub mod page;
+pub mod row;
+mod writer;
+pub mod zone;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use shared::Code;
+use sqlx::any::AnyPoolOptions;
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, AnyConnection, AnyPool};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use dialect::Dialect;
+pub use owner::owner_of;
+use writer::Writer;
+
+/// A connection of either database.
+pub type Conn = AnyConnection;
+
+/// What goes wrong here.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database failed or refused.
+    #[error("the database failed")]
+    Sql(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("the database schema could not be brought up to date")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A rule of Kring refused it, inside the transaction.
+    #[error(transparent)]
+    Refused(#[from] shared::Error),
+    /// A column holds what this version does not understand.
+    #[error("column {column} holds {value:?}, which this version does not understand")]
+    Column {
+        /// The column.
+        column: String,
+        /// What it holds.
+        value: String,
+    },
+    /// The writer is gone: the process is stopping.
+    #[error("the database is closed")]
+    Closed,
+}
+
+/// `Result` of this module.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Whether a unique key stood in the way.
+    #[must_use]
+    pub fn is_unique_violation(&self) -> bool {
+        matches!(self, Self::Sql(sqlx::Error::Database(error)) if error.is_unique_violation())
+    }
+
+    /// Whether a row that others refer to stood in the way.
+    #[must_use]
+    pub fn is_foreign_key_violation(&self) -> bool {
+        matches!(self, Self::Sql(sqlx::Error::Database(error)) if error.is_foreign_key_violation())
+    }
+}
+
+impl From<Error> for shared::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refused) => refused,
+            Error::Closed => Self::new(Code::Unavailable, "the controller is stopping: try again on another one"),
+            Error::Sql(sqlx::Error::PoolTimedOut) => {
+                Self::new(Code::Unavailable, "the database is too busy: try again in a moment")
+            }
+            other => Self::internal(&other).caused_by(&other),
+        }
+    }
+}
+
+/// One transaction.
+pub struct Tx {
+    conn: PoolConnection<Any>,
+    dialect: Dialect,
+    appended_events: bool,
+}
+
+impl Tx {
+    /// The connection, for the repository files.
+    pub fn conn(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+
+    /// Which database this is.
+    pub(in crate::db) const fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Remembers that watchers of events must be woken after the commit.
+    pub(in crate::db) const fn note_event(&mut self) {
+        self.appended_events = true;
+    }
+}
+
+/// The database. Cloning shares it.
+#[derive(Clone)]
+pub struct Db {
+    dialect: Dialect,
+    readers: AnyPool,
+    writer: Writer,
+    events: Arc<watch::Sender<u64>>,
+}
+
+/// Names the shape of a write closure, which the compiler does not find by itself when the closure is
+/// made in one place and run in another.
+pub fn work<T, F>(work: F) -> F
+where
+    F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
+{
+    work
+}
+
+/// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
+const READERS: u32 = 8;
+
+impl Db {
+    /// Opens the database at `url` (`sqlite:/path/file.db` or `postgres://…`), makes it when it is a
+    /// SQLite file that is missing, and brings its schema up to date.
+    pub async fn open(url: &str, tasks: &TaskTracker) -> Result<Self> {
+        sqlx::any::install_default_drivers();
+        let dialect = Dialect::of(url)?;
+        let writers = AnyPoolOptions::new()
+            .max_connections(dialect.write_connections())
+            .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
+            .connect(&dialect.create_url(url))
+            .await?;
+        sqlx::migrate!("./migrations").run(&writers).await?;
+        let readers = AnyPoolOptions::new()
+            .max_connections(READERS)
+            .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
+            .connect(url)
+            .await?;
+        let events = Arc::new(watch::Sender::new(0));
+        let writer = Writer::start(writers, dialect, Arc::clone(&events), tasks);
+        Ok(Self { dialect, readers, writer, events })
+    }
+
+    /// The URL of the SQLite file in a data folder.
+    #[must_use]
+    pub fn sqlite_url(data_dir: &Path) -> String {
+        format!("sqlite:{}", data_dir.join("kring.db").display())
+    }
+
+    /// A connection that cannot write.
+    pub async fn read(&self) -> Result<PoolConnection<Any>> {
+        Ok(self.readers.acquire().await?)
+    }
+
+    /// Runs `work` in one transaction and answers when it is durable. When `work` fails, nothing of
+    /// it stays. It must wait for nothing but the transaction.
+    pub async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
+    {
+        self.writer.write(work).await
+    }
+
+    /// Wakes whenever events were appended by this controller.
+    #[must_use]
+    pub fn watch_events(&self) -> watch::Receiver<u64> {
+        self.events.subscribe()
+    }
+
+    /// Wakes the watchers of events: another controller appended some.
+    pub fn wake_event_watchers(&self) {
+        self.events.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Which database this is.
+    #[must_use]
+    pub const fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Waits for running writes and closes all connections.
+    pub async fn close(&self) {
+        self.writer.close().await;
+        self.readers.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Reading columns into the types of Kring.
+
+use std::str::FromStr;
+
+use serde::de::DeserializeOwned;
+use shared::api::page::Page;
+use shared::time::Timestamp;
+use shared::units::Bytes;
+use sqlx::Row;
+use sqlx::any::AnyRow;
+
+use super::page::Rows;
+use super::{Error, Result};
+
+/// What the repository files need of a row.
+pub(in crate::db) trait RowExt {
+    /// A text column.
+    fn text(&self, column: &str) -> Result<String>;
+    /// A text column that may be NULL.
+    fn opt_text(&self, column: &str) -> Result<Option<String>>;
+    /// A number column.
+    fn int(&self, column: &str) -> Result<i64>;
+    /// A number column that may be NULL.
+    fn opt_int(&self, column: &str) -> Result<Option<i64>>;
+
+    /// A text column that is read by `FromStr`: ids, names, states, addresses.
+    fn parse<T: FromStr>(&self, column: &str) -> Result<T> {
+        let value = self.text(column)?;
+        value.parse().map_err(|_| Error::Column { column: column.to_string(), value })
+    }
+
+    /// The same for a column that may be NULL.
+    fn opt_parse<T: FromStr>(&self, column: &str) -> Result<Option<T>> {
+        let Some(value) = self.opt_text(column)? else { return Ok(None) };
+        value.parse().map(Some).map_err(|_| Error::Column { column: column.to_string(), value })
+    }
+
+    /// A text column that holds JSON.
+    fn json<T: DeserializeOwned>(&self, column: &str) -> Result<T> {
+        let value = self.text(column)?;
+        serde_json::from_str(&value).map_err(|_| Error::Column { column: column.to_string(), value })
+    }
+
+    /// A word column that is read as a serde enum, such as a kind.
+    fn word<T: DeserializeOwned>(&self, column: &str) -> Result<T> {
+        let value = self.text(column)?;
+        serde_json::from_value(serde_json::Value::String(value.clone()))
+            .map_err(|_| Error::Column { column: column.to_string(), value })
+    }
+
+    /// A number column that holds a count.
+    fn count(&self, column: &str) -> Result<u32> {
+        let value = self.int(column)?;
+        u32::try_from(value).map_err(|_| Error::Column { column: column.to_string(), value: value.to_string() })
+    }
+
+    /// A number column that holds bytes.
+    fn bytes(&self, column: &str) -> Result<Bytes> {
+        self.int(column).map(Bytes::from_i64)
+    }
+
+    /// A number column that holds a time.
+    fn time(&self, column: &str) -> Result<Timestamp> {
+        self.int(column).map(Timestamp)
+    }
+
+    /// The same for a column that may be NULL.
+    fn opt_time(&self, column: &str) -> Result<Option<Timestamp>> {
+        Ok(self.opt_int(column)?.map(Timestamp))
+    }
+}
+
+impl RowExt for AnyRow {
+    fn text(&self, column: &str) -> Result<String> {
+        Ok(self.try_get(column)?)
+    }
+    fn opt_text(&self, column: &str) -> Result<Option<String>> {
+        Ok(self.try_get(column)?)
+    }
+    fn int(&self, column: &str) -> Result<i64> {
+        Ok(self.try_get(column)?)
+    }
+    fn opt_int(&self, column: &str) -> Result<Option<i64>> {
+        Ok(self.try_get(column)?)
+    }
+}
+
+/// The word that a serde enum is in JSON, for a column.
+pub(in crate::db) fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        // Only unit variants are stored as words; the round-trip tests of each noun would fail.
+        _ => String::new(),
+    }
+}
+
+/// A value as JSON text, for a column.
+pub(in crate::db) fn json<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|e| Error::Refused(shared::Error::internal(format_args!("a value could not be written as JSON: {e}"))))
+}
+
+/// Turns a violated unique key of an insert or a rename into `name_taken`.
+pub(in crate::db) fn name_taken<T>(done: sqlx::Result<T>, noun: &str, name: &shared::name::Name) -> Result<()> {
+    let error = match done {
+        Ok(_) => return Ok(()),
+        Err(error) => Error::Sql(error),
+    };
+    if error.is_unique_violation() {
+        let text = format!("a {noun} named {name} exists already: choose another name");
+        return Err(shared::Error::new(shared::Code::NameTaken, text).into());
+    }
+    Err(error)
+}
+
+impl Rows {
+    /// The rows as what they hold.
+    pub fn read<T>(self, from_row: impl Fn(&AnyRow) -> Result<T>) -> Result<Page<T>> {
+        let items = self.rows.iter().map(from_row).collect::<Result<_>>()?;
+        Ok(Page { items, next_cursor: self.next_cursor, count: self.count })
+    }
+}

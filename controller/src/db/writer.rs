@@ -1,0 +1,166 @@
+//! Writes: one transaction each, and on SQLite many of them in one durable commit.
+//!
+//! SQLite has one writer. A commit costs a flush of the disk, far more than what most writes do, so
+//! whatever waits while a commit runs goes into the next one together. Each write has its own
+//! savepoint: one that fails is rolled back alone. Nobody is answered before the commit is durable.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use sqlx::AnyConnection;
+use sqlx::AnyPool;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+
+use super::dialect::Dialect;
+use super::{Error, Result, Tx};
+
+/// Most writes in one commit: bounds how long the first of them waits.
+const GROUP: usize = 256;
+/// Most writes that wait; more callers wait for their turn to wait.
+const QUEUE: usize = 4096;
+
+/// Tells the caller how its write ended, once the commit has succeeded (`Ok`) or not.
+type Answer = Box<dyn FnOnce(Result<()>) + Send>;
+/// A write; `Err` answers at once, for its savepoint is rolled back.
+type Write = Box<dyn for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Written> + Send>;
+
+enum Written {
+    /// Answer after the commit.
+    Keep(Answer),
+    /// Roll back; answered already.
+    Discard,
+}
+
+#[derive(Clone)]
+pub(super) enum Writer {
+    Grouped { queue: mpsc::Sender<Write>, pool: AnyPool },
+    Pooled { pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>, tasks: TaskTracker },
+}
+
+impl Writer {
+    pub(super) fn start(pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>, tasks: &TaskTracker) -> Self {
+        match dialect {
+            Dialect::Sqlite => {
+                let (queue, writes) = mpsc::channel(QUEUE);
+                tasks.spawn(run(writes, pool.clone(), dialect, events));
+                Self::Grouped { queue, pool }
+            }
+            Dialect::Postgres => Self::Pooled { pool, dialect, events, tasks: tasks.clone() },
+        }
+    }
+
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let write: Write = Box::new(move |tx| {
+            Box::pin(async move {
+                let result = AssertUnwindSafe(work(tx)).catch_unwind().await.unwrap_or_else(|_| {
+                    Err(Error::Refused(shared::Error::internal("a write to the database panicked")))
+                });
+                match result {
+                    Ok(value) => Written::Keep(Box::new(move |committed| {
+                        // Nobody waits any more when this fails.
+                        let _ = reply.send(committed.map(|()| value));
+                    })),
+                    Err(error) => {
+                        let _ = reply.send(Err(error));
+                        Written::Discard
+                    }
+                }
+            })
+        });
+        match self {
+            Self::Grouped { queue, .. } => queue.send(write).await.map_err(|_| Error::Closed)?,
+            // In a task of its own, so a caller who goes away does not leave a transaction open.
+            Self::Pooled { pool, dialect, events, tasks } => {
+                let (pool, dialect, events) = (pool.clone(), *dialect, Arc::clone(events));
+                tasks.spawn(async move {
+                    let mut tx = match pool.acquire().await {
+                        Ok(conn) => Tx { conn, dialect, appended_events: false },
+                        // The reply channel closes with the write: the caller sees `Closed`.
+                        Err(error) => return tracing::warn!(%error, "no database connection for a write"),
+                    };
+                    commit_group(&mut tx, vec![write], &events).await;
+                });
+            }
+        }
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Grouped { pool, .. } | Self::Pooled { pool, .. } => pool.close().await,
+        }
+    }
+}
+
+async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>) {
+    let mut group = Vec::with_capacity(GROUP);
+    while writes.recv_many(&mut group, GROUP).await > 0 {
+        match pool.acquire().await {
+            Ok(conn) => {
+                let mut tx = Tx { conn, dialect, appended_events: false };
+                commit_group(&mut tx, std::mem::take(&mut group), &events).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, writes = group.len(), "no database connection for writing");
+                group.clear();
+            }
+        }
+    }
+}
+
+/// Runs `group` in one transaction and answers everybody after the commit.
+async fn commit_group(tx: &mut Tx, group: Vec<Write>, events: &watch::Sender<u64>) {
+    let mut answers = Vec::with_capacity(group.len());
+    match apply_group(tx, group, &mut answers).await {
+        Ok(()) => {
+            if std::mem::take(&mut tx.appended_events) {
+                events.send_modify(|n| *n = n.wrapping_add(1));
+            }
+            answers.into_iter().for_each(|answer| answer(Ok(())));
+        }
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, writes = answers.len(), "a commit failed");
+            let text = error.to_string();
+            // A connection in an unknown state is not used again.
+            if exec(tx.conn(), "ROLLBACK").await.is_err() {
+                tx.conn.close_on_drop();
+            }
+            for answer in answers {
+                answer(Err(Error::Sql(sqlx::Error::Protocol(text.clone()))));
+            }
+        }
+    }
+}
+
+async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) -> sqlx::Result<()> {
+    let begin = tx.dialect.begin();
+    exec(tx.conn(), begin).await?;
+    for write in group {
+        exec(tx.conn(), "SAVEPOINT w").await?;
+        let events_before = tx.appended_events;
+        match write(tx).await {
+            Written::Keep(answer) => {
+                answers.push(answer);
+                exec(tx.conn(), "RELEASE SAVEPOINT w").await?;
+            }
+            Written::Discard => {
+                tx.appended_events = events_before;
+                exec(tx.conn(), "ROLLBACK TO SAVEPOINT w").await?;
+                exec(tx.conn(), "RELEASE SAVEPOINT w").await?;
+            }
+        }
+    }
+    exec(tx.conn(), "COMMIT").await
+}
+
+async fn exec(conn: &mut AnyConnection, sql: &'static str) -> sqlx::Result<()> {
+    sqlx::query(sql).execute(conn).await.map(|_| ())
+}

@@ -1,0 +1,23 @@
+//! What the steps of flows and the services may use besides the bus.
+
+use std::sync::Arc;
+
+use crate::agent_client::Agents;
+use crate::clock::Clock;
+use crate::db::Db;
+use crate::ring::Ring;
+use crate::settings::Settings;
+
+/// Database, agents, ring, clock and settings of this controller.
+pub struct Deps {
+    /// The database.
+    pub db: Db,
+    /// The agents on the hosts.
+    pub agents: Arc<Agents>,
+    /// Who owns what.
+    pub ring: Ring,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Settings, as they are now.
+    pub settings: Settings,
+}

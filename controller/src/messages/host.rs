@@ -1,0 +1,73 @@
+//! Messages of the host service, and the events that it publishes.
+
+use serde::{Deserialize, Serialize};
+use shared::api::host::{CreateJoinToken as TokenBody, Host, HostConnection, JoinToken, UpdateHost as UpdateBody};
+use shared::id::{HostId, JoinTokenId, ResourceId};
+use shared::wire::event::AgentEvent;
+use shared::wire::host::{Join, Joined, Renew};
+
+use super::{changes, creates, reads};
+use crate::bus::{CanonicalEvent, Event, Message, request};
+
+reads!("host", "host.GetHost" => GetHost(HostId), "host.ListHosts" => ListHosts, Host, ReadInfrastructure);
+creates!("host.CreateJoinToken" to "host" => JoinToken, CreateJoinToken(JoinTokenId, TokenBody), Operate);
+changes!(
+    /// Renames a host or changes what the operator wants of it.
+    "host.UpdateHost" to "host" => Host, UpdateHost(HostId, body: UpdateBody), Operate
+);
+changes!(
+    /// Compares a host with the database again, now.
+    "host.ReconnectHost" to "host" => Host, ReconnectHost(HostId), Operate
+);
+changes!(
+    /// Forgets a host that has no VMs; its certificate is no longer accepted.
+    "host.DeleteHost" to "host" => (), DeleteHost(HostId), Operate
+);
+
+/// A host wants to join. The id is that of its earlier life, or new.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinHost {
+    /// The host's id.
+    pub id: HostId,
+    /// Address that the request came from.
+    pub from: String,
+    /// What it sent.
+    pub join: Join,
+}
+request!("host.JoinHost" to "host" => Joined, JoinHost, about |m| m.id.uuid());
+
+/// A host wants a new certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewHost {
+    /// The host, by its certificate.
+    pub id: HostId,
+    /// What it sent.
+    pub renew: Renew,
+}
+request!("host.RenewHost" to "host" => Joined, RenewHost, about |m| m.id.uuid());
+
+/// A host tells what happened there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEvents {
+    /// The host, by its certificate.
+    pub id: HostId,
+    /// What happened, in order.
+    pub events: Vec<AgentEvent>,
+}
+request!("host.HostEvents" to "host" => (), HostEvents, about |m| m.id.uuid());
+
+/// A host's connection changed: `/host/connection/changed`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostConnectionChanged {
+    /// The host.
+    pub host_id: HostId,
+    /// Its connection now.
+    pub connection: HostConnection,
+}
+impl Message for HostConnectionChanged {
+    const NAME: &'static str = "host.HostConnectionChanged";
+}
+impl Event for HostConnectionChanged {}
+impl CanonicalEvent for HostConnectionChanged {
+    const PATH: &'static str = "/host/connection/changed";
+}

@@ -1,0 +1,43 @@
+//! Messages of the job service.
+
+use serde::{Deserialize, Serialize};
+use shared::api::job::{Job, JobState};
+use shared::id::{JobId, ResourceId};
+
+use super::{changes, reads};
+use crate::auth::Action;
+use crate::bus::{ApiEvent, ApiRequest, Event, Message, request};
+
+reads!("job", "job.GetJob" => GetJob(JobId), "job.ListJobs" => ListJobs, Job, Read);
+changes!(
+    /// Asks a job to stop and to undo what it has done. Answers the job; it ends some time after.
+    "job.CancelJob" to "job" => Job, CancelJob(JobId), Write
+);
+
+/// Waits until a job has ended, or until the deadline of the call; answers the job as it is then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitJob {
+    /// Which.
+    pub id: JobId,
+}
+request!("job.WaitJob" to "job" => Job, WaitJob);
+impl ApiRequest for WaitJob {
+    const ACTION: Action = Action::Read;
+    fn subject(&self) -> Option<(&'static str, uuid::Uuid)> {
+        Some(("job", self.id.uuid()))
+    }
+}
+
+/// A job ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEnded {
+    /// The job.
+    pub job_id: JobId,
+    /// How.
+    pub state: JobState,
+}
+impl Message for JobEnded {
+    const NAME: &'static str = "job.JobEnded";
+}
+impl Event for JobEnded {}
+impl ApiEvent for JobEnded {}

@@ -1,0 +1,124 @@
+//! Messages of the VM service.
+
+use serde::{Deserialize, Serialize};
+use shared::api::job::JobRef;
+use shared::api::vm::{
+    ConsoleKind, ConsoleLog, CreateVm as Body, PlacementReport, StopVm as StopBody, UpdateVm as UpdateBody, Vm,
+};
+use shared::id::{HostId, ResourceId, VmId};
+use shared::wire::vm::VmReport;
+
+use super::{changes, creates, reads};
+use crate::bus::request;
+
+reads!("vm", "vm.GetVm" => GetVm(VmId), "vm.ListVms" => ListVms, Vm, Read);
+creates!("vm.CreateVm" to "vm" => JobRef, CreateVm(VmId, Body), Create);
+creates!("vm.PlanVm" to "vm" => PlacementReport, PlanVm(VmId, Body), Create);
+changes!(
+    /// Starts a stopped or crashed VM.
+    "vm.StartVm" to "vm" => JobRef, StartVm(VmId), Write
+);
+changes!(
+    /// Stops a VM.
+    "vm.StopVm" to "vm" => JobRef, StopVm(VmId, body: StopBody), Write
+);
+changes!(
+    /// Restarts a running VM.
+    "vm.RebootVm" to "vm" => JobRef, RebootVm(VmId, body: StopBody), Write
+);
+changes!(
+    /// Halts the processors of a running VM.
+    "vm.PauseVm" to "vm" => JobRef, PauseVm(VmId), Write
+);
+changes!(
+    /// Lets a paused VM run on.
+    "vm.ResumeVm" to "vm" => JobRef, ResumeVm(VmId), Write
+);
+changes!(
+    /// Renames a VM, or resizes a stopped one.
+    "vm.UpdateVm" to "vm" => Vm, UpdateVm(VmId, body: UpdateBody), Write
+);
+changes!(
+    /// Deletes a VM so that it can be recovered.
+    "vm.DeleteVm" to "vm" => JobRef, DeleteVm(VmId), Write
+);
+changes!(
+    /// Brings a deleted VM back, stopped.
+    "vm.RecoverVm" to "vm" => JobRef, RecoverVm(VmId), Write
+);
+changes!(
+    /// Removes a deleted VM and its root volume for good.
+    "vm.ExpungeVm" to "vm" => JobRef, ExpungeVm(VmId), Write
+);
+
+/// Which piece of the serial log is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRange {
+    /// First byte; absent for the end of the log.
+    pub offset: Option<u64>,
+    /// Most bytes.
+    pub max: u32,
+}
+
+/// Asks for a piece of the serial log. A read: it may be answered anywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetConsoleLog {
+    /// Which VM.
+    pub id: VmId,
+    /// Which piece.
+    pub range: LogRange,
+}
+request!("vm.GetConsoleLog" to "vm" => ConsoleLog, GetConsoleLog);
+impl crate::bus::ApiRequest for GetConsoleLog {
+    const ACTION: crate::auth::Action = crate::auth::Action::Read;
+    fn subject(&self) -> Option<(&'static str, uuid::Uuid)> {
+        Some(("vm", self.id.uuid()))
+    }
+}
+
+/// Where the console of a VM is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleRoute {
+    /// The host that runs it.
+    pub host_id: HostId,
+    /// Where the host's agent listens: `address:port`.
+    pub address: String,
+}
+
+/// Asks whether a console can be opened, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteConsole {
+    /// Which VM.
+    pub id: VmId,
+    /// Which console.
+    pub kind: ConsoleKind,
+}
+request!("vm.RouteConsole" to "vm" => ConsoleRoute, RouteConsole);
+impl crate::bus::ApiRequest for RouteConsole {
+    const ACTION: crate::auth::Action = crate::auth::Action::Write;
+    fn subject(&self) -> Option<(&'static str, uuid::Uuid)> {
+        Some(("vm", self.id.uuid()))
+    }
+}
+
+/// What a host says of one VM, by an event or in answer to a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmObserved {
+    /// The VM.
+    pub id: VmId,
+    /// The host that says it.
+    pub host_id: HostId,
+    /// What it says; `None`: a complete listing has no such domain, or the domain was undefined.
+    pub report: Option<VmReport>,
+}
+request!("vm.VmObserved" to "vm" => (), VmObserved, about |m| m.id.uuid());
+
+/// The VM's host does not answer: what the VM does is unknown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmLost {
+    /// The VM.
+    pub id: VmId,
+    /// Its host.
+    pub host_id: HostId,
+}
+request!("vm.VmLost" to "vm" => (), VmLost, about |m| m.id.uuid());

@@ -1,0 +1,97 @@
+//! Undoing that failed and is owed: tried until it succeeds, by the same code as the first try.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use shared::{Error, Result};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::engine::Engine;
+use super::flow::{At, Flow, StepCx};
+use crate::cx::Trace;
+use crate::db::{self, cleanup::Cleanup};
+use crate::deps::Deps;
+
+/// Longest time between two tries.
+const MAX_WAIT_MS: i64 = 10 * 60 * 1000;
+/// How long one try may take.
+const TRY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Tries what is due and owned here. Answers how many debts were paid.
+pub async fn run_due(engine: &Engine) -> Result<usize> {
+    let deps = &engine.deps;
+    let due = {
+        let mut conn = deps.db.read().await?;
+        db::cleanup::due(&mut conn, deps.clock.now(), 100).await?
+    };
+    let mut paid = 0;
+    for owed in due.into_iter().filter(|owed| deps.ring.is_mine(owed.resource_id)) {
+        if engine.stop.is_cancelled() {
+            break;
+        }
+        let (id, attempts) = (owed.id, owed.attempts);
+        let result = match engine.flows.0.get(owed.kind.as_str()) {
+            Some(flow) => flow.clean_up(deps, owed).await,
+            None => Err(Error::internal(format_args!("this version has no flow {}", owed.kind))),
+        };
+        match result {
+            Ok(()) => paid += 1,
+            Err(error) => {
+                tracing::warn!(cleanup.id = %id, attempts, error = error.chain(), "clean-up failed; it stays owed");
+                let wait = 1000_i64.saturating_mul(1 << attempts.min(10)).min(MAX_WAIT_MS);
+                let next_at = deps.clock.now().plus_ms(wait / 2 + rand::random_range(0..=wait / 2));
+                deps.db
+                    .write(move |tx| {
+                        Box::pin(async move { db::cleanup::postpone(tx, id, next_at, &error.chain()).await })
+                    })
+                    .await?;
+            }
+        }
+    }
+    Ok(paid)
+}
+
+/// Undoes one step of a job that has ended, and forgets the debt.
+pub(super) async fn clean_up<F: Flow>(deps: &Arc<Deps>, owed: Cleanup) -> Result<()> {
+    let state: F::State = serde_json::from_str(&owed.data)
+        .map_err(|e| Error::internal(format_args!("clean-up {} could not be read: {e}", owed.id)))?;
+    let job = {
+        let mut conn = deps.db.read().await?;
+        db::job::get(&mut conn, owed.job_id).await?
+    };
+    let Some(step) = F::steps(&state).into_iter().find(|step| step.name() == owed.step) else {
+        return Err(Error::internal(format_args!("flow {} has no step {}", F::KIND, owed.step)));
+    };
+    let deadline = Instant::now() + TRY_TIMEOUT;
+    let cx = StepCx {
+        at: At {
+            job_id: owed.job_id,
+            account_id: job.as_ref().map_or_else(Default::default, |row| row.job.account_id),
+            request_id: job.as_ref().map_or("clean-up", |row| row.job.request_id.as_str()).into(),
+            trace: job.as_ref().and_then(|row| Trace::parse(&row.traceparent)).unwrap_or_default(),
+            now: deps.clock.now(),
+            generation: deps.ring.generation(),
+        },
+        deps: Arc::clone(deps),
+        deadline,
+        cancel: CancellationToken::new(),
+        step: step.name(),
+        undoing: true,
+        attempt: 1000 + owed.attempts,
+        share: (0, 0),
+        progress_written: AtomicI64::new(0),
+    };
+    tokio::time::timeout_at(deadline, step.undo(&cx, &state))
+        .await
+        .map_err(|_| Error::new(shared::Code::DeadlineExceeded, "clean-up took too long"))??;
+    let (id, job_id, name) = (owed.id, owed.job_id, owed.step);
+    let forgotten = deps.db.write(move |tx| {
+        Box::pin(async move {
+            db::cleanup::delete(tx, id).await?;
+            db::job::forget_cleanup(tx, job_id, &name).await
+        })
+    });
+    Ok(forgotten.await?)
+}

@@ -1,0 +1,240 @@
+//! The engine: accepts jobs durably, runs each in the lane of its resource, finds them again after a
+//! crash.
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+use shared::api::job::{JobRef, JobResource};
+use shared::id::{AccountId, JobId};
+use shared::{Code, Error, Result};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::flow::{At, Flow};
+use super::run::Runner;
+use crate::bus::Queues;
+use crate::cx::Cx;
+use crate::db::job::JobRow;
+use crate::db::{self, cleanup::Cleanup};
+use crate::deps::Deps;
+
+/// A flow whose state type is known by its kind only.
+pub(super) trait AnyFlow: Send + Sync {
+    fn run<'a>(&'a self, runner: &'a Runner, row: JobRow) -> BoxFuture<'a, Result<()>>;
+    fn clean_up<'a>(&'a self, deps: &'a Arc<Deps>, owed: Cleanup) -> BoxFuture<'a, Result<()>>;
+}
+
+pub(super) struct FlowOf<F>(pub(super) PhantomData<fn() -> F>);
+
+/// The flows that this controller can run, by kind.
+#[derive(Default)]
+pub struct Flows(pub(super) HashMap<&'static str, Box<dyn AnyFlow>>);
+
+impl Flows {
+    /// Adds a flow. Two of one kind are a defect, found at start.
+    pub fn register<F: Flow>(&mut self) {
+        let before = self.0.insert(F::KIND, Box::new(FlowOf::<F>(PhantomData)));
+        assert!(before.is_none(), "two flows named {}", F::KIND);
+    }
+
+    /// The kinds, sorted.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<&'static str> {
+        let mut kinds: Vec<_> = self.0.keys().copied().collect();
+        kinds.sort_unstable();
+        kinds
+    }
+}
+
+/// Jobs that may wait for one resource.
+const LANE: usize = 64;
+
+/// The workflow engine of one controller.
+pub struct Engine {
+    pub(super) deps: Arc<Deps>,
+    pub(super) flows: Flows,
+    lanes: Arc<Queues>,
+    /// Jobs that are in a lane here, with what cancels them.
+    here: Mutex<HashMap<JobId, CancellationToken>>,
+    waiters: Mutex<HashMap<JobId, Vec<oneshot::Sender<()>>>>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Engine {
+    /// An engine that runs `flows`; its tasks are owned by `tasks` and end at `stop`.
+    #[must_use]
+    pub fn new(deps: Arc<Deps>, flows: Flows, tasks: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
+        let lanes = Queues::new(LANE, tasks.clone());
+        Arc::new(Self { deps, flows, lanes, here: Mutex::default(), waiters: Mutex::default(), stop })
+    }
+
+    /// Accepts a job: when this answers, the job is durable and will be done or rolled back. A
+    /// repetition under the same idempotency key answers the first job.
+    pub async fn submit<F: Flow>(self: &Arc<Self>, cx: &Cx, account: AccountId, state: F::State) -> Result<JobRef> {
+        let at = At {
+            job_id: JobId::new(),
+            account_id: account,
+            request_id: Arc::clone(&cx.request_id),
+            trace: cx.trace,
+            now: self.deps.clock.now(),
+            generation: self.deps.ring.generation(),
+        };
+        let key = cx.idempotency.clone();
+        let caller = cx.caller.account().unwrap_or(account);
+        let written = self.deps.db.write(move |tx| {
+            Box::pin(async move {
+                if let Some(key) = &key
+                    && let Some(reply) = db::idempotency::find::<JobRef>(tx, caller, key).await?
+                {
+                    return Ok(reply);
+                }
+                let reply = accept::<F>(tx, &at, state).await?;
+                if let Some(key) = &key {
+                    db::idempotency::record(tx, caller, key, &reply, at.now).await?;
+                }
+                Ok(reply)
+            })
+        });
+        let reply = written.await?;
+        self.enqueue(reply.job_id, reply.resource.id);
+        Ok(reply)
+    }
+
+    /// Puts a job into the lane of its resource, unless it is there already.
+    pub fn enqueue(self: &Arc<Self>, id: JobId, resource: Uuid) {
+        let cancel = CancellationToken::new();
+        {
+            let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+            if here.contains_key(&id) {
+                return;
+            }
+            here.insert(id, cancel.clone());
+        }
+        let engine = Arc::clone(self);
+        let pushed = self.lanes.push(resource, async move {
+            engine.run(id, cancel).await;
+            engine.here.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            engine.wake(id);
+        });
+        if pushed.is_err() {
+            // It is durable: the recovery sweep finds it when the lane has room.
+            self.here.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            tracing::warn!(job.id = %id, resource.id = %resource, "many jobs wait for one resource; this one is taken up later");
+        }
+    }
+
+    /// Takes up every job that has not ended and whose resource is owned here. Called at start, at
+    /// each new generation, and now and then.
+    pub async fn recover(self: &Arc<Self>) -> Result<usize> {
+        let mut after = None;
+        let mut taken = 0;
+        loop {
+            let page = {
+                let mut conn = self.deps.db.read().await?;
+                db::job::open_after(&mut conn, after, 1000).await?
+            };
+            let Some((last, _)) = page.last() else { return Ok(taken) };
+            after = Some(*last);
+            for (id, resource) in page {
+                if self.deps.ring.is_mine(resource) {
+                    taken += 1;
+                    self.enqueue(id, resource);
+                }
+            }
+        }
+    }
+
+    /// Asks a job to stop and to undo what it has done.
+    pub async fn cancel(&self, id: JobId) -> Result<()> {
+        let open = self.deps.db.write(move |tx| Box::pin(async move { db::job::request_cancel(tx, id).await })).await?;
+        if !open {
+            return Err(Error::new(Code::InvalidState, format!("job {id} has ended already")));
+        }
+        if let Some(cancel) = self.here.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            cancel.cancel();
+        }
+        Ok(())
+    }
+
+    /// Resolves when the job has left its lane here. Ask the database afterwards: the wake-up says
+    /// that something happened, not what.
+    #[must_use]
+    pub fn watch(&self, id: JobId) -> oneshot::Receiver<()> {
+        let (wake, woken) = oneshot::channel();
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_job = waiters.entry(id).or_default();
+        of_job.retain(|waiter| !waiter.is_closed());
+        of_job.push(wake);
+        woken
+    }
+
+    /// How many jobs are in a lane here.
+    #[must_use]
+    pub fn in_lanes(&self) -> usize {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Wakes those who wait for a job.
+    pub fn wake(&self, id: JobId) {
+        let waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        for waiter in waiters.into_iter().flatten() {
+            // Nobody waits any more when this fails.
+            let _ = waiter.send(());
+        }
+    }
+
+    async fn run(self: &Arc<Self>, id: JobId, cancel: CancellationToken) {
+        let runner = Runner { deps: Arc::clone(&self.deps), cancel, stop: self.stop.clone() };
+        let done = async {
+            let row = {
+                let mut conn = self.deps.db.read().await?;
+                db::job::get(&mut conn, id).await?
+            };
+            let Some(row) = row else { return Ok(()) };
+            if row.job.state.is_final() || !self.deps.ring.is_mine(row.job.resource.id) || self.stop.is_cancelled() {
+                return Ok(());
+            }
+            let flow = self.flows.0.get(row.job.kind.as_str()).ok_or_else(|| {
+                Error::internal(format_args!(
+                    "this version has no flow {}: another controller must run it",
+                    row.job.kind
+                ))
+            })?;
+            flow.run(&runner, row).await
+        };
+        if let Err(error) = done.await {
+            // The job stays open and durable; recovery takes it up again here or elsewhere.
+            tracing::warn!(job.id = %id, error = error.chain(), detail = error.detail, "a job was left for later");
+        }
+    }
+}
+
+/// Writes a job and what its first step records.
+async fn accept<F: Flow>(tx: &mut db::Tx, at: &At, mut state: F::State) -> db::Result<JobRef> {
+    let steps = F::steps(&state);
+    if let Some(first) = steps.first() {
+        first.record(tx, at, &mut state).await?;
+    }
+    let resource = JobResource { kind: F::NOUN.to_string(), id: F::resource(&state) };
+    let job = db::job::NewJob {
+        id: at.job_id,
+        kind: F::KIND,
+        resource: resource.clone(),
+        account_id: at.account_id,
+        request_id: at.request_id.to_string(),
+        traceparent: at.trace.header(),
+        steps: steps.iter().map(|step| step.name()).collect(),
+        step: 1,
+        data: serde_json::to_string(&state)
+            .map_err(|e| Error::internal(format_args!("a job could not be written: {e}")))?,
+        created_at: at.now,
+        deadline_at: at.now.plus_ms(i64::try_from(F::TIMEOUT.as_millis()).unwrap_or(i64::MAX)),
+        generation: at.generation,
+    };
+    db::job::insert(tx, &job).await?;
+    Ok(JobRef { job_id: at.job_id, resource })
+}

@@ -1,0 +1,18 @@
+//! Durable work: flows of steps, each with an undo, journalled in the job's row.
+//!
+//! - [`flow`]: what a flow and a step are.
+//! - [`engine`]: accepts jobs, runs their steps, rolls back, resumes after a crash.
+//! - [`cleanup`]: undoing that failed and is owed.
+//!
+//! A job is accepted and its first step recorded in one transaction, before `202` is sent. Between two
+//! steps the journal is written together with what the step records, so a crash at any instant is
+//! followed by running the same step again: steps may be applied twice and undone twice.
+
+mod cleanup;
+mod engine;
+mod flow;
+mod run;
+
+pub use cleanup::run_due;
+pub use engine::{Engine, Flows};
+pub use flow::{At, Flow, Step, StepCx};

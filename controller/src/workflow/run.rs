@@ -1,0 +1,372 @@
+//! Running one job: forward step by step, or backward after a failure.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use shared::api::job::JobState;
+use shared::{Code, Error, Result};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::engine::{AnyFlow, FlowOf};
+use super::flow::{At, Flow, Step, StepCx};
+use crate::cx::Trace;
+use crate::db::cleanup::Cleanup;
+use crate::db::event::NewEvent;
+use crate::db::job::{JobRow, Progress};
+use crate::db::{self, Tx};
+use crate::deps::Deps;
+
+/// Tries of a step or of its undoing, when the failure may pass by itself.
+const ATTEMPTS: u32 = 4;
+/// How long one undoing may take.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What running a job needs besides the job.
+pub(super) struct Runner {
+    pub(super) deps: Arc<Deps>,
+    pub(super) cancel: CancellationToken,
+    pub(super) stop: CancellationToken,
+}
+
+impl<F: Flow> AnyFlow for FlowOf<F> {
+    fn run<'a>(&'a self, runner: &'a Runner, row: JobRow) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { Run::<F>::load(runner, row)?.run().await })
+    }
+
+    fn clean_up<'a>(&'a self, deps: &'a Arc<Deps>, owed: Cleanup) -> BoxFuture<'a, Result<()>> {
+        Box::pin(super::cleanup::clean_up::<F>(deps, owed))
+    }
+}
+
+/// A job on its way.
+struct Run<'a, F: Flow> {
+    runner: &'a Runner,
+    steps: Vec<Arc<dyn Step<F::State>>>,
+    state: F::State,
+    at: At,
+    row: JobRow,
+    deadline: Instant,
+    _flow: PhantomData<fn() -> F>,
+}
+
+/// How a write of the journal ended.
+enum Journalled<S> {
+    Written(S),
+    /// A rule refused what the step wanted to record: the step has failed.
+    Refused(Error),
+}
+
+impl<'a, F: Flow> Run<'a, F> {
+    fn load(runner: &'a Runner, row: JobRow) -> Result<Self> {
+        let state: F::State = serde_json::from_str(&row.data)
+            .map_err(|e| Error::internal(format_args!("the journal of job {} could not be read: {e}", row.job.id)))?;
+        let now = runner.deps.clock.now();
+        let left = u64::try_from(row.job.deadline_at.ms() - now.ms()).unwrap_or(0);
+        let at = At {
+            job_id: row.job.id,
+            account_id: row.job.account_id,
+            request_id: row.job.request_id.as_str().into(),
+            trace: Trace::parse(&row.traceparent).unwrap_or_default(),
+            now,
+            generation: runner.deps.ring.generation(),
+        };
+        if row.job.cancel_requested {
+            runner.cancel.cancel();
+        }
+        Ok(Self {
+            steps: F::steps(&state),
+            state,
+            at,
+            deadline: Instant::now() + Duration::from_millis(left),
+            runner,
+            row,
+            _flow: PhantomData,
+        })
+    }
+
+    async fn run(mut self) -> Result<()> {
+        if self.row.job.state != JobState::RollingBack
+            && let Err((failed, error)) = self.forward().await?
+        {
+            tracing::info!(job.id = %self.at.job_id, job.kind = F::KIND, job.step = self.steps.get(failed).map(|s| s.name()),
+                request.id = %self.at.request_id, error = error.chain(), detail = error.detail, "a job failed; rolling back");
+            self.row.next_step = failed;
+            self.row.job.error = Some(error);
+            self.journal_rolling_back().await?;
+        }
+        if self.row.job.state == JobState::RollingBack { self.backward().await } else { Ok(()) }
+    }
+
+    /// Applies the steps that are left. The outer error means that the job is left for later.
+    async fn forward(&mut self) -> Result<std::result::Result<(), (usize, Error)>> {
+        for index in self.row.next_step..self.steps.len() {
+            let step = Arc::clone(&self.steps[index]);
+            let mut state = self.state.clone();
+            if let Err(error) = self.apply(&step, index, &mut state).await? {
+                return Ok(Err((index, error)));
+            }
+            self.state = state;
+            match self.journal_applied(&step, index).await? {
+                Journalled::Written(state) => self.state = state,
+                Journalled::Refused(error) => return Ok(Err((index, error))),
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Applies one step, again when the failure may pass by itself.
+    async fn apply(&self, step: &Arc<dyn Step<F::State>>, index: usize, state: &mut F::State) -> Result<Result<()>> {
+        let mut attempt = 0;
+        loop {
+            let cx = self.step_cx(step.name(), index, false, attempt, self.deadline);
+            let result = tokio::select! {
+                biased;
+                () = self.runner.stop.cancelled() => return Err(stopping()),
+                () = self.runner.cancel.cancelled() => Err(Error::new(Code::Cancelled, "the job was cancelled")),
+                () = tokio::time::sleep_until(self.deadline) =>
+                    Err(Error::new(Code::DeadlineExceeded, format!("the job took longer than {} s", F::TIMEOUT.as_secs()))),
+                result = step.apply(&cx, state) => result,
+            };
+            attempt += 1;
+            match result {
+                Err(error) if error.code.is_transient() && attempt < ATTEMPTS => self.pause(attempt).await?,
+                Err(error) if error.code == Code::StaleGeneration => return Err(error),
+                result => return Ok(result),
+            }
+        }
+    }
+
+    /// Undoes what was done, from the step that failed to the first.
+    async fn backward(&mut self) -> Result<()> {
+        let undone = self.row.job.rolled_back.len() + self.row.job.cleanup_owed.len();
+        let failed = self.row.next_step + undone;
+        for index in (0..=self.row.next_step.min(self.steps.len().saturating_sub(1))).rev() {
+            let step = Arc::clone(&self.steps[index]);
+            let owed = self.undo(&step, index).await?.err();
+            match &owed {
+                None => self.row.job.rolled_back.push(step.name().to_string()),
+                Some(error) => {
+                    tracing::warn!(job.id = %self.at.job_id, job.step = step.name(), error = error.chain(),
+                        "undoing failed; it is owed as clean-up");
+                    self.row.job.cleanup_owed.push(step.name().to_string());
+                }
+            }
+            self.journal_undone(&step, index, failed, owed).await?;
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, step: &Arc<dyn Step<F::State>>, index: usize) -> Result<Result<()>> {
+        let mut attempt = 0;
+        loop {
+            let cx = self.step_cx(step.name(), index, true, attempt, Instant::now() + UNDO_TIMEOUT);
+            let result = tokio::select! {
+                biased;
+                () = self.runner.stop.cancelled() => return Err(stopping()),
+                result = tokio::time::timeout_at(cx.deadline, step.undo(&cx, &self.state)) => result
+                    .unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "undoing took too long"))),
+            };
+            attempt += 1;
+            match result {
+                Err(error) if error.code == Code::StaleGeneration => return Err(error),
+                Err(_) if attempt < ATTEMPTS => self.pause(attempt).await?,
+                result => return Ok(result),
+            }
+        }
+    }
+
+    fn step_cx(&self, step: &'static str, index: usize, undoing: bool, attempt: u32, deadline: Instant) -> StepCx {
+        let share = |n: usize| u8::try_from(n * 100 / self.steps.len().max(1)).unwrap_or(100);
+        StepCx {
+            at: At { now: self.runner.deps.clock.now(), ..self.at.clone() },
+            deps: Arc::clone(&self.runner.deps),
+            deadline,
+            cancel: if undoing { CancellationToken::new() } else { self.runner.cancel.clone() },
+            step,
+            undoing,
+            attempt,
+            share: (share(index), share(index + 1)),
+            progress_written: AtomicI64::new(0),
+        }
+    }
+
+    /// Waits before the next try, longer each time.
+    async fn pause(&self, attempt: u32) -> Result<()> {
+        let wait = backoff(attempt);
+        tokio::select! {
+            () = self.runner.stop.cancelled() => Err(stopping()),
+            () = tokio::time::sleep(wait) => Ok(()),
+        }
+    }
+
+    /// Records a step and journals it; the last one also ends the job.
+    async fn journal_applied(&self, step: &Arc<dyn Step<F::State>>, index: usize) -> Result<Journalled<F::State>> {
+        let last = index + 1 == self.steps.len();
+        let (state_word, progress) = if last {
+            (JobState::Succeeded, 100)
+        } else {
+            (JobState::Running, u8::try_from((index + 1) * 100 / self.steps.len()).unwrap_or(100))
+        };
+        let written = self.persist(|at| {
+            let (step, mut state, job) = (Arc::clone(step), self.state.clone(), self.row.job.clone());
+            db::work(move |tx| {
+                Box::pin(async move {
+                    step.record(tx, &at, &mut state).await?;
+                    let data = to_json(&state)?;
+                    journal(tx, &at, &Entry { job: &job, state: state_word, step: index + 1, data: &data, progress })
+                        .await?;
+                    Ok(state)
+                })
+            })
+        });
+        Ok(match written.await? {
+            Ok(state) => Journalled::Written(state),
+            Err(refused) => Journalled::Refused(refused),
+        })
+    }
+
+    async fn journal_rolling_back(&mut self) -> Result<()> {
+        self.row.job.state = JobState::RollingBack;
+        let (step, progress) = (self.row.next_step, self.row.job.progress);
+        let written = self.persist(|at| {
+            let (job, state) = (self.row.job.clone(), self.state.clone());
+            db::work(move |tx| {
+                Box::pin(async move {
+                    let data = to_json(&state)?;
+                    journal(tx, &at, &Entry { job: &job, state: JobState::RollingBack, step, data: &data, progress })
+                        .await
+                })
+            })
+        });
+        written.await?
+    }
+
+    /// Takes back what a step recorded and journals that, with the debt when its undoing failed; the
+    /// first step also ends the job.
+    async fn journal_undone(
+        &mut self,
+        step: &Arc<dyn Step<F::State>>,
+        index: usize,
+        failed: usize,
+        owed: Option<Error>,
+    ) -> Result<()> {
+        let cancelled = self.row.job.error.as_ref().is_some_and(|e| e.code == Code::Cancelled);
+        let (state_word, next) = match index {
+            0 if cancelled => (JobState::Cancelled, failed),
+            0 => (JobState::Failed, failed),
+            _ => (JobState::RollingBack, index - 1),
+        };
+        let debt = owed.map(|error| Cleanup {
+            id: Uuid::now_v7(),
+            job_id: self.at.job_id,
+            kind: F::KIND.to_string(),
+            step: step.name().to_string(),
+            resource_id: self.row.job.resource.id,
+            data: self.row.data.clone(),
+            attempts: 0,
+            last_error: error.chain(),
+        });
+        let written = self.persist(|at| {
+            let (step, state, job, debt) = (Arc::clone(step), self.state.clone(), self.row.job.clone(), debt.clone());
+            db::work(move |tx| {
+                Box::pin(async move {
+                    step.unrecord(tx, &at, &state).await?;
+                    let data = to_json(&state)?;
+                    if let Some(mut debt) = debt {
+                        debt.data.clone_from(&data);
+                        db::cleanup::insert(tx, &debt, at.now.plus_ms(1000), at.now).await?;
+                    }
+                    let progress = job.progress;
+                    journal(tx, &at, &Entry { job: &job, state: state_word, step: next, data: &data, progress }).await
+                })
+            })
+        });
+        written.await??;
+        self.row.next_step = next;
+        Ok(())
+    }
+
+    /// Writes, again and again while the database fails. The inner error is a refusal; the outer one
+    /// says that the job is left to a newer owner, or that the process stops.
+    async fn persist<T, W>(&self, make: impl Fn(At) -> W) -> Result<Result<T>>
+    where
+        T: Send + 'static,
+        W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, db::Result<T>> + Send + 'static,
+    {
+        let mut attempt = 0;
+        loop {
+            let at = At { now: self.runner.deps.clock.now(), ..self.at.clone() };
+            match self.runner.deps.db.write(make(at)).await {
+                Ok(value) => return Ok(Ok(value)),
+                Err(db::Error::Refused(error)) if error.code == Code::StaleGeneration => return Err(error),
+                Err(db::Error::Refused(error)) => return Ok(Err(error)),
+                Err(db::Error::Closed) => return Err(stopping()),
+                Err(error) => {
+                    tracing::error!(job.id = %self.at.job_id, error = &error as &dyn std::error::Error, attempt,
+                        "the journal of a job could not be written; trying again");
+                    attempt += 1;
+                    self.pause(attempt).await?;
+                }
+            }
+        }
+    }
+}
+
+/// What one write of the journal says.
+struct Entry<'a> {
+    job: &'a shared::api::job::Job,
+    state: JobState,
+    step: usize,
+    data: &'a str,
+    progress: u8,
+}
+
+/// Writes the journal; the end of a job is also an event.
+async fn journal(tx: &mut Tx, at: &At, entry: &Entry<'_>) -> db::Result<()> {
+    let Entry { job, state, step, data, progress } = *entry;
+    let row = Progress {
+        id: job.id,
+        state,
+        step,
+        data,
+        progress,
+        error: job.error.as_ref(),
+        rolled_back: &job.rolled_back,
+        cleanup_owed: &job.cleanup_owed,
+        now: at.now,
+        generation: at.generation,
+    };
+    db::job::journal(tx, &row).await?;
+    if !state.is_final() {
+        return Ok(());
+    }
+    let content = serde_json::json!({ "job_id": job.id, "kind": job.kind, "state": state, "error": job.error });
+    let event = NewEvent {
+        path: &format!("/job/{state}"),
+        resource_kind: &job.resource.kind,
+        resource_id: job.resource.id,
+        account_id: Some(job.account_id),
+        content: &content,
+        at: at.now,
+    };
+    db::event::append(tx, &event).await
+}
+
+fn to_json<S: serde::Serialize>(state: &S) -> Result<String> {
+    serde_json::to_string(state).map_err(|e| Error::internal(format_args!("a journal could not be written: {e}")))
+}
+
+fn stopping() -> Error {
+    Error::new(Code::Unavailable, "the controller is stopping; the job goes on when it is back")
+}
+
+/// Time before the next try: about 0.2, 0.8, 3.2, then at most 5 seconds, each with jitter.
+pub(super) fn backoff(attempt: u32) -> Duration {
+    let base = 50_u64.saturating_mul(4_u64.saturating_pow(attempt.min(6))).min(5000);
+    Duration::from_millis(base / 2 + rand::random_range(0..=base / 2))
+}
