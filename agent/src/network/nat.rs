@@ -1,0 +1,123 @@
+//! The host's rules for all networks: one nftables table `kring`, replaced as a whole and at once.
+//!
+//! A `nat` network reaches what is outside of it by the host's address, and nothing outside may begin
+//! to talk to its guests; what stays on one bridge always passes (a host with `br_netfilter` shows
+//! it to these rules too). An `isolated` network is not forwarded at all.
+//!
+//! Another table's "drop" wins over an "accept" here. Where iptables' FORWARD chain drops by default
+//! (Docker sets it so) rules are put at its beginning for each bridge, see [`open_iptables`].
+
+use std::fmt::Write as _;
+
+use shared::api::network::NetworkKind;
+
+use super::bridge::Names;
+use super::files::Record;
+use super::{Error, Tools};
+
+/// The table.
+pub const TABLE: &str = "kring";
+
+/// The script for `nft -f`, which replaces the table.
+#[must_use]
+pub fn ruleset(networks: &[Record]) -> String {
+    let mut forward = String::new();
+    let mut source = String::new();
+    for Record { spec, suffix } in networks {
+        let bridge = Names { suffix: suffix.clone() }.bridge();
+        let cidr = spec.cidr.trunc();
+        let _ = writeln!(forward, "    iifname \"{bridge}\" oifname \"{bridge}\" accept");
+        match spec.kind {
+            NetworkKind::Nat => {
+                let _ = writeln!(forward, "    iifname \"{bridge}\" ip saddr != {cidr} drop");
+                let _ = writeln!(forward, "    oifname \"{bridge}\" ct state established,related accept");
+                let _ = writeln!(forward, "    oifname \"{bridge}\" drop");
+                let _ = writeln!(
+                    source,
+                    "    ip saddr {cidr} ip daddr != {{ {cidr}, 224.0.0.0/4, 255.255.255.255 }} oifname != \"{bridge}\" masquerade"
+                );
+            }
+            NetworkKind::Isolated => {
+                let _ = writeln!(forward, "    iifname \"{bridge}\" drop");
+                let _ = writeln!(forward, "    oifname \"{bridge}\" drop");
+            }
+        }
+    }
+    format!(
+        "table ip {TABLE}\n\
+         delete table ip {TABLE}\n\
+         table ip {TABLE} {{\n  \
+           chain forward {{\n    type filter hook forward priority filter - 1; policy accept;\n{forward}  }}\n  \
+           chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n{source}  }}\n\
+         }}\n"
+    )
+}
+
+/// Puts the rules for these networks in force; removes the table when there are none.
+pub async fn apply(networks: &[Record], tools: &Tools<'_>) -> Result<(), Error> {
+    let script = if networks.is_empty() {
+        format!("table ip {TABLE}\ndelete table ip {TABLE}\n")
+    } else {
+        ruleset(networks)
+    };
+    tools.cmd("nft").args(["-f", "-"]).stdin(script).run(tools.cancel).await?;
+    Ok(())
+}
+
+/// Rules of iptables that let a bridge's traffic pass, as arguments after `-I FORWARD`.
+fn iptables_rules(bridge: &str) -> [Vec<String>; 2] {
+    let rule = |direction: &str| ["FORWARD", direction, bridge, "-m", "comment", "--comment", TABLE, "-j", "ACCEPT"].map(str::to_string).to_vec();
+    [rule("-i"), rule("-o")]
+}
+
+/// Lets a bridge's traffic pass iptables, when its FORWARD chain drops by default.
+pub async fn open_iptables(bridge: &str, tools: &Tools<'_>) -> Result<(), Error> {
+    let Some(listing) = iptables_forward(tools).await? else { return Ok(()) };
+    if !listing.lines().any(|l| l.trim() == "-P FORWARD DROP") {
+        return Ok(());
+    }
+    for rule in iptables_rules(bridge) {
+        let known = tools.cmd("iptables").args(["-w", "-C"]).args(&rule).run_any(tools.cancel).await?;
+        if !known.success() {
+            tracing::info!(bridge, "iptables drops what is forwarded; a rule lets the bridge pass");
+            tools.cmd("iptables").args(["-w", "-I"]).args(&rule).run(tools.cancel).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes back what [`open_iptables`] did.
+pub async fn close_iptables(bridge: &str, tools: &Tools<'_>) -> Result<(), Error> {
+    let Some(listing) = iptables_forward(tools).await? else { return Ok(()) };
+    if !listing.contains(&format!(" {bridge} ")) {
+        return Ok(());
+    }
+    for rule in iptables_rules(bridge) {
+        // Until it is gone: a rule may have been put in twice.
+        while tools.cmd("iptables").args(["-w", "-D"]).args(&rule).run_any(tools.cancel).await?.success() {}
+    }
+    Ok(())
+}
+
+/// The FORWARD chain; `None` on a host that has no iptables.
+async fn iptables_forward(tools: &Tools<'_>) -> Result<Option<String>, Error> {
+    match tools.cmd("iptables").args(["-w", "-S", "FORWARD"]).run_any(tools.cancel).await {
+        Ok(output) if output.success() => Ok(Some(output.text())),
+        Ok(_) | Err(crate::cmd::Error::Start { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libvirt::xml::domain::tests::network;
+
+    #[test]
+    fn both_kinds_have_their_rules() {
+        let nat = Record { spec: network(), suffix: "ab12cd34".into() };
+        let mut isolated = Record { spec: network(), suffix: "00000001".into() };
+        isolated.spec.kind = NetworkKind::Isolated;
+        insta::assert_snapshot!("ruleset", ruleset(&[nat, isolated]));
+    }
+}

@@ -1,0 +1,68 @@
+//! Commands about VMs, one file per verb.
+//!
+//! Every verb looks at the domain first and does only what is missing; it records the generation of
+//! its command in the domain's metadata before it acts, so that an older owner is refused afterwards.
+
+mod console_log;
+mod delete;
+mod ensure;
+mod power;
+mod stop;
+mod volume;
+
+pub use console_log::read_console_log;
+pub use delete::delete;
+pub use ensure::ensure;
+pub use power::{pause, resume};
+pub use stop::{reboot, stop};
+pub use volume::{attach_volume, detach_volume};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::id::VmId;
+use shared::wire::vm::{PowerState, VmReport};
+use shared::{Error, Result};
+
+use crate::app::App;
+use crate::task::TaskCx;
+
+/// A VM that must be on this host, after the command's generation has been recorded with it.
+async fn present(app: &Arc<App>, cx: &TaskCx, vm_id: VmId) -> Result<VmReport> {
+    let report = report(app, cx, vm_id).await?;
+    if report.generation < cx.generation {
+        cx.until_cancelled(app.hypervisor.set_generation(vm_id, cx.generation)).await?;
+    }
+    Ok(VmReport { generation: report.generation.max(cx.generation), ..report })
+}
+
+/// A VM as it is now.
+async fn report(app: &Arc<App>, cx: &TaskCx, vm_id: VmId) -> Result<VmReport> {
+    let report = cx.until_cancelled(app.hypervisor.get(vm_id)).await?;
+    report.ok_or_else(|| Error::not_found("VM on this host", vm_id))
+}
+
+/// Waits until a VM is not active any more, as libvirt's events tell. Returns false when that takes
+/// longer than `limit`.
+async fn wait_inactive(app: &Arc<App>, cx: &TaskCx, vm_id: VmId, limit: Duration) -> Result<bool> {
+    let mut changes = app.hypervisor.changes();
+    let wait = async {
+        loop {
+            changes.borrow_and_update();
+            match app.hypervisor.power(vm_id) {
+                Some(PowerState::Stopped | PowerState::Crashed) => return Ok(()),
+                Some(PowerState::Running | PowerState::Paused) => {}
+                // Nobody knows while libvirt does not answer; gone when it does.
+                None if app.hypervisor.digest().is_ok() => return Err(Error::not_found("VM on this host", vm_id)),
+                None => {}
+            }
+            if changes.changed().await.is_err() {
+                return Err(Error::internal("the hypervisor tells of no changes any more"));
+            }
+        }
+    };
+    match cx.until_cancelled(async { Ok::<_, Error>(tokio::time::timeout(limit, wait).await) }).await? {
+        Ok(result) => result.map(|()| true),
+        Err(_) => Ok(false),
+    }
+}
