@@ -24,7 +24,7 @@ packages_of() {
     guest) echo busybox-static cpio gzip xz-utils zstd mtools syslinux syslinux-common \
                 qemu-utils binutils systemd-boot-efi ;;
     test)  echo postgresql ;;
-    cloud) echo debootstrap e2fsprogs extlinux syslinux-common fdisk qemu-utils rsync ;;
+    cloud) packages_of guest; echo debootstrap e2fsprogs fdisk ;;
     *)     die "no set of packages is named '$1'; there are: build run guest test cloud" ;;
     esac
 }

@@ -1,0 +1,34 @@
+# Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-stop build test check guest-check
+
+LAB := tests/lab
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## a VM on this machine, from nothing (IMAGE=path-or-URL for an image of your own)
+	@$(LAB)/demo.sh up
+
+demo-stop: ## remove every trace of the demo
+	@$(LAB)/demo.sh stop
+
+build: ## the programs, optimised, in target/release
+	@$(LAB)/install-deps.sh build
+	cargo build --locked --release --bin kring --bin kring-controller --bin kring-agent
+
+test: ## all tests (ARGS="-p kring-agent network" for some of them)
+	@$(LAB)/install-deps.sh build run guest test
+	@$(LAB)/run-tests.sh $(ARGS)
+
+check: ## formatting, lints, and licences and advisories of dependencies
+	@$(LAB)/install-deps.sh build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; \
+	else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
+
+guest-check: ## boot the test guest by BIOS and by UEFI and look at all that it does
+	@$(LAB)/install-deps.sh run guest
+	$(LAB)/guest/check.sh "$$($(LAB)/guest/build.sh)"
+	$(LAB)/guest/check.sh --uefi "$$($(LAB)/guest/build.sh --uefi)"
