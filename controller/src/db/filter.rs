@@ -48,30 +48,51 @@ pub struct Field {
     pub sql: &'static str,
     /// What it holds.
     pub kind: Kind,
-    /// Whether lists can be sorted by it.
+    /// Whether lists can be sorted by it: only for columns that are never NULL.
     pub sortable: bool,
-    /// Whether the column may be NULL; matters for sorting only.
-    pub nullable: bool,
     /// For a related resource, what stands between `SELECT 1 FROM` and `AND <sql> …`, such as
     /// `nic WHERE nic.vm_id = vm.id`.
     pub through: Option<&'static str>,
 }
 
 impl Field {
-    /// A field to filter by: its name in the API, its column, what it holds.
-    #[must_use]
-    pub const fn new(name: &'static str, sql: &'static str, kind: Kind) -> Self {
-        Self { name, sql, kind, sortable: false, nullable: false, through: None }
+    const fn new(name: &'static str, sql: &'static str, kind: Kind) -> Self {
+        Self { name, sql, kind, sortable: false, through: None }
     }
-    /// A field to filter and to sort by. A column that may be NULL needs [`Self::nullable`] besides.
+    /// A text field.
     #[must_use]
-    pub const fn sortable(name: &'static str, sql: &'static str, kind: Kind) -> Self {
-        Self { sortable: true, ..Self::new(name, sql, kind) }
+    pub const fn text(name: &'static str, sql: &'static str) -> Self {
+        Self::new(name, sql, Kind::Text)
     }
-    /// The same field, whose column may be NULL: it is sorted as 0 or as the empty text, without an index.
+    /// A field that holds an id.
     #[must_use]
-    pub const fn nullable(mut self) -> Self {
-        self.nullable = true;
+    pub const fn id(name: &'static str, sql: &'static str) -> Self {
+        Self::new(name, sql, Kind::Id)
+    }
+    /// A field that holds a whole number.
+    #[must_use]
+    pub const fn int(name: &'static str, sql: &'static str) -> Self {
+        Self::new(name, sql, Kind::Int)
+    }
+    /// A field that holds a size.
+    #[must_use]
+    pub const fn bytes(name: &'static str, sql: &'static str) -> Self {
+        Self::new(name, sql, Kind::Bytes)
+    }
+    /// A field that holds a time.
+    #[must_use]
+    pub const fn time(name: &'static str, sql: &'static str) -> Self {
+        Self::new(name, sql, Kind::Time)
+    }
+    /// A field that is true or false.
+    #[must_use]
+    pub const fn bool(name: &'static str, sql: &'static str) -> Self {
+        Self::new(name, sql, Kind::Bool)
+    }
+    /// The same field, also to sort by. Only for columns that are never NULL.
+    #[must_use]
+    pub const fn sortable(mut self) -> Self {
+        self.sortable = true;
         self
     }
     /// The same field in a related table: `"nic WHERE nic.vm_id = vm.id"`.

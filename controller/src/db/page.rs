@@ -26,20 +26,23 @@ use super::{Conn, Result};
 /// What can be listed, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct ListSpec {
-    /// The table; its columns need no prefix in `fields`, those of related tables do.
-    pub table: &'static str,
-    /// The column that is unique and never NULL; it breaks ties of every sort.
-    pub id_column: &'static str,
-    /// The column with the owner, for nouns that belong to an account.
-    pub account_column: Option<&'static str>,
-    /// What may be filtered and sorted by; the id column must be among them.
+    /// What to select, such as `vm.*`.
+    pub columns: &'static str,
+    /// The table or join, such as `vm` or `volume LEFT JOIN vm ON …`.
+    pub from: &'static str,
+    /// A condition that always holds, such as `vm.deleted_at IS NULL`.
+    pub only: Option<&'static str>,
+    /// What may be filtered and sorted by; the id must be among them.
     pub fields: &'static [Field],
+    /// The name of the field that is unique and never NULL: `id`, or `cursor` for events.
+    pub id: &'static str,
     /// Sort when none is asked for, as in `sort`: `id` (ids are time-ordered) or `-id`.
     pub default_sort: &'static str,
+    /// The column with the owner, for nouns that belong to an account.
+    pub account: Option<&'static str>,
 }
 
 /// One page of rows.
-#[derive(Debug)]
 pub struct Rows {
     /// The rows, in the order asked for.
     pub rows: Vec<AnyRow>,
@@ -149,12 +152,11 @@ impl<'a> Plan<'a> {
             let known = known.join(", ");
             Wire::invalid("sort", format!("must be one of {known}, with \"-\" before it for descending"))
         })?;
-        let id = spec.fields.iter().find(|field| field.sql == spec.id_column);
-        let id = id.ok_or_else(|| Wire::internal(format_args!("{} has no field for its id", spec.table)))?;
+        let id = find(spec.fields, spec.id).map_err(Wire::internal)?;
         let q = params.q.as_deref().map(str::trim).filter(|q| !q.is_empty());
         let mut conditions = Sql::default();
-        conditions.push("1 = 1");
-        if let (Some(column), Some(account)) = (spec.account_column, scope) {
+        conditions.push(spec.only.unwrap_or("1 = 1"));
+        if let (Some(column), Some(account)) = (spec.account, scope) {
             conditions.push(" AND ").push(column).push(" = ").bind(Bind::Text(account.to_string()));
         }
         if let Some(q) = q {
@@ -191,26 +193,11 @@ impl<'a> Plan<'a> {
         Ok(URL_SAFE_NO_PAD.encode(json))
     }
 
-    fn sort_sql(&self) -> String {
-        match (self.sort.nullable, self.sort.is_number()) {
-            (false, _) => self.sort.sql.to_string(),
-            (true, true) => format!("COALESCE({}, 0)", self.sort.sql),
-            (true, false) => format!("COALESCE({}, '')", self.sort.sql),
-        }
-    }
-
     fn page(&self) -> Sql {
         let mut sql = Sql { text: String::with_capacity(512), binds: self.conditions.binds.clone() };
-        let (sort, id) = (self.sort_sql(), self.id.sql);
-        let sort = sort.as_str();
-        sql.push("SELECT ")
-            .push(self.spec.table)
-            .push(".*, ")
-            .push(sort)
-            .push(" AS kring_sort, ")
-            .push(id)
-            .push(" AS kring_id FROM ")
-            .push(self.spec.table);
+        let (sort, id) = (self.sort.sql, self.id.sql);
+        sql.push("SELECT ").push(self.spec.columns).push(", ").push(sort).push(" AS kring_sort, ");
+        sql.push(id).push(" AS kring_id FROM ").push(self.spec.from);
         sql.push(" WHERE ").push(&self.conditions.text);
         let (than, order) = if self.descending { (" < ", " DESC") } else { (" > ", " ASC") };
         let by_id = self.sort.name == self.id.name;
@@ -234,7 +221,7 @@ impl<'a> Plan<'a> {
 
     fn count(&self) -> Sql {
         let mut sql = Sql { text: String::new(), binds: self.conditions.binds.clone() };
-        sql.push("SELECT COUNT(*) FROM ").push(self.spec.table).push(" WHERE ").push(&self.conditions.text);
+        sql.push("SELECT COUNT(*) FROM ").push(self.spec.from).push(" WHERE ").push(&self.conditions.text);
         sql
     }
 }
