@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
@@ -172,11 +173,27 @@ impl Dnsmasq {
     /// Its pid, when the process of that number is really this dnsmasq.
     #[must_use]
     pub fn running(&self) -> Option<Pid> {
-        let pid: i32 = std::fs::read_to_string(&self.pid_file).ok()?.trim().parse().ok()?;
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let file = self.config_file.to_string_lossy();
-        let ours = command.split(|b| *b == 0).any(|arg| arg.strip_prefix(b"--conf-file=") == Some(file.as_bytes()));
-        ours.then(|| Pid::from_raw(pid))
+        let (pid, config_file) = process(&self.pid_file)?;
+        (config_file == self.config_file).then_some(pid)
+    }
+}
+
+/// The dnsmasq that a pid file names, with its configuration file, as its command line says: the
+/// number alone may long be another process's.
+fn process(pid_file: &Path) -> Option<(Pid, PathBuf)> {
+    let pid: i32 = std::fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let file = command.split(|b| *b == 0).find_map(|arg| arg.strip_prefix(b"--conf-file="))?;
+    Some((Pid::from_raw(pid), PathBuf::from(std::ffi::OsStr::from_bytes(file))))
+}
+
+/// Ends a dnsmasq whose network has no record any more, when it really is one of those below `networks`.
+pub async fn stop_leftover(pid_file: &Path, networks: &Path, tools: &Tools<'_>) -> Result<(), Error> {
+    match process(pid_file) {
+        Some((_, config_file)) if config_file.starts_with(networks) => {
+            Dnsmasq { config_file, pid_file: pid_file.to_owned() }.stop(tools).await
+        }
+        Some(_) | None => std::fs::remove_file(pid_file).map_err(|e| FileError::new("removing", pid_file, e).into()),
     }
 }
 

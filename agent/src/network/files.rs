@@ -142,7 +142,8 @@ pub fn all(dir: &Path) -> Result<Vec<(NetworkId, NetworkDir)>, FileError> {
     Ok(named.collect())
 }
 
-fn entries(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+/// What lies in a folder; nothing when it is not there.
+pub fn entries(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
     let listing = match fs::read_dir(dir) {
         Ok(listing) => listing,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

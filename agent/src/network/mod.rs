@@ -19,7 +19,7 @@ pub mod namespace;
 pub mod nat;
 mod token;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -159,6 +159,8 @@ pub struct Networks {
     stop: CancellationToken,
     /// Held while anything is changed: the rules of all networks are one table.
     live: Mutex<HashMap<NetworkId, Live>>,
+    /// Cards whose leases are from an earlier life of the agent and were not asked for since.
+    inherited: std::sync::Mutex<HashSet<NicId>>,
 }
 
 /// What this process has of a network.
@@ -196,7 +198,10 @@ impl Networks {
             IpAddr::V4(ip) => Some(*ip),
             IpAddr::V6(_) => None,
         };
+        let dirs = files::all(&config.agent.data_dir.join("networks")).unwrap_or_default();
+        let leases = dirs.iter().flat_map(|(_, dir)| dir.all_leases().unwrap_or_default());
         Self {
+            inherited: std::sync::Mutex::new(leases.map(|lease| lease.nic_id).collect()),
             data_dir: config.agent.data_dir.clone(),
             run_dir: config.agent.run_dir.clone(),
             dns: config.network.dns.iter().filter_map(v4).collect(),
@@ -206,6 +211,10 @@ impl Networks {
             stop,
             live: Mutex::default(),
         }
+    }
+
+    fn inherited(&self) -> std::sync::MutexGuard<'_, HashSet<NicId>> {
+        self.inherited.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn tools<'a>(&self, cancel: &'a CancellationToken) -> Tools<'a> {
@@ -341,6 +350,7 @@ impl Networks {
         }
         let network_id = nic.network.network_id;
         let live = self.live.lock().await;
+        self.inherited().remove(&lease.nic_id);
         let dir = self.network_dir(network_id);
         let (Some(state), Some(record)) = (live.get(&network_id), dir.record()?) else {
             return Err(Error::Unknown(network_id));
@@ -456,7 +466,9 @@ impl Networks {
             }
         }
         let known = |lease: &Lease| identities.iter().any(|i| i.vm_id == lease.vm_id);
-        if complete && let Err(error) = self.remove_leases(|lease| !known(lease)).await {
+        // A VM that is being made right now has a lease before it has a domain.
+        let stale = |lease: &Lease| self.inherited().contains(&lease.nic_id) && !known(lease);
+        if complete && let Err(error) = self.remove_leases(stale).await {
             tracing::error!(error = %error, "leases of VMs that are gone could not be removed");
         }
         for identity in identities {
@@ -479,11 +491,19 @@ impl Networks {
             let deleted = self.delete_locked(&mut live, network_id, cancel).await;
             result = result.and(deleted);
         }
+        // What is left of networks that nobody has a record of any more.
         let tools = self.tools(cancel);
         for (name, _) in bridge::all(&tools).await? {
             if let Some(suffix) = name.strip_prefix("kr-") {
                 result = result.and(bridge::remove(&Names { suffix: suffix.into() }, &tools).await);
                 result = result.and(nat::close_iptables(&name, &tools).await);
+            }
+        }
+        for path in files::entries(&self.run_dir.join("netns"))? {
+            if path.extension().is_some_and(|e| e == "pid") {
+                dnsmasq::stop_leftover(&path, &self.dir(), &tools).await?;
+            } else {
+                result = result.and(Namespace::new(path).remove());
             }
         }
         result.and(nat::apply(&[], &tools).await)
