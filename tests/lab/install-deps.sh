@@ -20,7 +20,7 @@ packages_of() {
     build) echo gcc libc6-dev make pkg-config libvirt-dev libsystemd-dev ca-certificates git ;;
     run)   echo libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-daemon-config-nwfilter \
                 libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base nftables iptables ebtables \
-                iproute2 iputils-ping ovmf seabios ipxe-qemu curl jq procps util-linux ;;
+                iproute2 iputils-ping openssh-client ovmf seabios ipxe-qemu curl jq procps util-linux ;;
     guest) echo busybox-static cpio gzip xz-utils zstd mtools syslinux syslinux-common \
                 qemu-utils binutils systemd-boot-efi ;;
     test)  echo postgresql ;;
