@@ -242,8 +242,7 @@ impl Cmd {
             () = cancel.cancelled() => return Err(Error::Cancelled { program }),
             () = tokio::time::sleep_until(deadline) => return Err(Error::Deadline { program }),
         };
-        let (status, stdout, stderr) =
-            result.map_err(|source| Error::Pipe { program: program.clone(), source })?;
+        let (status, stdout, stderr) = result.map_err(|source| Error::Pipe { program: program.clone(), source })?;
         group.finished();
         if stdout.len() > MAX_STDOUT {
             return Err(Error::TooMuchOutput { program });
@@ -284,9 +283,7 @@ impl Cmd {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        command
-            .spawn()
-            .map_err(|source| Error::Start { program: self.program.to_string_lossy().into_owned(), source })
+        command.spawn().map_err(|source| Error::Start { program: self.program.to_string_lossy().into_owned(), source })
     }
 }
 

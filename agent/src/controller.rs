@@ -139,7 +139,7 @@ impl Client {
         until: Instant,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let mut wait = Backoff::default();
+        let mut backoff = Backoff::default();
         loop {
             match self.report(callback, report).await {
                 Ok(()) => return Ok(()),
@@ -147,7 +147,7 @@ impl Client {
                 Err(error) => tracing::debug!(task.id = %report.task_id(), %error, "the callback is tried again"),
             }
             tokio::select! {
-                () = tokio::time::sleep(wait.next()) => {}
+                () = tokio::time::sleep(backoff.wait()) => {}
                 () = stop.cancelled() => return Err(Error::GivenUp),
             }
         }
@@ -157,11 +157,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`]; a refusal is read, a success is given to stream.
-    pub async fn image_content(
-        &self,
-        image: ImageId,
-        resume: Option<(u64, &str)>,
-    ) -> Result<reqwest::Response, Error> {
+    pub async fn image_content(&self, image: ImageId, resume: Option<(u64, &str)>) -> Result<reqwest::Response, Error> {
         let identity = self.identity.load_full();
         let mut error = Error::NoController;
         for base in self.urls(&identity) {
@@ -263,7 +259,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// How long to wait now.
-    pub fn next(&mut self) -> Duration {
+    pub fn wait(&mut self) -> Duration {
         let wait = self.next.mul_f64(rand::random_range(0.5..1.5));
         self.next = (self.next * 2).min(LONGEST_WAIT);
         wait
@@ -286,7 +282,7 @@ mod tests {
     #[test]
     fn waits_grow_to_a_limit() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..20).map(|_| backoff.next()).collect();
+        let waits: Vec<_> = (0..20).map(|_| backoff.wait()).collect();
         assert!(waits[0] < Duration::from_millis(400) && waits.iter().all(|w| *w <= LONGEST_WAIT.mul_f64(1.5)));
         assert!(waits[19] >= LONGEST_WAIT / 2);
     }

@@ -135,8 +135,8 @@ impl Store {
         let key = PrivateKeyDer::from_pem_slice(self.read("key.pem")?.as_bytes())
             .map_err(|e| Error::Content { path: self.path("key.pem"), problem: format!("holds no key ({e})") })?;
         let leaf = chain.first().ok_or(Error::Content { path: cert_path.clone(), problem: "is empty".into() })?;
-        let (not_before, not_after) = tls::validity(leaf)
-            .ok_or(Error::Content { path: cert_path, problem: "holds no certificate".into() })?;
+        let (not_before, not_after) =
+            tls::validity(leaf).ok_or(Error::Content { path: cert_path, problem: "holds no certificate".into() })?;
         let controllers = self.read("controllers")?.lines().map(str::to_string).filter(|l| !l.is_empty()).collect();
         let client = tls::controller_client(&ca, Some((chain.clone(), key.clone_key())), timeout)?;
         let server = Arc::new(tls::server_config(&ca, chain, key)?);
@@ -239,7 +239,8 @@ pub(crate) mod tests {
     pub(crate) struct TestCa {
         pub pem: String,
         pub der: CertificateDer<'static>,
-        issuer: Issuer<'static, KeyPair>,
+        pub issuer: Issuer<'static, KeyPair>,
+        key_pem: String,
     }
 
     impl TestCa {
@@ -248,7 +249,15 @@ pub(crate) mod tests {
             let mut params = CertificateParams::new(Vec::new()).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             let cert = params.self_signed(&key).unwrap();
-            Self { pem: cert.pem(), der: cert.der().clone(), issuer: Issuer::new(params, key) }
+            let key_pem = key.serialize_pem();
+            Self { pem: cert.pem(), der: cert.der().clone(), issuer: Issuer::new(params, key), key_pem }
+        }
+
+        /// The same authority once more, for a closure to own.
+        pub(crate) fn issuer_copy(&self) -> Self {
+            let key = KeyPair::from_pem(&self.key_pem).unwrap();
+            let issuer = Issuer::from_ca_cert_der(&self.der, key).unwrap();
+            Self { pem: self.pem.clone(), der: self.der.clone(), issuer, key_pem: self.key_pem.clone() }
         }
 
         /// Certificate and key, PEM, for a DNS name.

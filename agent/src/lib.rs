@@ -6,9 +6,11 @@
 //! - [`libvirt`], [`network`], [`storage`], [`cloud_init`] do the work; [`cmd`] is the only place
 //!   that starts processes.
 //! - [`identity`] and [`controller`] are the way to the controllers; [`facts`] looks at the host.
-//! - [`app`] ties them together; [`config`] says how.
+//! - [`app`] ties them together; [`config`] says how; [`service`] starts and stops it all.
+//! - [`check`] and [`purge`] are for the operator: is this host fit, and away with everything.
 
 pub mod app;
+pub mod check;
 pub mod cloud_init;
 pub mod cmd;
 pub mod config;
@@ -17,7 +19,11 @@ pub mod facts;
 pub mod http;
 pub mod identity;
 pub mod libvirt;
+pub mod log;
 pub mod network;
 pub mod ops;
+pub mod purge;
+pub mod service;
 pub mod storage;
+pub mod systemd;
 pub mod task;

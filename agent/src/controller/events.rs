@@ -81,18 +81,18 @@ impl Events {
 
 async fn send(client: &Client, batch: &AgentEvents) {
     let give_up = Instant::now() + GIVE_UP;
-    let mut wait = Backoff::default();
+    let mut backoff = Backoff::default();
     loop {
         let error = match client.post::<serde::de::IgnoredAny>("/agent/v1/events", batch).await {
             Ok(_) => return,
             Err(error) => error,
         };
         if !error.is_passing() || Instant::now() >= give_up {
-            tracing::warn!(%error, events = batch.events.len(), "events are given up");
+            tracing::warn!(error = crate::log::chain(&error), events = batch.events.len(), "events are given up");
             return;
         }
-        tracing::debug!(%error, "events are sent again");
-        tokio::time::sleep(wait.next()).await;
+        tracing::debug!(error = crate::log::chain(&error), "events are sent again");
+        tokio::time::sleep(backoff.wait()).await;
     }
 }
 

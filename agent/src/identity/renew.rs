@@ -29,8 +29,10 @@ pub async fn run(app: Arc<App>) {
             match renew(&app, &store).await {
                 Ok(()) => wait_for(&app.identity.load(), now),
                 Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    tracing::warn!(error = format!("{error:#}"), "the certificate could not be renewed; tries again");
+                    tracing::warn!(
+                        error = crate::log::chain(&error),
+                        "the certificate could not be renewed; tries again"
+                    );
                     RETRY.mul_f64(rand::random_range(1.0..2.0))
                 }
             }

@@ -147,9 +147,7 @@ fn roots(ca: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, Error> {
 }
 
 fn verifier(roots: Arc<RootCertStore>) -> Result<Arc<WebPkiServerVerifier>, Error> {
-    WebPkiServerVerifier::builder_with_provider(roots, provider())
-        .build()
-        .map_err(|e| Error::General(e.to_string()))
+    WebPkiServerVerifier::builder_with_provider(roots, provider()).build().map_err(|e| Error::General(e.to_string()))
 }
 
 fn controller_name() -> Result<ServerName<'static>, Error> {
@@ -323,7 +321,7 @@ mod tests {
     #[test]
     fn the_listener_lets_in_controllers_and_no_other_host() {
         let (ours, theirs) = (TestCa::new(), TestCa::new());
-        let roots = roots(&[ours.der.clone()]).unwrap();
+        let roots = roots(std::slice::from_ref(&ours.der)).unwrap();
         let inner = WebPkiClientVerifier::builder_with_provider(roots, provider()).build().unwrap();
         let verifier = OnlyControllers { inner };
         let check = |chain: &[CertificateDer<'static>]| {

@@ -247,3 +247,6 @@ fn accept(spec: &ImageSpec, info: &ImageInfo) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -294,7 +294,7 @@ mod tests {
             fs::write(folder.join(name), "x").unwrap();
         }
         assert_eq!(list(&spec).unwrap(), [id]);
-        assert_eq!(known_storages(data.path()).unwrap(), [spec.clone()]);
+        assert_eq!(known_storages(data.path()).unwrap(), std::slice::from_ref(&spec));
         assert_eq!(purge(&spec).unwrap(), 3);
         assert_eq!(names(&folder).unwrap(), ["notes.txt"]);
     }

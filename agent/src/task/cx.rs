@@ -73,6 +73,18 @@ impl TaskCx {
         }
     }
 
+    /// Sleeps, unless the task is cancelled or late before.
+    ///
+    /// # Errors
+    /// `deadline_exceeded` and `cancelled`.
+    pub async fn sleep(&self, duration: Duration) -> Result<(), Error> {
+        let sleep = async {
+            tokio::time::sleep(duration).await;
+            Ok::<_, Error>(())
+        };
+        self.until_cancelled(sleep).await
+    }
+
     /// Runs `work` until it is done, the task is cancelled or the deadline passes, whichever is first.
     ///
     /// # Errors

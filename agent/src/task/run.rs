@@ -46,7 +46,7 @@ pub(super) async fn run(app: Arc<App>, entry: Arc<Entry>, work: Work, turn: Turn
 async fn wait_for_turn(entry: &Entry, before: &mut Option<oneshot::Receiver<()>>) -> Result<(), Error> {
     if let Some(end) = before.as_mut() {
         // Its sender is dropped when the task before has ended: the error is what is waited for.
-        entry.cx.until_cancelled(async { Ok::<_, Error>(drop(end.await)) }).await?;
+        entry.cx.until_cancelled(end.map(|_| Ok::<_, Error>(()))).await?;
     }
     *before = None;
     Ok(())
@@ -97,10 +97,10 @@ async fn post_progress(app: &App, entry: &Entry) {
             continue;
         }
         posted = now;
-        if let Some(callback) = entry.callback() {
-            if let Err(error) = app.controller.report(&callback, &entry.report()).await {
-                tracing::debug!(task.id = %entry.cx.task_id, %error, "progress could not be posted");
-            }
+        if let Some(callback) = entry.callback()
+            && let Err(error) = app.controller.report(&callback, &entry.report()).await
+        {
+            tracing::debug!(task.id = %entry.cx.task_id, %error, "progress could not be posted");
         }
     }
 }
@@ -115,7 +115,8 @@ async fn deliver(app: &App, entry: &Entry) {
     let Some(callback) = entry.callback() else { return };
     let until = entry.cx.deadline.max(Instant::now()) + CALLBACK_GRACE;
     if let Err(error) = app.controller.deliver(&callback, &entry.report(), until, app.tasks.all()).await {
-        tracing::warn!(task.id = %entry.cx.task_id, %error, "the outcome could not be delivered; it can be asked for");
+        let (task, error) = (entry.cx.task_id, crate::log::chain(&error));
+        tracing::warn!(task.id = %task, error, "the outcome could not be delivered; it can be asked for");
     }
 }
 

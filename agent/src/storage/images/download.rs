@@ -104,7 +104,7 @@ impl<'a> Download<'a> {
     /// `download_failed`, `checksum_mismatch`, `image_rejected`, `no_space`, and those of the task.
     pub(super) async fn run(mut self) -> Result<ImageInfo> {
         self.take_up().await?;
-        let mut wait = Backoff::default();
+        let mut backoff = Backoff::default();
         let mut attempts = 0;
         loop {
             let error = match self.cx.until_cancelled(Box::pin(self.attempt())).await {
@@ -122,8 +122,7 @@ impl<'a> Download<'a> {
                 return Err(error);
             }
             tracing::debug!(image.id = %self.spec.image_id, error = error.chain(), attempts, "the download is resumed");
-            let pause = wait.next();
-            self.cx.until_cancelled(async { Ok::<_, Error>(tokio::time::sleep(pause).await) }).await?;
+            self.cx.sleep(backoff.wait()).await?;
         }
     }
 
@@ -362,7 +361,7 @@ fn validator(headers: &HeaderMap) -> Option<String> {
     text(ETAG).filter(|tag| !tag.starts_with("W/")).or_else(|| text(LAST_MODIFIED))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         text.push_str(&format!("{byte:02x}"));
         text

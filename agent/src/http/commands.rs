@@ -1,0 +1,110 @@
+//! Commands and tasks: a command that is quick is answered with its outcome, another one with `202`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use shared::id::TaskId;
+use shared::time::Timestamp;
+use shared::wire::{Empty, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_TASK};
+use shared::{Code, Error, Result};
+use tokio::time::Instant;
+
+use super::{Answer, give, json, refuse};
+use crate::app::App;
+use crate::ops;
+use crate::task::{Entry, Order};
+
+/// How long a command may take to be answered with its outcome.
+const QUICK: Duration = Duration::from_millis(250);
+/// The farthest deadline that is kept to.
+const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+/// Runs a command, or finds the task that it already is.
+pub(super) async fn run(app: &Arc<App>, path: &str, headers: &HeaderMap, body: &[u8]) -> Answer {
+    let submitted = order(headers, Timestamp::now()).and_then(|order| {
+        let prepared = ops::prepare(path, body)?;
+        app.tasks.submit(app, order, prepared)
+    });
+    match submitted {
+        Ok(entry) => match entry.outcome_by(Instant::now() + QUICK).await {
+            Some(outcome) => give(outcome),
+            None => json(StatusCode::ACCEPTED, &Empty {}),
+        },
+        Err(error) => refuse(&error),
+    }
+}
+
+/// How far a task is.
+pub(super) fn look(app: &App, id: &str) -> Answer {
+    give(find(app, id).map(|entry| entry.report()))
+}
+
+/// Cancels a task.
+pub(super) fn cancel(app: &App, id: &str) -> Answer {
+    match find(app, id) {
+        Ok(entry) => {
+            entry.cancel();
+            json(StatusCode::ACCEPTED, &Empty {})
+        }
+        Err(error) => refuse(&error),
+    }
+}
+
+fn find(app: &App, id: &str) -> Result<Arc<Entry>> {
+    let id: TaskId = id.parse().map_err(|e: shared::id::InvalidId| Error::new(Code::InvalidRequest, e.to_string()))?;
+    app.tasks.get(id).ok_or_else(|| Error::not_found("task", id))
+}
+
+/// The conditions of a command, from its headers.
+fn order(headers: &HeaderMap, now: Timestamp) -> Result<Order> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+    let number = |name: &str| {
+        let parsed = text(name).and_then(|t| t.parse::<u64>().ok());
+        parsed.ok_or_else(|| Error::invalid(name, "must be a decimal number"))
+    };
+    let task_id = text(HEADER_TASK)
+        .and_then(|t| t.parse().ok())
+        .ok_or_else(|| Error::invalid(HEADER_TASK, "must be the UUID of the task"))?;
+    let callback = text(HEADER_CALLBACK).map(str::to_string);
+    if callback.as_deref().is_some_and(|url| !url.starts_with("https://")) {
+        return Err(Error::invalid(HEADER_CALLBACK, "must be an https:// address"));
+    }
+    let left = number(HEADER_DEADLINE)?.saturating_sub(u64::try_from(now.ms()).unwrap_or(0));
+    let deadline = Instant::now() + Duration::from_millis(left).min(MAX_DEADLINE);
+    Ok(Order { task_id, callback, generation: number(HEADER_GENERATION)?, deadline })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+        list.iter().map(|(k, v)| (http::HeaderName::from_static(k), v.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_command_needs_its_task_generation_and_deadline() {
+        let id = TaskId::new().to_string();
+        let full = [(HEADER_TASK, id.as_str()), (HEADER_GENERATION, "7"), (HEADER_DEADLINE, "61000")];
+        let taken = order(&headers(&full), Timestamp(1000)).unwrap();
+        assert_eq!((taken.generation, taken.callback), (7, None));
+        assert!(taken.deadline <= Instant::now() + Duration::from_secs(60));
+        for missing in 0..3 {
+            let mut some = full.to_vec();
+            let (name, _) = some.remove(missing);
+            let error = order(&headers(&some), Timestamp(0)).unwrap_err();
+            assert_eq!((error.code, error.fields[0].field.as_str()), (Code::InvalidRequest, name));
+        }
+    }
+
+    #[test]
+    fn a_far_deadline_is_bounded_and_a_plain_callback_refused() {
+        let id = TaskId::new().to_string();
+        let far = u64::MAX.to_string();
+        let mut list = vec![(HEADER_TASK, id.as_str()), (HEADER_GENERATION, "0"), (HEADER_DEADLINE, far.as_str())];
+        assert!(order(&headers(&list), Timestamp(0)).unwrap().deadline <= Instant::now() + MAX_DEADLINE);
+        list.push((HEADER_CALLBACK, "http://10.0.0.1/agent/v1/callbacks/x"));
+        assert_eq!(order(&headers(&list), Timestamp(0)).unwrap_err().fields[0].field, HEADER_CALLBACK);
+    }
+}

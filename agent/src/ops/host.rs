@@ -1,0 +1,87 @@
+//! Commands about the host: its facts, and everything of Kring that is on it.
+//!
+//! A part that cannot be read makes the whole answer an error: what is missing from a list would
+//! be taken for gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::id::TaskId;
+use shared::wire::host::{HostFacts, InspectHost, Inventory, StorageSpec};
+use shared::{Code, Error, Result};
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::storage::local;
+use crate::task::TaskCx;
+
+/// How long facts and inventory may take when no command says it.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Facts and everything of Kring on the host, with the storages that the controller names.
+///
+/// # Errors
+/// `invalid_request` for another host, and whatever keeps one part from being read.
+pub async fn inspect(app: &Arc<App>, cx: &TaskCx, command: InspectHost) -> Result<Inventory> {
+    let own = app.identity.load().host_id;
+    if command.host_id != own {
+        return Err(Error::new(Code::InvalidRequest, format!("this is host {own}, and not {}", command.host_id)));
+    }
+    look(app, cx, command.storages).await
+}
+
+/// The facts.
+///
+/// # Errors
+/// `deadline_exceeded` when the host does not tell them in time.
+pub async fn facts(app: &Arc<App>) -> Result<HostFacts> {
+    let choice = app.config.libvirt.virt_mode;
+    let gather = crate::facts::gather(app.hypervisor.as_ref(), choice);
+    short(app).until_cancelled(async { Ok::<_, Error>(gather.await) }).await
+}
+
+/// Everything of Kring, with the storages that the host knows by itself.
+///
+/// # Errors
+/// Whatever keeps one part from being read.
+pub async fn inventory(app: &Arc<App>) -> Result<Inventory> {
+    look(app, &short(app), local::known_storages(&app.config.agent.data_dir)?).await
+}
+
+fn short(app: &App) -> TaskCx {
+    TaskCx::new(TaskId::new(), 0, Instant::now() + LIMIT, app.shutdown.child_token())
+}
+
+async fn look(app: &Arc<App>, cx: &TaskCx, storages: Vec<StorageSpec>) -> Result<Inventory> {
+    cx.progress(10, "asks libvirt");
+    let facts = cx.until_cancelled(async {
+        Ok::<_, Error>(crate::facts::gather(app.hypervisor.as_ref(), app.config.libvirt.virt_mode).await)
+    });
+    let listing = cx.until_cancelled(app.hypervisor.list());
+    let networks = async { Ok::<_, Error>(app.networks.list()?) };
+    let disks = cx.until_cancelled(on_disks(app, storages));
+    let (facts, listing, networks, disks) = tokio::try_join!(facts, listing, networks, disks)?;
+    Ok(Inventory {
+        facts,
+        vms: listing.vms,
+        foreign_domains: listing.foreign,
+        volumes: disks.volumes,
+        images: disks.images,
+        networks,
+        storages: disks.storages,
+    })
+}
+
+/// The part of an inventory that lies on disks.
+async fn on_disks(app: &Arc<App>, storages: Vec<StorageSpec>) -> Result<Inventory> {
+    let app = Arc::clone(app);
+    let look = move || {
+        let mut found = Inventory { images: app.images.list()?, ..Inventory::default() };
+        for storage in &storages {
+            found.storages.push(local::report(&app.config.agent.data_dir, storage)?);
+            found.volumes.extend(local::list(storage)?.into_iter().map(|id| (storage.storage_id, id)));
+        }
+        Ok(found)
+    };
+    tokio::task::spawn_blocking(look).await.map_err(Error::internal)?
+}
