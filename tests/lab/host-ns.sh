@@ -13,7 +13,8 @@
 # Inside: /run is its own and empty, /etc/libvirt, /var/lib/libvirt, /var/cache/libvirt and
 # /var/log/libvirt are its own, eth0 has its address on a bridge that the lab's hosts share. The
 # rest of the file system is the machine's. State is kept in $KRING_LAB_DIR (/var/tmp/kring-lab);
-# a host whose making or removing was killed half-way is cleaned by the next `up` or `down`.
+# a host whose making or removing was killed half-way is cleaned by the next `up` or `down`, and so
+# is one called NAME-PID whose process PID has gone.
 set -euo pipefail
 self=$(realpath "$0")
 . "$(dirname "$self")/lib.sh"
@@ -112,6 +113,16 @@ clean() {
     fi
 }
 
+# A test names its host after itself and its process, NAME-PID: when that process is gone without
+# having taken the host down, it was killed, and the host is cleaned.
+sweep() {
+    local dir
+    for dir in "$LAB"/*/; do
+        [[ $dir =~ -([0-9]+)/$ ]] && [ ! -e "/proc/${BASH_REMATCH[1]}" ] || continue
+        clean "$(basename "$dir")"
+    done
+}
+
 show() {
     local dir=$LAB/$1
     alive "$(cat "$dir/holder" 2>/dev/null)" || return 1
@@ -122,8 +133,9 @@ show() {
 up() {
     local name=$1 listen=no dir=$LAB/$1 index outer init tries=0
     [ "${2:-}" = --listen ] && listen=yes
-    [[ $name =~ ^[a-z][a-z0-9-]{0,30}$ ]] || die "a host's name is lower-case letters, digits and dashes"
+    [[ $name =~ ^[a-z][a-z0-9-]{0,60}$ ]] || die "a host's name is lower-case letters, digits and dashes"
     show "$name" 2>/dev/null && [ -e "$dir/ready" ] && return 0
+    sweep
     clean "$name"
     mkdir -p "$dir"
     for ((index = 11; ; index++)); do

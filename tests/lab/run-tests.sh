@@ -19,9 +19,6 @@ export KRING_LAB_SCRIPTS=$LAB
 KRING_GUEST_IMAGE=$("$LAB/guest/build.sh")
 KRING_GUEST_IMAGE_UEFI=$("$LAB/guest/build.sh" --uefi)
 export KRING_GUEST_IMAGE KRING_GUEST_IMAGE_UEFI
-# Hosts that a killed run left would cost memory and processors.
-"$LAB/host-ns.sh" down --all
-
 PATH=$PATH:$CACHE/tools/bin
 if ! cargo nextest --version >/dev/null 2>&1 && [ -z "${KRING_NO_INSTALL:-}" ]; then
     say "installing cargo-nextest into $CACHE/tools (once, some minutes)"
