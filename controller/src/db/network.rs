@@ -1,0 +1,273 @@
+//! Rows of networks, and the leasing of their addresses.
+//!
+//! An address is leased in the transaction that inserts the card which has it. The network's row is
+//! held until its end, so leases of one network are made one at a time; the unique key of the cards is
+//! the final judge.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use shared::api::network::Network;
+use shared::id::{ClusterId, NetworkId};
+use shared::{Code, Error as Fault};
+use sqlx::AssertSqlSafe;
+use sqlx::any::AnyRow;
+
+use super::filter::Field;
+use super::page::ListSpec;
+use super::row::{RowExt, json, name_taken, word};
+use super::{Conn, Result, Tx};
+
+/// Lists of networks.
+pub const LIST: ListSpec = ListSpec {
+    columns: "network.*",
+    from: "network",
+    only: None,
+    fields: &[
+        Field::id("id", "network.id").sortable(),
+        Field::text("name", "network.name").sortable(),
+        Field::id("account_id", "network.account_id"),
+        Field::id("cluster_id", "network.cluster_id"),
+        Field::text("cluster.name", "cluster.name").through("cluster WHERE cluster.id = network.cluster_id"),
+        Field::text("kind", "network.kind"),
+        Field::text("cidr", "network.cidr"),
+        Field::text("gateway", "network.gateway"),
+        Field::int("mtu", "network.mtu"),
+        Field::time("created_at", "network.created_at"),
+    ],
+    id: "id",
+    default_sort: "id",
+    account: Some("network.account_id"),
+};
+
+/// Adds a network; `name_taken` when the account has one of that name. A foreign key stands in the way
+/// when there is no such account or cluster.
+pub async fn insert(tx: &mut Tx, network: &Network) -> Result<()> {
+    let done = sqlx::query(
+        "INSERT INTO network (id, name, account_id, cluster_id, kind, cidr, gateway, service_address, dns, mtu, next_ip, state,
+             created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'ready', $12)",
+    )
+    .bind(network.id.to_string())
+    .bind(network.name.to_string())
+    .bind(network.account_id.to_string())
+    .bind(network.cluster_id.to_string())
+    .bind(word(&network.kind))
+    .bind(network.cidr.to_string())
+    .bind(network.gateway.to_string())
+    .bind(network.service_address.to_string())
+    .bind(json(&network.dns)?)
+    .bind(i64::from(network.mtu))
+    .bind(i64::from(u32::from(network.cidr.network()) + 1))
+    .bind(network.created_at.ms())
+    .execute(tx.conn())
+    .await;
+    name_taken(done, "network", &network.name)
+}
+
+/// One network.
+pub async fn get(conn: &mut Conn, id: NetworkId) -> Result<Option<Network>> {
+    let row = sqlx::query("SELECT * FROM network WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    row.as_ref().map(from_row).transpose()
+}
+
+/// A network of the cluster that shares addresses with `cidr`. Hold the cluster before asking.
+pub async fn overlapping(conn: &mut Conn, cluster: ClusterId, cidr: Ipv4Net) -> Result<Option<Network>> {
+    let rows = sqlx::query("SELECT * FROM network WHERE cluster_id = $1 ORDER BY id")
+        .bind(cluster.to_string())
+        .fetch_all(conn)
+        .await?;
+    for row in &rows {
+        let other: Ipv4Net = row.parse("cidr")?;
+        if other.contains(&cidr) || cidr.contains(&other) {
+            return from_row(row).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Lets no new card into a network that has none, before it is deleted. `not_found`, `in_use` or, when
+/// that is so already, `invalid_state`.
+pub async fn close(tx: &mut Tx, id: NetworkId) -> Result<Network> {
+    // First the write, which holds the row: from then on no lease can come in between.
+    let row = sqlx::query("UPDATE network SET state = 'deleting' WHERE id = $1 AND state = 'ready' RETURNING *")
+        .bind(id.to_string())
+        .fetch_optional(tx.conn())
+        .await?;
+    let Some(row) = row else {
+        return Err(match get(tx.conn(), id).await? {
+            None => Fault::not_found("network", id).into(),
+            Some(network) => being_deleted(&network).into(),
+        });
+    };
+    let network = from_row(&row)?;
+    let user = sqlx::query("SELECT vm.name FROM nic JOIN vm ON vm.id = nic.vm_id WHERE nic.network_id = $1 LIMIT 1")
+        .bind(id.to_string())
+        .fetch_optional(tx.conn())
+        .await?;
+    match user {
+        None => Ok(network),
+        Some(vm) => {
+            let text = format!(
+                "VM {} is in network {}: delete and expunge the VMs in it first",
+                vm.text("name")?,
+                network.name
+            );
+            Err(Fault::new(Code::InUse, text).into())
+        }
+    }
+}
+
+/// Lets cards into a network again.
+pub async fn reopen(tx: &mut Tx, id: NetworkId) -> Result<()> {
+    sqlx::query("UPDATE network SET state = 'ready' WHERE id = $1 AND state = 'deleting'")
+        .bind(id.to_string())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+/// Removes a network; false when there is none.
+pub async fn delete(tx: &mut Tx, id: NetworkId) -> Result<bool> {
+    let done = sqlx::query("DELETE FROM network WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Chooses an address for a card that is inserted in the same transaction: `wanted`, or the next free
+/// one. Addresses rotate, so one that was given back is not given out again at once.
+///
+/// # Errors
+/// `not_found`; `invalid_state` for a network that is being deleted; `invalid_request` for a wanted
+/// address that no guest can have; `in_use` for one that another guest has; `exhausted`.
+pub async fn lease_ip(tx: &mut Tx, id: NetworkId, wanted: Option<Ipv4Addr>) -> Result<Ipv4Addr> {
+    // Held until the commit.
+    let row = sqlx::query("UPDATE network SET next_ip = next_ip WHERE id = $1 RETURNING *")
+        .bind(id.to_string())
+        .fetch_optional(tx.conn())
+        .await?;
+    let Some(row) = row else { return Err(Fault::not_found("network", id).into()) };
+    let network = from_row(&row)?;
+    if row.text("state")? != "ready" {
+        return Err(being_deleted(&network).into());
+    }
+    let range = Range::of(&network);
+    let Some(wanted) = wanted else {
+        let hint = u32::try_from(row.int("next_ip")?).unwrap_or(range.first);
+        let ip = next_free(tx, &network, &range, hint).await?;
+        sqlx::query("UPDATE network SET next_ip = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(i64::from(u32::from(ip)) + 1)
+            .execute(tx.conn())
+            .await?;
+        return Ok(ip);
+    };
+    if !range.allows(wanted.into()) {
+        let text = format!(
+            "{wanted} is not for guests: give one of {} to {}, but neither the gateway {} nor the service address {}",
+            Ipv4Addr::from(range.first),
+            Ipv4Addr::from(range.last),
+            network.gateway,
+            network.service_address
+        );
+        return Err(Fault::invalid("ip", text).into());
+    }
+    if !taken_of(tx.conn(), id, &[wanted]).await?.is_empty() {
+        let text = format!("address {wanted} of network {} belongs to another VM: choose another one", network.name);
+        return Err(Fault::new(Code::InUse, text).into());
+    }
+    Ok(wanted)
+}
+
+fn being_deleted(network: &Network) -> Fault {
+    Fault::new(Code::InvalidState, format!("network {} is being deleted", network.name))
+}
+
+/// Addresses that guests may have.
+struct Range {
+    first: u32,
+    last: u32,
+    reserved: [u32; 2],
+}
+
+impl Range {
+    fn of(network: &Network) -> Self {
+        Self {
+            first: u32::from(network.cidr.network()) + 1,
+            last: u32::from(network.cidr.broadcast()) - 1,
+            reserved: [network.gateway.into(), network.service_address.into()],
+        }
+    }
+
+    fn allows(&self, ip: u32) -> bool {
+        (self.first..=self.last).contains(&ip) && !self.reserved.contains(&ip)
+    }
+
+    /// Every address that guests may have, from `hint` on and then from the first.
+    fn from(&self, hint: u32) -> impl Iterator<Item = Ipv4Addr> {
+        let hint = if (self.first..=self.last).contains(&hint) { hint } else { self.first };
+        (hint..=self.last).chain(self.first..hint).filter(|ip| self.allows(*ip)).map(Ipv4Addr::from)
+    }
+}
+
+/// Addresses that are looked at first; enough unless the network is nearly full.
+const AT_FIRST: usize = 32;
+
+async fn next_free(tx: &mut Tx, network: &Network, range: &Range, hint: u32) -> Result<Ipv4Addr> {
+    let near: Vec<_> = range.from(hint).take(AT_FIRST).collect();
+    let taken = taken_of(tx.conn(), network.id, &near).await?;
+    if let Some(ip) = near.iter().find(|ip| !taken.contains(ip)) {
+        return Ok(*ip);
+    }
+    let taken = all_taken(tx.conn(), network.id).await?;
+    range.from(hint).find(|ip| !taken.contains(ip)).ok_or_else(|| {
+        let text = format!(
+            "network {} has no free address left: expunge a VM that is in it, or use another network",
+            network.name
+        );
+        Fault::new(Code::Exhausted, text).into()
+    })
+}
+
+/// Which of `ips` are taken.
+async fn taken_of(conn: &mut Conn, id: NetworkId, ips: &[Ipv4Addr]) -> Result<HashSet<Ipv4Addr>> {
+    if ips.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let places: Vec<_> = (0..ips.len()).map(|n| format!("${}", n + 2)).collect();
+    let sql = format!("SELECT ip FROM nic WHERE network_id = $1 AND ip IN ({})", places.join(", "));
+    // The text is made of pieces of this program and `$n`.
+    let mut query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_string());
+    for ip in ips {
+        query = query.bind(ip.to_string());
+    }
+    query.fetch_all(conn).await?.iter().map(|row| row.parse("ip")).collect()
+}
+
+async fn all_taken(conn: &mut Conn, id: NetworkId) -> Result<HashSet<Ipv4Addr>> {
+    let rows = sqlx::query("SELECT ip FROM nic WHERE network_id = $1").bind(id.to_string()).fetch_all(conn).await?;
+    rows.iter().map(|row| row.parse("ip")).collect()
+}
+
+/// Reads a network, without links.
+pub fn from_row(row: &AnyRow) -> Result<Network> {
+    let mtu = row.int("mtu")?;
+    Ok(Network {
+        id: row.parse("id")?,
+        name: row.parse("name")?,
+        account_id: row.parse("account_id")?,
+        cluster_id: row.parse("cluster_id")?,
+        kind: row.word("kind")?,
+        cidr: row.parse("cidr")?,
+        gateway: row.parse("gateway")?,
+        service_address: row.parse("service_address")?,
+        dns: row.json("dns")?,
+        mtu: u16::try_from(mtu)
+            .map_err(|_| super::Error::Column { column: "mtu".to_string(), value: mtu.to_string() })?,
+        created_at: row.time("created_at")?,
+        links: Default::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

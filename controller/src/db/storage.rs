@@ -1,0 +1,217 @@
+//! Rows of storages and of what each host has of them.
+//!
+//! `reserved` is what the volumes of a host may grow to; it is checked and raised by one statement, so
+//! two callers cannot both have the last bytes.
+
+use std::collections::HashMap;
+
+use shared::api::storage::{Storage, StorageHost};
+use shared::id::{ClusterId, HostId, StorageId};
+use shared::units::Bytes;
+use sqlx::AssertSqlSafe;
+use sqlx::any::AnyRow;
+
+use super::filter::Field;
+use super::page::ListSpec;
+use super::row::{RowExt, name_taken, word};
+use super::{Conn, Result, Tx};
+
+/// Lists of storages.
+pub const LIST: ListSpec = ListSpec {
+    columns: "storage.*",
+    from: "storage",
+    only: None,
+    fields: &[
+        Field::id("id", "storage.id").sortable(),
+        Field::text("name", "storage.name").sortable(),
+        Field::text("kind", "storage.kind"),
+        Field::id("cluster_id", "storage.cluster_id"),
+        Field::text("cluster.name", "cluster.name").through("cluster WHERE cluster.id = storage.cluster_id"),
+        Field::text("path", "storage.path"),
+        Field::id("hosts.host_id", "storage_host.host_id").through("storage_host WHERE storage_host.storage_id = storage.id"),
+        Field::bytes("hosts.available", "storage_host.available")
+            .through("storage_host WHERE storage_host.storage_id = storage.id"),
+        Field::time("created_at", "storage.created_at"),
+    ],
+    id: "id",
+    default_sort: "id",
+    account: None,
+};
+
+/// Adds a storage; `name_taken` when the name is. What hosts have of it is reported later.
+pub async fn insert(tx: &mut Tx, storage: &Storage) -> Result<()> {
+    let done = sqlx::query(
+        "INSERT INTO storage (id, name, kind, cluster_id, path, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(storage.id.to_string())
+    .bind(storage.name.to_string())
+    .bind(word(&storage.kind))
+    .bind(storage.cluster_id.to_string())
+    .bind(storage.path.clone())
+    .bind(storage.created_at.ms())
+    .execute(tx.conn())
+    .await;
+    name_taken(done, "storage", &storage.name)
+}
+
+/// One storage, with what each host has of it.
+pub async fn get(conn: &mut Conn, id: StorageId) -> Result<Option<Storage>> {
+    let row =
+        sqlx::query("SELECT * FROM storage WHERE id = $1").bind(id.to_string()).fetch_optional(&mut *conn).await?;
+    let Some(row) = row else { return Ok(None) };
+    let mut storage = from_row(&row)?;
+    fill_hosts(conn, std::slice::from_mut(&mut storage)).await?;
+    Ok(Some(storage))
+}
+
+/// The storages of a cluster by name, without what each host has of them.
+pub async fn of_cluster(conn: &mut Conn, cluster: ClusterId) -> Result<Vec<Storage>> {
+    let rows = sqlx::query("SELECT * FROM storage WHERE cluster_id = $1 ORDER BY name")
+        .bind(cluster.to_string())
+        .fetch_all(conn)
+        .await?;
+    rows.iter().map(from_row).collect()
+}
+
+/// Adds to some storages, at most a page of them, what each host has of them.
+pub async fn fill_hosts(conn: &mut Conn, storages: &mut [Storage]) -> Result<()> {
+    if storages.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<_> = (1..=storages.len()).map(|n| format!("${n}")).collect();
+    let sql = format!("SELECT * FROM storage_host WHERE storage_id IN ({}) ORDER BY host_id", places.join(", "));
+    // The text is made of pieces of this program and `$n`.
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for storage in storages.iter() {
+        query = query.bind(storage.id.to_string());
+    }
+    let mut hosts: HashMap<StorageId, Vec<StorageHost>> = HashMap::with_capacity(storages.len());
+    for row in query.fetch_all(conn).await? {
+        hosts.entry(row.parse("storage_id")?).or_default().push(host_from_row(&row)?);
+    }
+    for storage in storages {
+        storage.hosts = hosts.remove(&storage.id).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// What one host has of a storage; `None` until it has reported.
+pub async fn of_host(conn: &mut Conn, id: StorageId, host: HostId) -> Result<Option<StorageHost>> {
+    let row = sqlx::query("SELECT * FROM storage_host WHERE storage_id = $1 AND host_id = $2")
+        .bind(id.to_string())
+        .bind(host.to_string())
+        .fetch_optional(conn)
+        .await?;
+    row.as_ref().map(host_from_row).transpose()
+}
+
+/// No disk is larger: keeps the arithmetic of [`reserve`] within 64 bits whatever a host says.
+const MOST: Bytes = Bytes(1 << 56);
+
+/// Writes down what a host said of its file system.
+pub async fn report(tx: &mut Tx, id: StorageId, host: HostId, total: Bytes, available: Bytes) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO storage_host (storage_id, host_id, total, available, reserved) VALUES ($1, $2, $3, $4, 0)
+         ON CONFLICT (storage_id, host_id) DO UPDATE SET total = excluded.total, available = excluded.available",
+    )
+    .bind(id.to_string())
+    .bind(host.to_string())
+    .bind(total.min(MOST).as_i64())
+    .bind(available.min(MOST).as_i64())
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Promises `size` bytes of a host's share to a volume. False when fewer are left of
+/// `total × overcommit` (the setting `placement.storage_overcommit`), or when the host has not reported.
+pub async fn reserve(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes, overcommit: f64) -> Result<bool> {
+    // In thousandths, so that the arithmetic is that of whole numbers on both databases.
+    let permille = (overcommit * 1000.0).round() as i64;
+    let done = sqlx::query(
+        "UPDATE storage_host SET reserved = reserved + $3
+         WHERE storage_id = $1 AND host_id = $2 AND $3 <= total / 1000 * $4 - reserved",
+    )
+    .bind(id.to_string())
+    .bind(host.to_string())
+    .bind(size.as_i64())
+    .bind(permille)
+    .execute(tx.conn())
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Gives back what [`reserve`] promised; in the transaction that forgets the promise, so that it is
+/// given back once.
+pub async fn release(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes) -> Result<()> {
+    sqlx::query("UPDATE storage_host SET reserved = reserved - $3 WHERE storage_id = $1 AND host_id = $2")
+        .bind(id.to_string())
+        .bind(host.to_string())
+        .bind(size.as_i64())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+/// Removes a storage; false when there is none. A foreign key stands in the way while it keeps volumes.
+pub async fn delete(tx: &mut Tx, id: StorageId) -> Result<bool> {
+    sqlx::query("DELETE FROM storage_host WHERE storage_id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    let done = sqlx::query("DELETE FROM storage WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Reads a storage, without links and without what each host has of it.
+pub fn from_row(row: &AnyRow) -> Result<Storage> {
+    Ok(Storage {
+        id: row.parse("id")?,
+        name: row.parse("name")?,
+        kind: row.word("kind")?,
+        cluster_id: row.parse("cluster_id")?,
+        path: row.text("path")?,
+        hosts: Vec::new(),
+        created_at: row.time("created_at")?,
+        links: Default::default(),
+    })
+}
+
+fn host_from_row(row: &AnyRow) -> Result<StorageHost> {
+    Ok(StorageHost {
+        host_id: row.parse("host_id")?,
+        total: row.bytes("total")?,
+        available: row.bytes("available")?,
+        reserved: row.bytes("reserved")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::db::testing::{Seed, dbs};
+
+    #[tokio::test]
+    async fn exactly_what_fits_is_reserved_however_many_ask() {
+        for db in dbs().await {
+            let seed = Seed::plant(&db).await;
+            let (id, host) = (seed.storage.id, seed.host.id);
+            let reserve_gib = |n: u64| db.write(move |tx| async move { reserve(tx, id, host, Bytes::gib(n), 1.5).await }.boxed());
+            assert!(!reserve_gib(0).await.unwrap(), "nothing is known of the host yet");
+            db.write(move |tx| report(tx, id, host, Bytes::gib(10), Bytes::gib(9)).boxed()).await.unwrap();
+            // 10 GiB × 1.5 hold seven volumes of 2 GiB.
+            let results = futures_util::future::join_all((0..20).map(|_| reserve_gib(2))).await;
+            assert_eq!(results.into_iter().filter(|r| *r.as_ref().unwrap()).count(), 7);
+            db.write(move |tx| release(tx, id, host, Bytes::gib(2)).boxed()).await.unwrap();
+            assert!(reserve_gib(2).await.unwrap());
+            // A report changes what the host has and not what is promised.
+            db.write(move |tx| report(tx, id, host, Bytes(u64::MAX), Bytes::gib(1)).boxed()).await.unwrap();
+            assert!(reserve_gib(1).await.unwrap());
+            let mut conn = db.read().await.unwrap();
+            let share = of_host(&mut conn, id, host).await.unwrap().unwrap();
+            assert_eq!((share.available, share.reserved), (Bytes::gib(1), Bytes::gib(15)));
+            let storage = get(&mut conn, id).await.unwrap().unwrap();
+            assert_eq!(storage, Storage { hosts: vec![share], ..seed.storage.clone() });
+            assert_eq!(of_cluster(&mut conn, seed.cluster.id).await.unwrap(), [seed.storage]);
+        }
+    }
+}

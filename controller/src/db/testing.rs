@@ -1,0 +1,239 @@
+//! Databases for tests: SQLite always, and PostgreSQL when `KRING_TEST_POSTGRES` holds the URL of a
+//! server where databases may be made, such as `postgres://postgres@localhost:5432/postgres`.
+//!
+//! Each test gets databases of its own, which are gone after it, also when it failed.
+
+use std::ops::Deref;
+
+use shared::api::account::{Account, AccountKind};
+use shared::api::cluster::Cluster;
+use shared::api::host::{Host, HostAdminState, HostConnection};
+use shared::api::image::{Image, ImageSource, ImageState};
+use shared::api::network::{Network, NetworkKind};
+use shared::api::storage::{Storage, StorageKind};
+use shared::api::zone::Zone;
+use shared::id::{AccountId, ClusterId, HostId, ImageId, NetworkId, StorageId, VmId, ZoneId};
+use shared::time::Timestamp;
+use sqlx::{AnyConnection, AssertSqlSafe, Connection};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::{Db, Result, Tx};
+
+/// A database that exists as long as this.
+pub struct TestDb {
+    /// The database.
+    pub db: Db,
+    _keep: Keep,
+}
+
+enum Keep {
+    Folder { _dir: tempfile::TempDir },
+    Server { server: String, name: String },
+}
+
+impl Deref for TestDb {
+    type Target = Db;
+    fn deref(&self) -> &Db {
+        &self.db
+    }
+}
+
+/// A new database of each kind that there is.
+pub async fn dbs() -> Vec<TestDb> {
+    let mut dbs = vec![sqlite().await];
+    if let Ok(server) = std::env::var("KRING_TEST_POSTGRES")
+        && !server.is_empty()
+    {
+        dbs.push(postgres(server).await);
+    }
+    dbs
+}
+
+/// A new SQLite database, for what does not depend on the kind.
+pub async fn sqlite() -> TestDb {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(&Db::sqlite_url(dir.path()), &TaskTracker::new()).await.unwrap();
+    TestDb { db, _keep: Keep::Folder { _dir: dir } }
+}
+
+async fn postgres(server: String) -> TestDb {
+    sqlx::any::install_default_drivers();
+    let name = format!("kring_test_{}", Uuid::now_v7().simple());
+    execute(&server, format!("CREATE DATABASE {name}")).await;
+    // Dropped from here on, also when opening fails.
+    let keep = Keep::Server { server: server.clone(), name: name.clone() };
+    let db = Db::open(&database_url(&server, &name), &TaskTracker::new()).await.unwrap();
+    TestDb { db, _keep: keep }
+}
+
+/// The URL of another database on the same server.
+fn database_url(server: &str, name: &str) -> String {
+    let (address, options) = server.split_once('?').map_or((server, String::new()), |(a, o)| (a, format!("?{o}")));
+    let authority = address.find("://").map_or(0, |at| at + 3);
+    let end = address[authority..].find('/').map_or(address.len(), |at| authority + at);
+    format!("{}/{name}{options}", &address[..end])
+}
+
+async fn execute(server: &str, sql: String) {
+    let mut conn = AnyConnection::connect(server).await.unwrap();
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+}
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        let Self::Server { server, name } = self else { return };
+        let (server, sql) = (server.clone(), format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+        // A runtime of its own: this one may be ending, and its connections with it.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(execute(&server, sql));
+        });
+        assert!(dropped.join().is_ok() || std::thread::panicking(), "a test database could not be dropped");
+    }
+}
+
+/// One of each noun that others refer to.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// An ordinary account.
+    pub account: Account,
+    /// A zone.
+    pub zone: Zone,
+    /// A cluster in it.
+    pub cluster: Cluster,
+    /// A connected host in the cluster, that nobody listens for.
+    pub host: Host,
+    /// A storage of the cluster that the host has not reported on.
+    pub storage: Storage,
+    /// An image that waits for its upload.
+    pub image: Image,
+    /// A network, 10.77.0.0/24, in which nobody is.
+    pub network: Network,
+}
+
+/// When everything in a seed was made.
+pub const SEEDED_AT: Timestamp = Timestamp(1_700_000_000_000);
+
+impl Seed {
+    /// Makes one of each in a new database.
+    pub async fn plant(db: &Db) -> Self {
+        let seed = Self::new();
+        let planted = seed.clone();
+        db.write(move |tx| Box::pin(async move { planted.insert(tx).await })).await.unwrap();
+        seed
+    }
+
+    fn new() -> Self {
+        let (account_id, zone_id, cluster_id) = (AccountId::new(), ZoneId::new(), ClusterId::new());
+        let (links, created_at) = (shared::api::Links::new(), SEEDED_AT);
+        let name = |text: &str| text.parse().unwrap();
+        Self {
+            account: Account { id: account_id, name: name("tenant"), kind: AccountKind::Normal, created_at },
+            zone: Zone {
+                id: zone_id,
+                name: name("z1"),
+                description: String::new(),
+                created_at,
+                links: links.clone(),
+            },
+            cluster: Cluster {
+                id: cluster_id,
+                name: name("c1"),
+                zone_id,
+                description: String::new(),
+                cpu_overcommit: 2.5,
+                memory_overcommit: 0.1,
+                created_at,
+                links: links.clone(),
+            },
+            host: Host {
+                id: HostId::new(),
+                name: name("h1"),
+                cluster_id,
+                address: "127.0.0.1:1".to_string(),
+                admin_state: HostAdminState::Enabled,
+                connection: HostConnection::Connected,
+                connection_reason: None,
+                capacity: Default::default(),
+                facts: Default::default(),
+                last_seen_at: None,
+                created_at,
+                links: links.clone(),
+            },
+            storage: Storage {
+                id: StorageId::new(),
+                name: name("local"),
+                kind: StorageKind::Local,
+                cluster_id,
+                path: "/var/lib/kring/volumes".to_string(),
+                hosts: Vec::new(),
+                created_at,
+                links: links.clone(),
+            },
+            image: Image {
+                id: ImageId::new(),
+                name: name("debian"),
+                account_id,
+                state: ImageState::Creating,
+                source: ImageSource::Upload,
+                format: None,
+                sha256: None,
+                size: None,
+                virtual_size: None,
+                firmware: Default::default(),
+                created_at,
+                links: links.clone(),
+            },
+            network: Network {
+                id: NetworkId::new(),
+                name: name("net"),
+                account_id,
+                cluster_id,
+                kind: NetworkKind::Nat,
+                cidr: "10.77.0.0/24".parse().unwrap(),
+                gateway: "10.77.0.1".parse().unwrap(),
+                service_address: "10.77.0.2".parse().unwrap(),
+                dns: vec!["9.9.9.9".parse().unwrap()],
+                mtu: 1500,
+                created_at,
+                links,
+            },
+        }
+    }
+
+    async fn insert(&self, tx: &mut Tx) -> Result<()> {
+        super::account::insert(tx, &self.account).await?;
+        super::zone::insert(tx, &self.zone).await?;
+        super::cluster::insert(tx, &self.cluster).await?;
+        super::host::join(tx, &self.host).await?;
+        super::storage::insert(tx, &self.storage).await?;
+        super::image::insert(tx, &self.image).await?;
+        super::network::insert(tx, &self.network).await
+    }
+
+    /// Adds a stopped VM from the image.
+    pub async fn insert_vm(&self, tx: &mut Tx, name: &str) -> Result<VmId> {
+        let id = VmId::new();
+        sqlx::query(
+            "INSERT INTO vm (id, name, account_id, state, state_since, hostname, vcpus, memory, image_id, root_volume_id,
+                 firmware, holds_compute, ssh_keys, created_at, generation, version)
+             VALUES ($1, $2, $3, 'stopped', 0, $2, 1, 1, $4, $1, 'bios', 0, '[]', 0, 0, 0)",
+        )
+        .bind(id.to_string())
+        .bind(name.to_string())
+        .bind(self.account.id.to_string())
+        .bind(self.image.id.to_string())
+        .execute(tx.conn())
+        .await?;
+        Ok(id)
+    }
+}
+
+#[test]
+fn a_database_of_the_same_server_keeps_its_address_and_options() {
+    let expected = "postgres://me@host:5432/other?sslmode=disable";
+    assert_eq!(database_url("postgres://me@host:5432/postgres?sslmode=disable", "other"), expected);
+    assert_eq!(database_url("postgres://me@host:5432", "other"), "postgres://me@host:5432/other");
+}
