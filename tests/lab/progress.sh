@@ -30,7 +30,7 @@ spin() {
             done
         else
             # A log has no use for a spinner, but a reader wants to see that it goes on.
-            sleep 20
+            sleep 20 >/dev/null 2>&1
             line=$(head -c 300 "$LOG.note" 2>/dev/null || true)
             [ "$line" = "$shown" ] || printf '     %s: %s\n' "$text" "$line"
             shown=$line
