@@ -177,8 +177,7 @@ pub fn set_identity(domain: &Domain, identity: &Identity) -> Result<(), Error> {
     if is_active(domain)? {
         flags |= sys::VIR_DOMAIN_AFFECT_LIVE;
     }
-    // libvirt adds the namespace itself, under the key; in what it stores the element must not carry it twice.
-    let xml = identity.element().render();
+    let xml = identity.bare_element().render();
     domain
         .set_metadata(ELEMENT, Some(&xml), Some(PREFIX), Some(NAMESPACE), flags)
         .map_err(|e| failed("write the metadata", &e))

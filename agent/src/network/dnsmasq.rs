@@ -8,6 +8,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +21,8 @@ use super::{Error, METADATA_ADDRESS, Tools};
 
 /// Domain of guests' names.
 pub const DOMAIN: &str = "kring.internal";
+/// How long the sockets of an earlier dnsmasq may take to be given back.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The lines for a card: for DHCP, and for names.
 #[must_use]
@@ -145,9 +148,25 @@ impl Dnsmasq {
             None => {}
         }
         write_atomic(&self.config_file, config.as_bytes(), 0o644)?;
+        self.start(namespace, tools).await
+    }
+
+    /// Starts it. A process that was just killed gives its sockets back a moment after it has lost its
+    /// command line, so "in use" is tried again for a while.
+    async fn start(&self, namespace: &Namespace, tools: &Tools<'_>) -> Result<(), Error> {
         let conf = format!("--conf-file={}", self.config_file.display());
-        tools.cmd("nsenter").arg(namespace.nsenter_arg()).arg("dnsmasq").arg(conf).spawn_daemon(tools.cancel).await?;
-        Ok(())
+        let end = tokio::time::Instant::now() + SOCKET_PATIENCE;
+        loop {
+            let start = tools.cmd("nsenter").arg(namespace.nsenter_arg()).arg("dnsmasq").arg(&conf);
+            match start.spawn_daemon(tools.cancel).await {
+                Err(crate::cmd::Error::Failed { stderr, .. })
+                    if stderr.contains("Address already in use") && tokio::time::Instant::now() < end =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                started => return started.map_err(Error::from),
+            }
+        }
     }
 
     /// Makes it forget leases that are gone.

@@ -117,8 +117,8 @@ impl Host {
         let mut volume =
             VolumeSpec { volume_id: VolumeId::new(), storage, format: DiskFormat::Qcow2, size: Bytes::mib(64), base: None };
         if let Some(image) = image {
-            std::fs::create_dir_all(&volume.storage.path).unwrap();
             let path = agent::storage::local::volume_path(&volume.storage, volume.volume_id, volume.format).unwrap();
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::copy(image, path).unwrap();
             // Byte 24 of a qcow2 header is the size that the guest sees.
             let mut header = [0; 32];

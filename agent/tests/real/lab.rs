@@ -43,7 +43,9 @@ pub fn on_host(name: &str, test: impl Future<Output = ()>) {
         println!("skipped: {missing} is missing");
         return;
     }
-    let host = Host(format!("{}-{}", name.replace('_', "-"), std::process::id()));
+    // At most 31 characters; the tests of one process run side by side.
+    let short: String = name.replace('_', "-").chars().take(18).collect();
+    let host = Host(format!("{short}-{}", std::process::id()));
     let up = lab("host-ns.sh").args(["up", &host.0]).output().unwrap();
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
     let program = std::env::current_exe().unwrap();

@@ -18,6 +18,11 @@ use shared::wire::vm::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// What is on the host of Kring's networks; "0" when there is nothing.
+fn left_over() -> String {
+    sh("ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep netns/kring- /proc/self/mounts")
+}
+
 #[test]
 fn real_life_of_a_vm() {
     on_host("real_life_of_a_vm", async {
@@ -88,7 +93,7 @@ fn real_life_of_a_vm() {
         for _ in 0..2 {
             network_ops::delete(app, &cx(), delete_network()).await.unwrap();
         }
-        assert_eq!(sh("ip -o link | grep -c 'k[rv]-'; nft list tables; pgrep dnsmasq; ls /var/tmp/kring-real-*/run/netns"), "0");
+        assert_eq!(left_over(), "0");
         assert!(vm_ops::stop(app, &cx(), stop(StopMode::Force, 1)).await.is_err_and(|e| e.code == Code::NotFound));
         host.agent.stop().await;
     });
@@ -173,7 +178,7 @@ fn real_networks_are_repaired() {
             "ip addr add 10.77.9.1/24 dev kr-ab12cd03; ip addr del 10.77.3.1/24 dev kr-ab12cd03; ip link set kr-ab12cd03 down",
             "nft flush ruleset",
             "kill -KILL $(pgrep dnsmasq)",
-            "umount /var/tmp/kring-real-*/run/netns/kring-ab12cd03",
+            "umount $(grep -o '/[^ ]*/kring-ab12cd03' /proc/self/mounts)",
             "echo 0 >/proc/sys/net/ipv4/ip_forward",
             "true",
         ] {
@@ -202,13 +207,13 @@ fn real_networks_are_repaired() {
         app.networks.restore(Some(&[]), &cx().cancel).await;
         assert_eq!(app.networks.list().unwrap().len(), 2);
         assert_eq!(sh("pgrep dnsmasq | sort"), pids);
-        let answer = "nsenter --net=$(ls -d /var/tmp/kring-real-*/run/netns/kring-ab12cd04) curl -s -m 5 -o /dev/null -w '%{http_code}' http://169.254.169.254/";
+        let answer = "nsenter --net=$(grep -o '/[^ ]*/kring-ab12cd04' /proc/self/mounts) curl -s -m 5 -o /dev/null -w '%{http_code}' http://169.254.169.254/";
         assert_eq!(sh(answer), "404", "metadata is served, though not to strangers");
 
         // A record that is lost is no reason to leave anything behind.
-        sh("rm -r /var/tmp/kring-real-*/data/networks/*cd04");
+        sh(&format!("rm -r {}/data/networks/*cd04", dir.path().display()));
         app.networks.purge(&cx().cancel).await.unwrap();
-        assert_eq!(sh("ip -o link | grep -c 'k[rv]-'; nft list tables; pgrep dnsmasq; ls /var/tmp/kring-real-*/run/netns"), "0");
+        assert_eq!(left_over(), "0");
         agent.stop().await;
         drop(dir);
     });
@@ -262,7 +267,7 @@ fn real_what_fails_leaves_nothing_and_strangers_are_left_alone() {
         let error = vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap_err();
         assert_eq!(error.code, Code::HostFailed, "{error:?}");
         assert_eq!(host.hypervisor().list().await.unwrap().vms, vec![]);
-        assert_eq!(sh("cat /var/tmp/kring-real-*/data/networks/*/dhcp/* | wc -l"), "0");
+        assert_eq!(sh(&format!("cat {}/data/networks/*/dhcp/* | wc -l", host.dir.path().display())), "0");
 
         // Cancelled while it starts.
         let vm = host.vm(&net, "10.77.6.11", None);
@@ -294,7 +299,7 @@ fn real_what_fails_leaves_nothing_and_strangers_are_left_alone() {
         let config = app.config.clone();
         ::agent::purge::run(&config, Some(host.hypervisor()), &app.networks, &cx().cancel).await.unwrap();
         assert_eq!(sh("virsh list --all --name"), "stranger");
-        assert_eq!(sh("ip -o link | grep -c 'k[rv]-'; nft list tables; pgrep dnsmasq"), "0");
+        assert_eq!(left_over(), "0");
         sh("virsh destroy stranger; virsh undefine stranger");
         host.agent.stop().await;
     });

@@ -33,6 +33,11 @@ impl Element {
         self
     }
 
+    /// Adds an attribute before the others.
+    pub fn put_first(&mut self, name: &'static str, value: &str) {
+        self.attributes.insert(0, (name, value.to_string()));
+    }
+
     /// Adds a child.
     #[must_use]
     pub fn child(mut self, child: Self) -> Self {
