@@ -1,0 +1,213 @@
+//! The smaller areas, and how their values are checked.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use shared::units::Bytes;
+
+use crate::bus::{Limits, Loopback};
+use crate::db::dialect::Dialect;
+
+/// `[database]`
+#[derive(Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatabaseConfig {
+    /// `sqlite:…` or `postgres://…`; empty: a file in the data folder. May hold a password.
+    #[serde(deserialize_with = "database_url")]
+    pub url: String,
+}
+
+impl std::fmt::Debug for DatabaseConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = self.url.split(':').next().unwrap_or_default();
+        f.debug_struct("DatabaseConfig").field("url", &format_args!("{scheme:?}")).finish()
+    }
+}
+
+/// `[bus]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BusConfig {
+    /// Way of messages whose owner is this controller.
+    pub loopback: Loopback,
+    /// Messages that may wait for one resource.
+    #[serde(deserialize_with = "positive")]
+    pub max_per_resource: usize,
+    /// Messages that one service may have waiting and in flight.
+    #[serde(deserialize_with = "positive")]
+    pub max_per_service: usize,
+}
+
+impl Default for BusConfig {
+    fn default() -> Self {
+        Self { loopback: Loopback::Direct, max_per_resource: 256, max_per_service: 65_536 }
+    }
+}
+
+impl BusConfig {
+    /// The bounds of the bus.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        Limits { per_resource: self.max_per_resource, per_service: self.max_per_service as u64 }
+    }
+}
+
+/// `[hosts]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostsConfig {
+    /// Time between two pings of a host, in milliseconds.
+    #[serde(deserialize_with = "positive")]
+    pub ping_interval_ms: u64,
+    /// How long a ping may take, in milliseconds.
+    #[serde(deserialize_with = "positive")]
+    pub ping_timeout_ms: u64,
+    /// Failed pings in a row before a host counts as disconnected.
+    #[serde(deserialize_with = "positive")]
+    pub ping_failures: u32,
+    /// Pings on their way at a time.
+    #[serde(deserialize_with = "positive")]
+    pub max_pings: usize,
+    /// How long a connection to an agent may take, in milliseconds.
+    #[serde(deserialize_with = "positive")]
+    pub connect_timeout_ms: u64,
+    /// Commands on their way at a time.
+    #[serde(deserialize_with = "positive")]
+    pub max_commands: usize,
+    /// TLS sessions with hosts that are remembered.
+    pub tls_sessions: usize,
+}
+
+impl Default for HostsConfig {
+    fn default() -> Self {
+        Self {
+            ping_interval_ms: 5000,
+            ping_timeout_ms: 4000,
+            ping_failures: 3,
+            max_pings: 2000,
+            connect_timeout_ms: 3000,
+            max_commands: 2000,
+            tls_sessions: 100_000,
+        }
+    }
+}
+
+impl HostsConfig {
+    /// Time between two pings of a host.
+    #[must_use]
+    pub const fn ping_interval(&self) -> Duration {
+        Duration::from_millis(self.ping_interval_ms)
+    }
+    /// How long a ping may take.
+    #[must_use]
+    pub const fn ping_timeout(&self) -> Duration {
+        Duration::from_millis(self.ping_timeout_ms)
+    }
+    /// How long a connection to an agent may take.
+    #[must_use]
+    pub const fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+}
+
+/// `[pki]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PkiConfig {
+    /// Life of a host's certificate, in days.
+    #[serde(deserialize_with = "positive")]
+    pub host_days: u32,
+    /// Life of the controller's certificate, in days.
+    #[serde(deserialize_with = "positive")]
+    pub controller_days: u32,
+}
+
+impl Default for PkiConfig {
+    fn default() -> Self {
+        Self { host_days: 90, controller_days: 90 }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// What is logged.
+    pub filter: String,
+    /// How.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+    /// To the system journal, with its fields.
+    Journald,
+}
+
+pub(super) fn absolute<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(d)?;
+    let plain = |path: &Path| path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    if path.is_absolute() && plain(&path) {
+        Ok(path)
+    } else {
+        Err(D::Error::custom("must be an absolute path without `..`, such as /var/lib/kring"))
+    }
+}
+
+pub(super) fn size<'de, D: Deserializer<'de>>(d: D) -> Result<Bytes, D::Error> {
+    String::deserialize(d)?.parse().map_err(D::Error::custom)
+}
+
+pub(super) fn positive<'de, D: Deserializer<'de>, T: TryFrom<i64>>(d: D) -> Result<T, D::Error> {
+    let n = i64::deserialize(d)?;
+    T::try_from(n).ok().filter(|_| n > 0).ok_or_else(|| D::Error::custom("must be a whole number above 0"))
+}
+
+pub(super) fn loopback_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(d)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address: SocketAddr = text.parse().map_err(|_| D::Error::custom("must be ADDRESS:PORT, or empty"))?;
+    if address.ip().is_loopback() {
+        Ok(Some(address))
+    } else {
+        Err(D::Error::custom("must be a loopback address, such as 127.0.0.1:8080: without TLS, tokens could be read on the way"))
+    }
+}
+
+pub(super) fn names<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(d)?;
+    let is_label = |l: &str| {
+        (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !l.starts_with('-')
+    };
+    match names.iter().find(|name| name.parse::<IpAddr>().is_err() && !name.split('.').all(is_label)) {
+        None => Ok(names),
+        Some(bad) => Err(D::Error::custom(format!("\"{bad}\" is neither a DNS name nor an address"))),
+    }
+}
+
+fn database_url<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let url = String::deserialize(d)?;
+    match url.is_empty() || Dialect::of(&url).is_ok() {
+        true => Ok(url),
+        // The URL may hold a password, so it is not repeated.
+        false => Err(D::Error::custom("must be empty, or begin with sqlite: or postgres://")),
+    }
+}
