@@ -1,5 +1,10 @@
 //! Who may do what: actions, and the one point where a request is allowed or refused.
 
+pub mod ca;
+mod sessions;
+pub mod tls;
+pub mod token;
+
 use serde::{Deserialize, Serialize};
 use shared::id::AccountId;
 use shared::{Code, Error};
