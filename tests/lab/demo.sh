@@ -35,6 +35,8 @@ virsh() { "${SUDO[@]}" env LC_ALL=C virsh -q -c qemu:///system "$@"; }
 daemon() {
     local name=$1 as=$2 via=(); shift 2
     [ "$as" = user ] || via=("${SUDO[@]}")
+    # What is recorded there is of an earlier run, or dead.
+    "${SUDO[@]}" rm -f "$RUN/$name.process"
     "${via[@]}" setsid --fork bash -c '. "$1"; umask 022; echo "$$ $(start_time $$)" >"$2"; shift 2; exec "$@"' \
         daemon "$LAB/lib.sh" "$RUN/$name.process" "$@" >>"$DEMO/$name.log" 2>&1 </dev/null 9>&-
 }
@@ -143,7 +145,7 @@ join_host() {
 
 make_image() {
     local firmware=${KRING_DEMO_FIRMWARE:-bios} args=()
-    [ "$firmware" != uefi ] || args=(--firmware uefi)
+    [ "$firmware" != uefi ] || args=(--uefi)
     case ${IMAGE:-} in
     '') local option=()
         [ "$firmware" != uefi ] || option=(--uefi)
@@ -241,7 +243,7 @@ ca_file() { find "$DEMO/controller" -name 'ca*.pem' ! -name '*key*' 2>/dev/null 
 
 up() {
     mkdir -p "$DEMO"
-    lock "$DEMO.lock"
+    lock "$DEMO.lock" 10
     mkdir -p "$DEMO" "$RUN"
     touch "$DEMO/.kring-demo"
     : >"$LOG"
@@ -251,6 +253,8 @@ up() {
     trap 'exit 143' TERM HUP
     need_privileges
     find_cargo
+    [ ! -e /var/lib/kring-agent/identity ] ||
+        die "this machine is a host of a Kring cloud already, and the demo would remove its VMs: use another machine"
     step "Packages installed" install_packages
     step "Programs built" build
     step "Earlier demo removed" remove_all
@@ -281,12 +285,19 @@ purge_agent() {
     "${SUDO[@]}" "$DEMO/bin/kring-agent" purge --config "$DEMO/agent.toml" --yes
 }
 
-# Domains with a disk in the demo's folder, in case that the agent could not remove them.
-remove_domains() {
+# Names of domains that have a disk in the demo's folder.
+demo_domains() {
     local domain
     libvirt_answers || return 0
-    for domain in $(virsh list --all --uuid); do
-        virsh dumpxml "$domain" 2>/dev/null | grep -qF "'$DEMO/" || continue
+    for domain in $(virsh list --all --name); do
+        if virsh dumpxml "$domain" 2>/dev/null | grep -qF "'$DEMO/"; then echo "$domain"; fi
+    done
+}
+
+# In case that the agent could not remove them.
+remove_domains() {
+    local domain
+    for domain in $(demo_domains); do
         virsh destroy "$domain" 2>/dev/null || true
         virsh undefine "$domain" --nvram 2>/dev/null || virsh undefine "$domain" 2>/dev/null || true
     done
@@ -321,8 +332,11 @@ remove_all() {
     if [ -f "$RUN/controller.process" ]; then end_process "$(recorded controller)" 20 || problems=1; fi
     # Removing domains needs libvirt, also when it was ended meanwhile.
     if [ -d "$DEMO/agent" ] && [ -x /usr/sbin/libvirtd ]; then start_libvirt; fi
+    demo_domains >>"$RUN/domains"
     purge_agent || { warn "kring-agent purge failed: see above"; problems=1; }
     remove_domains || problems=1
+    # libvirt keeps a log of each domain when the domain itself has gone.
+    while read -r kept; do "${SUDO[@]}" rm -f "/var/log/libvirt/qemu/$kept.log"*; done <"$RUN/domains"
     restore_forwarding || problems=1
     stop_libvirt || problems=1
     for kept in "$DEMO"/* "$DEMO"/.[!.]*; do
@@ -340,7 +354,7 @@ stop() {
         return 0
     fi
     need_privileges
-    lock "$DEMO.lock"
+    lock "$DEMO.lock" 10
     mkdir -p "$RUN"
     : >"$LOG"
     . "$LAB/progress.sh"
