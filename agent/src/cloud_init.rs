@@ -225,9 +225,14 @@ mod tests {
     #[test]
     fn a_hostile_host_name_is_made_harmless() {
         let id = vm().vm_id;
-        for (given, safe) in
-            [("Web_1", "web1"), ("a.b.c", "a"), ("-x-", "x"), ("a,b\nc", "abc"), ("", "vm-00000001"), ("名", "vm-00000001")]
-        {
+        for (given, safe) in [
+            ("Web_1", "web1"),
+            ("a.b.c", "a"),
+            ("-x-", "x"),
+            ("a,b\nc", "abc"),
+            ("", "vm-00000001"),
+            ("名", "vm-00000001"),
+        ] {
             assert_eq!(safe_hostname(given, id), safe, "{given:?}");
         }
     }

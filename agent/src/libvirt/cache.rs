@@ -107,7 +107,6 @@ impl Cache {
     }
 
     /// See [`super::Hypervisor::digest`].
-    #[must_use]
     pub fn digest(&self) -> Digest {
         let inner = self.lock();
         match &inner.stale {

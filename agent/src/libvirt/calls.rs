@@ -43,12 +43,21 @@ fn is_gone(error: &virt::error::Error) -> bool {
     error.code().is(ErrorNumber::NoDomain)
 }
 
-/// A VM's domain; `None` when there is none.
-pub fn find(connect: &Connect, vm_id: VmId) -> Result<Option<Domain>, Error> {
+/// The domain with a VM's id, whosever it is.
+fn lookup(connect: &Connect, vm_id: VmId) -> Result<Option<Domain>, Error> {
     match connect.lookup_domain_by_uuid(shared::id::ResourceId::uuid(vm_id)) {
         Ok(domain) => Ok(Some(domain)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(failed("look the domain up", &error)),
+    }
+}
+
+/// A VM's domain; `None` when there is none. Every call that changes something comes through here, so
+/// that a domain without Kring's metadata is never touched.
+pub fn find(connect: &Connect, vm_id: VmId) -> Result<Option<Domain>, Error> {
+    match lookup(connect, vm_id)? {
+        Some(domain) if raw_identity(&domain)?.is_some() => Ok(Some(domain)),
+        Some(_) | None => Ok(None),
     }
 }
 
@@ -88,7 +97,7 @@ fn power(connect: &Connect, vm_id: VmId, domain: &Domain) -> Result<Option<Power
         return Ok(Some(power));
     }
     // The wrapper hides that the call failed: ask again in a way that tells.
-    match find(connect, vm_id)? {
+    match lookup(connect, vm_id)? {
         None => Ok(None),
         Some(_) => Err(Error::Unreadable { call: "read the state", why: format!("state {}", state.to_raw()) }),
     }
@@ -106,14 +115,15 @@ fn raw_identity(domain: &Domain) -> Result<Option<String>, Error> {
 /// What a domain says of itself; `None` when it is not Kring's.
 pub fn identity(domain: &Domain) -> Result<Option<Identity>, Error> {
     let Some(xml) = raw_identity(domain)? else { return Ok(None) };
-    Identity::parse(&xml)
-        .map(Some)
-        .map_err(|e| Error::Unreadable { call: "read the metadata", why: shared::Error::internal("").caused_by(&e).chain() })
+    Identity::parse(&xml).map(Some).map_err(|e| Error::Unreadable {
+        call: "read the metadata",
+        why: shared::Error::internal("").caused_by(&e).chain(),
+    })
 }
 
 /// One VM as it is now; `None` when there is no such domain, or it is not Kring's.
 pub fn report(connect: &Connect, vm_id: VmId) -> Result<Option<VmReport>, Error> {
-    match find(connect, vm_id)? {
+    match lookup(connect, vm_id)? {
         Some(domain) => report_of(connect, vm_id, &domain),
         None => Ok(None),
     }
@@ -206,7 +216,7 @@ pub fn define(connect: &Connect, spec: &DomainSpec) -> Result<(), Error> {
 
 /// Defines a domain of Kring's from its XML.
 pub fn define_xml(connect: &Connect, vm_id: VmId, xml: &str) -> Result<(), Error> {
-    if let Some(existing) = find(connect, vm_id)?
+    if let Some(existing) = lookup(connect, vm_id)?
         && raw_identity(&existing)?.is_none()
     {
         let name = existing.name().unwrap_or_default();
@@ -340,4 +350,3 @@ pub fn versions(connect: &Connect) -> Result<Versions, Error> {
         qemu: text(connect.hyp_version().map_err(|e| failed("ask for the version of QEMU", &e))?),
     })
 }
-

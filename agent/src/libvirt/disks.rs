@@ -6,11 +6,11 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::sys;
 
+use super::Error;
 use super::calls::{domain, failed, identity, is_active, read, set_identity};
 use super::metadata::DiskIdentity;
 use super::xml::device::Disk;
 use super::xml::read::DomainXml;
-use super::Error;
 
 /// Plugs a disk in wherever it is missing.
 pub fn attach(connect: &Connect, vm_id: VmId, disk: &Disk) -> Result<(), Error> {

@@ -148,9 +148,8 @@ impl Subscription {
     fn register_close(&mut self, sink: &Sink) {
         let opaque = Box::into_raw(Box::new(sink.clone())).cast::<c_void>();
         // SAFETY: as in `register`; `on_close` has the documented signature.
-        let result = unsafe {
-            sys::virConnectRegisterCloseCallback(self.connect.as_ptr(), Some(on_close), opaque, Some(free))
-        };
+        let result =
+            unsafe { sys::virConnectRegisterCloseCallback(self.connect.as_ptr(), Some(on_close), opaque, Some(free)) };
         self.close = result == 0;
         if !self.close {
             // SAFETY: a refused registration has taken nothing over, so the box is still ours alone.

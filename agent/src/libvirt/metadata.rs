@@ -110,10 +110,8 @@ impl Identity {
                 networks.push(&nic.network);
             }
         }
-        let disks = self
-            .disks
-            .iter()
-            .map(|d| Element::new(tags.disk).attr("volume", d.volume_id).attr("device", &d.device));
+        let disks =
+            self.disks.iter().map(|d| Element::new(tags.disk).attr("volume", d.volume_id).attr("device", &d.device));
         let nics = self.nics.iter().map(|n| {
             Element::new(tags.nic)
                 .attr("id", n.nic_id)

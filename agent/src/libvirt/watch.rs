@@ -12,8 +12,8 @@ use virt::connect::Connect;
 
 use super::Error;
 use super::cache::Cache;
-use super::event::{Message, Sink, Subscription};
 use super::calls;
+use super::event::{Message, Sink, Subscription};
 
 /// Seconds between keepalive messages, and how many may stay unanswered: a frozen libvirtd is given
 /// up after a quarter of a minute.

@@ -104,13 +104,18 @@ pub fn upstream(spec: &NetworkSpec, configured: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
             // systemd-resolved listens on a loopback address, which means another host in a namespace;
             // the file with the real ones lies beside it.
             let files = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"];
-            files.iter().map(|f| resolvers(&std::fs::read_to_string(f).unwrap_or_default())).find(|r| !r.is_empty()).unwrap_or_default()
+            files
+                .iter()
+                .map(|f| resolvers(&std::fs::read_to_string(f).unwrap_or_default()))
+                .find(|r| !r.is_empty())
+                .unwrap_or_default()
         }
     }
 }
 
 fn resolvers(text: &str) -> Vec<Ipv4Addr> {
-    let addresses = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<Ipv4Addr>().ok());
+    let addresses =
+        text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<Ipv4Addr>().ok());
     addresses.filter(|a| !a.is_loopback() && !a.is_unspecified()).collect()
 }
 
@@ -135,7 +140,13 @@ impl Dnsmasq {
     }
 
     /// Makes it run with this configuration; `reload` makes a running one forget leases that are gone.
-    pub async fn ensure(&self, config: &str, namespace: &Namespace, tools: &Tools<'_>, reload: bool) -> Result<(), Error> {
+    pub async fn ensure(
+        &self,
+        config: &str,
+        namespace: &Namespace,
+        tools: &Tools<'_>,
+        reload: bool,
+    ) -> Result<(), Error> {
         let current = std::fs::read_to_string(&self.config_file).unwrap_or_default();
         match self.running() {
             Some(pid) if current == config => {
@@ -244,7 +255,8 @@ mod tests {
 
     #[test]
     fn resolvers_on_the_loopback_address_are_no_use_to_guests() {
-        let text = "# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\n nameserver\t192.0.2.2\nnameserver ::1\noptions a\n";
+        let text =
+            "# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\n nameserver\t192.0.2.2\nnameserver ::1\noptions a\n";
         assert_eq!(resolvers(text), ["192.0.2.1", "192.0.2.2"].map(|a| a.parse::<Ipv4Addr>().unwrap()));
     }
 

@@ -47,7 +47,9 @@ pub struct NetworkDir(pub PathBuf);
 impl NetworkDir {
     /// Makes the folders.
     pub fn create(&self) -> Result<(), FileError> {
-        for (dir, mode) in [(self.0.clone(), 0o755), (self.dhcp(), 0o755), (self.names(), 0o755), (self.leases(), 0o700)] {
+        for (dir, mode) in
+            [(self.0.clone(), 0o755), (self.dhcp(), 0o755), (self.names(), 0o755), (self.leases(), 0o700)]
+        {
             fs::create_dir_all(&dir).map_err(|e| FileError::new("making", &dir, e))?;
             let mode = fs::Permissions::from_mode(mode);
             fs::set_permissions(&dir, mode).map_err(|e| FileError::new("making", &dir, e))?;
@@ -86,8 +88,8 @@ impl NetworkDir {
     pub fn write_lease(&self, lease: &Lease) -> Result<bool, FileError> {
         let path = self.leases().join(format!("{}.json", lease.nic_id));
         let old: Option<Lease> = read_json(&path)?;
-        let complete = self.dhcp().join(lease.nic_id.to_string()).exists()
-            && self.names().join(lease.nic_id.to_string()).exists();
+        let complete =
+            self.dhcp().join(lease.nic_id.to_string()).exists() && self.names().join(lease.nic_id.to_string()).exists();
         if old.as_ref() == Some(lease) && complete {
             return Ok(false);
         }

@@ -67,8 +67,11 @@ pub async fn bind(namespace: &Namespace) -> Result<tokio::net::TcpListener, Erro
             Ok(listener)
         })
         .await?;
-    tokio::net::TcpListener::from_std(listener)
-        .map_err(|source| Error::Namespace { doing: "listened in", path: namespace.path().to_owned(), source })
+    tokio::net::TcpListener::from_std(listener).map_err(|source| Error::Namespace {
+        doing: "listened in",
+        path: namespace.path().to_owned(),
+        source,
+    })
 }
 
 /// Serves until `stop`.
@@ -156,7 +159,8 @@ impl Service {
         if headers.contains_key("x-forwarded-for") {
             return text(StatusCode::FORBIDDEN, "");
         }
-        let ttl = headers.get("x-aws-ec2-metadata-token-ttl-seconds").and_then(|v| v.to_str().ok()?.parse::<u32>().ok());
+        let ttl =
+            headers.get("x-aws-ec2-metadata-token-ttl-seconds").and_then(|v| v.to_str().ok()?.parse::<u32>().ok());
         match ttl {
             Some(ttl @ 1..=21600) => {
                 let mut answer = text(StatusCode::OK, self.tokens.issue(guest, ttl, Timestamp::now()));
@@ -201,7 +205,10 @@ impl Service {
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn guest_ready(data_dir: &std::path::Path, vm_id: VmId) -> Result<Option<serde_json::Value>, super::files::FileError> {
+pub fn guest_ready(
+    data_dir: &std::path::Path,
+    vm_id: VmId,
+) -> Result<Option<serde_json::Value>, super::files::FileError> {
     read_json(&vm_dir(data_dir, vm_id).join(READY_FILE))
 }
 
@@ -230,7 +237,10 @@ fn document(data: &GuestData, path: &str) -> Option<String> {
 
 /// `latest`, `1.0` or a date.
 fn is_version(text: &str) -> bool {
-    let date = |t: &str| t.len() == 10 && t.bytes().enumerate().all(|(n, b)| if n == 4 || n == 7 { b == b'-' } else { b.is_ascii_digit() });
+    let date = |t: &str| {
+        t.len() == 10
+            && t.bytes().enumerate().all(|(n, b)| if n == 4 || n == 7 { b == b'-' } else { b.is_ascii_digit() })
+    };
     matches!(text, "latest" | "1.0") || date(text)
 }
 
@@ -276,10 +286,11 @@ fn ec2_meta_data(data: &GuestData, path: &str) -> Option<String> {
         "placement/availability-zone" => Some("kring".into()),
         "network" => first.map(|_| "interfaces/".into()),
         "network/interfaces" => first.map(|_| "macs/".into()),
-        other => other
-            .strip_prefix("public-keys")
-            .map(|rest| public_keys(data, rest.trim_start_matches('/')))
-            .or_else(|| other.strip_prefix("network/interfaces/macs").map(|rest| macs(data, rest.trim_start_matches('/'))))?,
+        other => {
+            other.strip_prefix("public-keys").map(|rest| public_keys(data, rest.trim_start_matches('/'))).or_else(
+                || other.strip_prefix("network/interfaces/macs").map(|rest| macs(data, rest.trim_start_matches('/'))),
+            )?
+        }
     }
 }
 
@@ -381,10 +392,16 @@ mod tests {
     #[test]
     fn what_is_not_there_is_not_found() {
         let data = data();
-        for path in
-            ["x", "latest/x", "latest/meta-data/public-keys/1", "latest/meta-data/public-keys/0/x", "2009-04-0x/meta-data/",
-             "latest/meta-data/network/interfaces/macs/x/mac", "latest/meta-data/../user-data", "openstack/x/user_data"]
-        {
+        for path in [
+            "x",
+            "latest/x",
+            "latest/meta-data/public-keys/1",
+            "latest/meta-data/public-keys/0/x",
+            "2009-04-0x/meta-data/",
+            "latest/meta-data/network/interfaces/macs/x/mac",
+            "latest/meta-data/../user-data",
+            "openstack/x/user_data",
+        ] {
             assert_eq!(document(&data, path), None, "{path}");
         }
     }

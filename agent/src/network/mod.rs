@@ -308,7 +308,12 @@ impl Networks {
     }
 
     /// Serves metadata in a network, unless that is done in the very same namespace.
-    async fn listen(&self, live: &mut HashMap<NetworkId, Live>, network_id: NetworkId, parts: &Parts) -> Result<(), Error> {
+    async fn listen(
+        &self,
+        live: &mut HashMap<NetworkId, Live>,
+        network_id: NetworkId,
+        parts: &Parts,
+    ) -> Result<(), Error> {
         let state = match live.entry(network_id) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {

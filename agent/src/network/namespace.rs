@@ -79,7 +79,10 @@ impl Namespace {
 
     /// Runs `work` inside, on a thread of its own. Sockets that it opens stay inside; so do
     /// `/proc/sys/net` and everything else of the network that it touches.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Error> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
         let path = self.path.clone();
         on_thread(move || {
             setns(File::open(&path)?, CloneFlags::CLONE_NEWNET)?;

@@ -55,18 +55,17 @@ pub fn ruleset(networks: &[Record]) -> String {
 
 /// Puts the rules for these networks in force; removes the table when there are none.
 pub async fn apply(networks: &[Record], tools: &Tools<'_>) -> Result<(), Error> {
-    let script = if networks.is_empty() {
-        format!("table ip {TABLE}\ndelete table ip {TABLE}\n")
-    } else {
-        ruleset(networks)
-    };
+    let script =
+        if networks.is_empty() { format!("table ip {TABLE}\ndelete table ip {TABLE}\n") } else { ruleset(networks) };
     tools.cmd("nft").args(["-f", "-"]).stdin(script).run(tools.cancel).await?;
     Ok(())
 }
 
 /// Rules of iptables that let a bridge's traffic pass, as arguments after `-I FORWARD`.
 fn iptables_rules(bridge: &str) -> [Vec<String>; 2] {
-    let rule = |direction: &str| ["FORWARD", direction, bridge, "-m", "comment", "--comment", TABLE, "-j", "ACCEPT"].map(str::to_string).to_vec();
+    let rule = |direction: &str| {
+        ["FORWARD", direction, bridge, "-m", "comment", "--comment", TABLE, "-j", "ACCEPT"].map(str::to_string).to_vec()
+    };
     [rule("-i"), rule("-o")]
 }
 

@@ -104,7 +104,11 @@ impl Host {
                 ip: ip.parse().unwrap(),
                 network: network.clone(),
             }],
-            cloud_init: CloudInit { hostname: "real-guest".into(), ssh_keys: vec!["ssh-ed25519 AAAA real".into()], user_data: None },
+            cloud_init: CloudInit {
+                hostname: "real-guest".into(),
+                ssh_keys: vec!["ssh-ed25519 AAAA real".into()],
+                user_data: None,
+            },
         }
     }
 
@@ -114,8 +118,13 @@ impl Host {
             storage_id: "01939f00-0000-7000-8000-00000000f001".parse::<StorageId>().unwrap(),
             path: self.dir.path().join("storage").display().to_string(),
         };
-        let mut volume =
-            VolumeSpec { volume_id: VolumeId::new(), storage, format: DiskFormat::Qcow2, size: Bytes::mib(64), base: None };
+        let mut volume = VolumeSpec {
+            volume_id: VolumeId::new(),
+            storage,
+            format: DiskFormat::Qcow2,
+            size: Bytes::mib(64),
+            base: None,
+        };
         if let Some(image) = image {
             let path = agent::storage::local::volume_path(&volume.storage, volume.volume_id, volume.format).unwrap();
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

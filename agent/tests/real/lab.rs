@@ -22,7 +22,13 @@ impl Drop for Host {
 }
 
 fn missing() -> Option<&'static str> {
-    let programs = ["/usr/sbin/libvirtd", "/usr/sbin/virtlogd", "/usr/bin/qemu-system-x86_64", "/usr/sbin/dnsmasq", "/usr/sbin/nft"];
+    let programs = [
+        "/usr/sbin/libvirtd",
+        "/usr/sbin/virtlogd",
+        "/usr/bin/qemu-system-x86_64",
+        "/usr/sbin/dnsmasq",
+        "/usr/sbin/nft",
+    ];
     if !nix::unistd::Uid::effective().is_root() {
         return Some("it needs root");
     }
@@ -49,8 +55,12 @@ pub fn on_host(name: &str, test: impl Future<Output = ()>) {
     let up = lab("host-ns.sh").args(["up", &host.0]).output().unwrap();
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
     let program = std::env::current_exe().unwrap();
-    let inside = lab("host-ns.sh").args(["exec", &host.0, "env", &format!("{INSIDE}=1")]).arg(program)
-        .args([name, "--exact", "--nocapture", "--test-threads=1"]).status().unwrap();
+    let inside = lab("host-ns.sh")
+        .args(["exec", &host.0, "env", &format!("{INSIDE}=1")])
+        .arg(program)
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .status()
+        .unwrap();
     assert!(inside.success(), "the test failed on its host");
 }
 

@@ -1,14 +1,15 @@
 //! The agent with the real thing: libvirt, QEMU, dnsmasq, nftables, the kernel's namespaces. Each test
 //! has a host of its own and is skipped, with the reason, where there can be none.
+#![expect(clippy::unwrap_used, reason = "what fails in a test's helper fails the test")]
 
 mod agent;
 mod lab;
 
 use std::time::Duration;
 
-use ::agent::ops::{network as network_ops, vm as vm_ops};
 use self::agent::{Host, cx, cx_within, ensure, network, start, until};
 use self::lab::{guest_image, on_host, sh};
+use ::agent::ops::{network as network_ops, vm as vm_ops};
 use shared::Code;
 use shared::api::network::NetworkKind;
 use shared::api::vm::{ConsoleKind, StopMode};
@@ -20,7 +21,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What is on the host of Kring's networks; "0" when there is nothing.
 fn left_over() -> String {
-    sh("ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep netns/kring- /proc/self/mounts")
+    sh(
+        "ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep netns/kring- /proc/self/mounts",
+    )
 }
 
 #[test]
@@ -52,7 +55,10 @@ fn real_life_of_a_vm() {
 
         let paused = vm_ops::pause(app, &cx(), PauseVm { vm_id: vm.vm_id }).await.unwrap();
         assert_eq!(paused.power, PowerState::Paused);
-        until("the digest knows of the pause", || (host.hypervisor().power(vm.vm_id) == Some(PowerState::Paused)).then_some(())).await;
+        until("the digest knows of the pause", || {
+            (host.hypervisor().power(vm.vm_id) == Some(PowerState::Paused)).then_some(())
+        })
+        .await;
         let resumed = vm_ops::resume(app, &cx(), ResumeVm { vm_id: vm.vm_id }).await.unwrap();
         assert_eq!(resumed.power, PowerState::Running);
 
@@ -78,7 +84,8 @@ fn real_life_of_a_vm() {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), crashed).await.unwrap();
-        let restarted = vm_ops::reboot(app, &cx(), RebootVm { vm_id: vm.vm_id, mode: StopMode::Graceful, timeout_s: 1 }).await;
+        let restarted =
+            vm_ops::reboot(app, &cx(), RebootVm { vm_id: vm.vm_id, mode: StopMode::Graceful, timeout_s: 1 }).await;
         assert_eq!(restarted.unwrap().power, PowerState::Running);
 
         let log = ReadConsoleLog { vm_id: vm.vm_id, offset: Some(0), max: 1 << 20 };
@@ -117,7 +124,13 @@ fn real_disks_are_plugged_in_and_out() {
         let other = AttachVolume { vm_id, disk: host.disk("vdb", None) };
         assert_eq!(vm_ops::attach_volume(app, &cx(), other).await.unwrap_err().code, Code::InvalidState);
         let serial = ::agent::libvirt::xml::device::Disk::serial(disk.volume.volume_id);
-        let everywhere = || format!("{}{}", sh(&format!("virsh dumpxml kring-{vm_id}")), sh(&format!("virsh dumpxml --inactive kring-{vm_id}")));
+        let everywhere = || {
+            format!(
+                "{}{}",
+                sh(&format!("virsh dumpxml kring-{vm_id}")),
+                sh(&format!("virsh dumpxml --inactive kring-{vm_id}"))
+            )
+        };
         assert_eq!(everywhere().matches(&format!("<serial>{serial}</serial>")).count(), 2);
         let disks = host.hypervisor().identity(vm_id).await.unwrap().unwrap().disks;
         assert_eq!(disks.len(), 2);
@@ -147,7 +160,10 @@ fn real_disks_are_plugged_in_and_out() {
 
         // While it is stopped, too.
         vm_ops::stop(app, &cx(), StopVm { vm_id, mode: StopMode::Force, timeout_s: 1 }).await.unwrap();
-        assert_eq!(::agent::ops::console::open(app, vm_id, ConsoleKind::Vnc).await.err().unwrap().code, Code::InvalidState);
+        assert_eq!(
+            ::agent::ops::console::open(app, vm_id, ConsoleKind::Vnc).await.err().unwrap().code,
+            Code::InvalidState
+        );
         vm_ops::attach_volume(app, &cx(), AttachVolume { vm_id, disk: disk.clone() }).await.unwrap();
         assert!(everywhere().contains(&serial));
         vm_ops::detach_volume(app, &cx(), detach()).await.unwrap();
@@ -167,8 +183,10 @@ fn real_networks_are_repaired() {
         let command = || EnsureNetwork { network: net.clone() };
         network_ops::ensure(app, &cx(), command()).await.unwrap();
         let state = || {
-            sh("ip -br addr show dev kr-ab12cd03 | tr -s ' '; ip -br link | grep -c ^kv-ab12cd03; nft list table ip kring | grep -c masquerade; \
-                curl -s -m 5 -o /dev/null -w '%{http_code}' --interface kr-ab12cd03 http://10.77.3.2/ ; pgrep -c dnsmasq; cat /proc/sys/net/ipv4/ip_forward")
+            sh(
+                "ip -br addr show dev kr-ab12cd03 | tr -s ' '; ip -br link | grep -c ^kv-ab12cd03; nft list table ip kring | grep -c masquerade; \
+                curl -s -m 5 -o /dev/null -w '%{http_code}' --interface kr-ab12cd03 http://10.77.3.2/ ; pgrep -c dnsmasq; cat /proc/sys/net/ipv4/ip_forward",
+            )
         };
         let whole = state();
         assert!(whole.contains("10.77.3.1/24"), "{whole}");

@@ -188,7 +188,11 @@ pub(crate) mod tests {
                 ip: "10.77.0.10".parse().unwrap(),
                 network: network(),
             }],
-            cloud_init: CloudInit { hostname: "web-1".into(), ssh_keys: vec!["ssh-ed25519 AAAA me".into()], user_data: None },
+            cloud_init: CloudInit {
+                hostname: "web-1".into(),
+                ssh_keys: vec!["ssh-ed25519 AAAA me".into()],
+                user_data: None,
+            },
         }
     }
 
@@ -205,7 +209,13 @@ pub(crate) mod tests {
                 device: "vda".into(),
                 direct: true,
             }],
-            nics: vec![Nic { mac: vm.nics[0].mac.clone(), ip: vm.nics[0].ip, bridge: "kr-ab12cd34".into(), mtu: 1500, filtered: true }],
+            nics: vec![Nic {
+                mac: vm.nics[0].mac.clone(),
+                ip: vm.nics[0].ip,
+                bridge: "kr-ab12cd34".into(),
+                mtu: 1500,
+                filtered: true,
+            }],
             seed: "/var/lib/kring/vms/1/seed.img".into(),
             serial_log: "/var/lib/kring/vms/1/serial.log".into(),
             vm,

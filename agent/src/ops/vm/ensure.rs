@@ -10,6 +10,7 @@
 //! they are the business of the controller's undo.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -105,10 +106,8 @@ async fn build(app: &Arc<App>, cx: &TaskCx, command: &EnsureVm) -> Result<VmRepo
 async fn ensure_networks(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<HashMap<NetworkId, String>> {
     let mut bridges = HashMap::new();
     for nic in &vm.nics {
-        let id = nic.network.network_id;
-        if !bridges.contains_key(&id) {
-            let bridge = cx.until_cancelled(app.networks.ensure(&nic.network, &cx.cancel)).await?;
-            bridges.insert(id, bridge);
+        if let Entry::Vacant(entry) = bridges.entry(nic.network.network_id) {
+            entry.insert(cx.until_cancelled(app.networks.ensure(&nic.network, &cx.cancel)).await?);
         }
     }
     Ok(bridges)
@@ -140,7 +139,10 @@ async fn domain_spec(
     let (data, folder) = (GuestData::of(vm), dir.clone());
     let (seed, direct) = tokio::task::spawn_blocking(move || {
         let seed = data.write(&folder)?;
-        Ok::<_, crate::storage::FileError>((seed, files.into_iter().map(|f| (takes_direct_io(&f), f)).collect::<Vec<_>>()))
+        Ok::<_, crate::storage::FileError>((
+            seed,
+            files.into_iter().map(|f| (takes_direct_io(&f), f)).collect::<Vec<_>>(),
+        ))
     })
     .await
     .map_err(Error::internal)??;
