@@ -1,1 +1,3 @@
+//! The integration tests: one binary, one module per noun, each test with a controller of its own.
 
+mod architecture;

@@ -1,0 +1,73 @@
+//! `kring-sim`: simulated hosts for a real controller.
+//!
+//! Gets a one-time token for each host from the controller's API, has the hosts join, and serves
+//! until it is interrupted. See `harness::sim::control` for what can be done on its control port.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Parser;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use harness::client::Client;
+use harness::sim::{Options, Sim, control, tls};
+use tokio::net::TcpListener;
+
+/// Simulated hosts that speak the agent's wire for real.
+#[derive(Parser)]
+#[command(version, after_help = "Example:\n  kring-sim --config ~/.config/kring/config.toml --hosts 1000")]
+struct Args {
+    /// Configuration of the kring command: the controller and an admin's token.
+    #[arg(long, env = "KRING_CONFIG")]
+    config: PathBuf,
+    /// How many hosts.
+    #[arg(long, default_value_t = 10)]
+    hosts: usize,
+    /// How many join at the same time.
+    #[arg(long, default_value_t = 16)]
+    parallel: usize,
+    /// Hosts are named after it, with a number.
+    #[arg(long, default_value = "sim")]
+    prefix: String,
+    /// The same seed gives the same faults.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Part of the commands, 0 to 1, that are answered by callback.
+    #[arg(long, default_value_t = 0.0)]
+    deferred: f64,
+    /// Processors of a host.
+    #[arg(long, default_value_t = 16)]
+    cpus: u32,
+    /// Memory of a host.
+    #[arg(long, default_value = "64GiB")]
+    memory: shared::units::Bytes,
+    /// Port of the control interface on 127.0.0.1; any when 0.
+    #[arg(long, default_value_t = 0)]
+    control: u16,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tls::install_provider();
+    let args = Args::parse();
+    let api = Client::from_cli_config(&args.config)?;
+    let sim = Arc::new(Sim::new(Options {
+        seed: args.seed,
+        prefix: args.prefix,
+        deferred: args.deferred,
+        cpus: args.cpus,
+        memory: args.memory,
+        ..Options::new(api.url())
+    }));
+    let joins = stream::iter(0..args.hosts).map(|_| async {
+        let token = api.join_token().await?;
+        sim.join(&token.token).await
+    });
+    let joined = joins.buffer_unordered(args.parallel.max(1)).try_collect::<Vec<_>>().await?;
+    let listener = TcpListener::bind(("127.0.0.1", args.control)).await?;
+    println!("{} hosts joined; control port: http://{}", joined.len(), listener.local_addr()?);
+    control::listen(&sim, listener);
+    tokio::signal::ctrl_c().await?;
+    sim.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,426 @@
+//! One simulated host: its lives as an agent, its faults as a machine, and what an operator does on
+//! it behind the controller's back.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use shared::id::{HostId, ImageId, VmId};
+use shared::name::Name;
+use shared::units::Bytes;
+use shared::wire::TaskReport;
+use shared::wire::event::{AgentEvent, AgentEvents};
+use shared::wire::host::{HostFacts, Inventory, Joined, NicFact, Pong, Renew, VirtMode};
+use shared::wire::image::{ImageInfo, ImageOrigin, ImageSpec};
+use shared::wire::vm::PowerState;
+use shared::{Code, Error, Result};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::fault::{Plan, chance};
+use super::state::{Domain, State};
+use super::task::Table;
+use super::tls::Identity;
+use super::{HostSpec, Shared, outbound, serve, tls};
+
+/// How often a callback or a batch of events is tried.
+const TRIES: u32 = 8;
+/// The first wait between two tries; each is twice as long as the one before.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Events in one request.
+const BATCH: usize = 256;
+
+/// What one process of the agent has.
+pub(super) struct Life {
+    pub token: CancellationToken,
+    pub agent_id: Uuid,
+    table: Mutex<Table>,
+}
+
+impl Life {
+    fn new(token: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { token, agent_id: Uuid::new_v4(), table: Mutex::default() })
+    }
+
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One simulated host.
+pub struct Host {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: Name,
+    /// Where its agent listens.
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    spec: HostSpec,
+    identity: Mutex<Arc<Identity>>,
+    life: Mutex<Arc<Life>>,
+    boot_id: Mutex<Uuid>,
+    state: Mutex<State>,
+    events: Mutex<VecDeque<AgentEvent>>,
+    sending: AtomicBool,
+    silent: AtomicBool,
+    requests: AtomicU64,
+    frozen: watch::Sender<bool>,
+    listening: Mutex<Option<CancellationToken>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    /// A host that has joined; it serves `listener` from now on.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        spec: HostSpec,
+        identity: Identity,
+        listener: TcpListener,
+    ) -> anyhow::Result<Arc<Self>> {
+        shared.names.set(&identity);
+        let life = Life::new(shared.stop.child_token());
+        let host = Arc::new(Self {
+            id: identity.host_id,
+            name: spec.name.clone(),
+            address: listener.local_addr()?,
+            spec,
+            identity: Mutex::new(Arc::new(identity)),
+            life: Mutex::new(life),
+            boot_id: Mutex::new(Uuid::new_v4()),
+            state: Mutex::default(),
+            events: Mutex::default(),
+            sending: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            frozen: watch::Sender::new(false),
+            listening: Mutex::default(),
+            shared,
+        });
+        host.listen(listener);
+        Ok(host)
+    }
+
+    fn listen(self: &Arc<Self>, listener: TcpListener) {
+        let until = self.shared.stop.child_token();
+        *lock(&self.listening) = Some(until.clone());
+        self.spawn(serve::listen(Arc::clone(self), listener, until));
+    }
+
+    /// What is on the host. Not held across an await.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Certificate and key, to act as this host.
+    #[must_use]
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&lock(&self.identity))
+    }
+
+    pub(super) fn life(&self) -> Arc<Life> {
+        Arc::clone(&lock(&self.life))
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.shared.tasks.spawn(task);
+    }
+
+    pub(super) fn server_config(&self) -> Arc<rustls::ServerConfig> {
+        self.shared.server_config()
+    }
+
+    /// What happens to the next request.
+    pub(super) fn plan(&self, path: &str) -> Plan {
+        let n = self.requests.fetch_add(1, Relaxed);
+        let mut plan = self.shared.faults.plan(self.id, path, n);
+        let salt = u64::from(self.address.port());
+        plan.defer |= chance(self.shared.options.seed, salt, n) < self.shared.options.deferred;
+        plan
+    }
+
+    /// The generation that is recorded with a VM's domain.
+    pub(super) fn recorded_generation(&self, resource: Uuid) -> u64 {
+        self.state().vms.get(&VmId::from_uuid(resource)).map_or(0, |domain| domain.generation)
+    }
+
+    /// Bytes of the disk, and how many are free.
+    #[must_use]
+    pub fn disk(&self) -> (Bytes, Bytes) {
+        (self.spec.disk, self.state().available.unwrap_or(self.spec.disk))
+    }
+
+    /// What the agent finds on the host.
+    #[must_use]
+    pub fn facts(&self) -> HostFacts {
+        facts(&self.spec)
+    }
+
+    /// Everything of Kring on the host, with all storages.
+    ///
+    /// # Errors
+    /// `host_failed` while libvirt does not answer.
+    pub fn inventory(&self) -> Result<Inventory> {
+        let facts = self.facts();
+        let state = self.state();
+        state.check_libvirt()?;
+        Ok(Inventory {
+            facts,
+            vms: state.reports(),
+            foreign_domains: state.foreign.iter().cloned().collect(),
+            volumes: state.volumes.iter().map(|(id, volume)| (volume.storage_id, *id)).collect(),
+            images: state.images.keys().copied().collect(),
+            networks: state.networks.iter().copied().collect(),
+            storages: Vec::new(),
+        })
+    }
+
+    pub(super) fn pong(&self) -> Pong {
+        let (digest, libvirt_error) = {
+            let state = self.state();
+            (state.digest(), state.libvirt_error.clone())
+        };
+        Pong {
+            host_id: self.id,
+            boot_id: *lock(&self.boot_id),
+            agent_id: self.life().agent_id,
+            agent_version: env!("CARGO_PKG_VERSION").to_string(),
+            digest,
+            libvirt_error,
+        }
+    }
+
+    // ---- What happens to the agent and to the machine.
+
+    /// Kills the agent and starts it again: its tasks are forgotten, what is on the host stays.
+    pub fn restart(self: &Arc<Self>) {
+        let next = Life::new(self.shared.stop.child_token());
+        let last = std::mem::replace(&mut *lock(&self.life), next);
+        last.token.cancel();
+        self.push(AgentEvent::AgentStarted);
+    }
+
+    /// Restarts the machine: as [`Self::restart`], and no domain runs afterwards.
+    pub fn reboot(self: &Arc<Self>) {
+        for domain in self.state().vms.values_mut() {
+            domain.power = PowerState::Stopped;
+        }
+        *lock(&self.boot_id) = Uuid::new_v4();
+        self.restart();
+    }
+
+    /// Nobody listens any more; what is on the host stays.
+    pub fn down(&self) {
+        if let Some(listening) = lock(&self.listening).take() {
+            listening.cancel();
+        }
+        self.life().token.cancel();
+    }
+
+    /// Listens again, as a new process of the agent.
+    ///
+    /// # Errors
+    /// When the address is taken meanwhile.
+    pub async fn up(self: &Arc<Self>) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(self.address).await?;
+        self.listen(listener);
+        self.restart();
+        Ok(())
+    }
+
+    /// Takes connections and answers nothing until [`Self::thaw`].
+    pub fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    /// Goes on after [`Self::freeze`].
+    pub fn thaw(&self) {
+        self.frozen.send_replace(false);
+    }
+
+    pub(super) async fn thawed(&self) {
+        let mut frozen = self.frozen.subscribe();
+        // The sender lives in this host, so this ends only when it is thawed.
+        let _ = frozen.wait_for(|frozen| !frozen).await;
+    }
+
+    /// Removes everything from the host, as a reinstallation does.
+    pub fn wipe(self: &Arc<Self>) {
+        *self.state() = State::default();
+        self.restart();
+    }
+
+    /// Whether events are pushed: a host that is silent is only found out by its pings.
+    pub fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Relaxed);
+    }
+
+    // ---- What an operator does there.
+
+    /// Changes what a domain is doing, as `virsh start`, `destroy`, `suspend` or a crash would.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn virsh(self: &Arc<Self>, vm_id: VmId, power: PowerState) -> Result<()> {
+        let vm = {
+            let mut state = self.state();
+            state.domain(vm_id)?.power = power;
+            state.report(vm_id)?
+        };
+        self.push(AgentEvent::VmChanged { vm });
+        Ok(())
+    }
+
+    /// Undefines a domain, as `virsh undefine` would.
+    pub fn virsh_undefine(self: &Arc<Self>, vm_id: VmId) {
+        if self.state().vms.remove(&vm_id).is_some() {
+            self.push(AgentEvent::VmGone { vm_id });
+        }
+    }
+
+    /// Puts a domain onto the host that carries Kring's metadata and that no controller has made.
+    pub fn plant(self: &Arc<Self>, vm_id: VmId, domain: Domain) {
+        let vm = {
+            let mut state = self.state();
+            state.vms.insert(vm_id, domain);
+            state.report(vm_id)
+        };
+        if let Ok(vm) = vm {
+            self.push(AgentEvent::VmChanged { vm });
+        }
+    }
+
+    // ---- What the host tells and asks the controller.
+
+    /// Puts an event into the queue and sees that it is sent.
+    pub(super) fn push(self: &Arc<Self>, event: AgentEvent) {
+        if self.silent.load(Relaxed) || self.shared.stop.is_cancelled() {
+            return;
+        }
+        lock(&self.events).push_back(event);
+        if !self.sending.swap(true, Relaxed) {
+            let (host, stop) = (Arc::clone(self), self.shared.stop.clone());
+            self.spawn(async move {
+                stop.run_until_cancelled(host.send_events()).await;
+            });
+        }
+    }
+
+    async fn send_events(&self) {
+        loop {
+            let events: Vec<_> = {
+                let mut waiting = lock(&self.events);
+                if waiting.is_empty() {
+                    // Under the lock: whoever pushes next sees that nobody sends any more.
+                    self.sending.store(false, Relaxed);
+                    return;
+                }
+                let n = waiting.len().min(BATCH);
+                waiting.drain(..n).collect()
+            };
+            let batch = AgentEvents { host_id: self.id, events };
+            let url = format!("{}/agent/v1/events", self.shared.controller());
+            self.post(&url, &batch).await;
+        }
+    }
+
+    /// Posts to the controller, again when it is not reached, and gives up after a while.
+    async fn post(&self, url: &str, body: &impl serde::Serialize) {
+        let Ok(body) = serde_json::to_vec(body) else { return };
+        let mut wait = FIRST_WAIT;
+        for _ in 0..TRIES {
+            self.thawed().await;
+            match self.ask(Method::POST, url, body.clone()).await {
+                Ok(answer) if answer.status.is_server_error() => {}
+                Ok(_) => return,
+                Err(error) => tracing::debug!(host.id = %self.id, error = format!("{error:#}"), "not reached"),
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+
+    /// Posts the state of a task to its callback.
+    pub(super) async fn report(&self, callback: &str, report: &TaskReport) {
+        self.post(callback, report).await;
+    }
+
+    /// Sends a request to the controller with this host's certificate.
+    ///
+    /// # Errors
+    /// When the controller is not reached.
+    pub async fn ask(&self, method: Method, url: &str, body: Vec<u8>) -> anyhow::Result<outbound::Answer> {
+        let tls = tls::with_identity(self.shared.client(), &self.identity());
+        outbound::send(&tls, method, url, body).await
+    }
+
+    /// Asks for a new certificate and uses it from then on.
+    ///
+    /// # Errors
+    /// When the controller refuses, or its answer does not fit.
+    pub async fn renew(&self) -> anyhow::Result<()> {
+        let (key, csr) = tls::key_and_request()?;
+        let url = format!("{}/agent/v1/renew", self.shared.controller());
+        let joined: Joined = self.ask(Method::POST, &url, serde_json::to_vec(&Renew { csr })?).await?.read()?;
+        let identity = Identity::new(joined.host_id, joined.certificate, joined.ca, key)?;
+        anyhow::ensure!(identity.host_id == self.id, "the new certificate is for another host");
+        self.shared.names.set(&identity);
+        *lock(&self.identity) = Arc::new(identity);
+        Ok(())
+    }
+
+    /// What an image turns out to be: an upload is fetched from the controller, a URL is looked up in
+    /// the simulator's table.
+    pub(super) async fn fetch(&self, spec: &ImageSpec) -> Result<ImageInfo> {
+        match &spec.origin {
+            ImageOrigin::Url { url } => self.shared.image(url),
+            ImageOrigin::Controller => self.fetch_upload(spec.image_id).await,
+        }
+    }
+
+    async fn fetch_upload(&self, id: ImageId) -> Result<ImageInfo> {
+        let url = format!("{}/agent/v1/images/{id}/content", self.shared.controller());
+        let failed = |text: String| Error::new(Code::DownloadFailed, text);
+        let answer = self.ask(Method::GET, &url, Vec::new()).await.map_err(|e| failed(format!("{e:#}")))?;
+        if !answer.status.is_success() {
+            return Err(failed(format!("the controller answered {}", answer.status)));
+        }
+        let size = answer.body.len() as u64;
+        let head = &answer.body[..answer.body.len().min(shared::image_header::HEAD_LEN)];
+        let header = shared::image_header::inspect(head, size)?;
+        Ok(ImageInfo {
+            format: header.format,
+            sha256: super::sha256_hex(&answer.body),
+            size: Bytes(size),
+            virtual_size: Bytes(header.virtual_size),
+        })
+    }
+}
+
+/// What an agent would find on such a host.
+pub(super) fn facts(spec: &HostSpec) -> HostFacts {
+    HostFacts {
+        hostname: spec.name.to_hostname(),
+        os: "Simulated".to_string(),
+        kernel: "0".to_string(),
+        arch: spec.arch.clone(),
+        cpu_model: "Simulated".to_string(),
+        cpu_flags: vec!["vmx".to_string()],
+        cpus: spec.cpus,
+        memory: spec.memory,
+        nics: vec![NicFact { name: "eth0".to_string(), up: true, mtu: 1500, ..NicFact::default() }],
+        libvirt_version: "9.0.0".to_string(),
+        qemu_version: "7.2.0".to_string(),
+        virt_mode: VirtMode::Kvm,
+        agent_version: env!("CARGO_PKG_VERSION").to_string(),
+        ..HostFacts::default()
+    }
+}

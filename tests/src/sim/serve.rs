@@ -1,0 +1,149 @@
+//! The listener of a simulated host: HTTP/1.1 over mutual TLS, as the wire says, with the faults that
+//! hit a connection.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use shared::id::TaskId;
+use shared::wire::Empty;
+use shared::{Code, Error, Result};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::host::Host;
+use super::task::{Order, submit};
+
+type Answer = Response<Full<Bytes>>;
+
+/// The connection breaks off instead of an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("a fault broke the connection off")]
+struct BrokenOff;
+
+/// Serves connections until `until` is cancelled.
+pub(super) async fn listen(host: Arc<Host>, listener: TcpListener, until: CancellationToken) {
+    while let Some(accepted) = until.run_until_cancelled(listener.accept()).await {
+        let Ok((stream, _)) = accepted else { continue };
+        let (of, until) = (Arc::clone(&host), until.clone());
+        host.spawn(async move {
+            // A client that breaks off, or one whose certificate is refused, is the client's business.
+            let _ = until.run_until_cancelled(connection(of, stream)).await;
+        });
+    }
+}
+
+async fn connection(host: Arc<Host>, stream: TcpStream) -> anyhow::Result<()> {
+    host.thawed().await;
+    stream.set_nodelay(true)?;
+    let life = host.life().token.clone();
+    let stream = TlsAcceptor::from(host.server_config()).accept(stream).await?;
+    let service = service_fn(|request: Request<Incoming>| {
+        let host = Arc::clone(&host);
+        async move {
+            host.thawed().await;
+            answer(&host, request).await
+        }
+    });
+    let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    // A restart of the agent breaks its connections off.
+    if let Some(result) = life.run_until_cancelled(serve).await {
+        result?;
+    }
+    Ok(())
+}
+
+async fn answer(host: &Arc<Host>, request: Request<Incoming>) -> std::result::Result<Answer, BrokenOff> {
+    let path = request.uri().path().to_string();
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
+    let method = request.method().clone();
+    match parts.as_slice() {
+        ["v1", "ping"] if method == get => ping(host).await,
+        ["v1", "facts"] if method == get => Ok(give(Ok(host.facts()))),
+        ["v1", "inventory"] if method == get => Ok(give(host.inventory())),
+        ["v1", "commands", noun, verb] if method == post => command(host, &format!("{noun}/{verb}"), request).await,
+        ["v1", "tasks", id] if method == get => Ok(give(find(host, id).map(|entry| entry.report()))),
+        ["v1", "tasks", id] if method == delete => Ok(match find(host, id) {
+            Ok(entry) => {
+                entry.cancel();
+                json(StatusCode::ACCEPTED, &Empty {})
+            }
+            Err(error) => refuse(&error),
+        }),
+        _ => Ok(refuse(&Error::new(Code::NotFound, "the simulator has nothing at this path"))),
+    }
+}
+
+async fn ping(host: &Arc<Host>) -> std::result::Result<Answer, BrokenOff> {
+    let plan = host.plan("ping");
+    if plan.silence || plan.hang {
+        std::future::pending::<Infallible>().await;
+    }
+    tokio::time::sleep(plan.delay).await;
+    match plan.fail {
+        _ if plan.drop_before || plan.drop_after => Err(BrokenOff),
+        Some(error) => Ok(refuse(&error)),
+        None => Ok(give(Ok(host.pong()))),
+    }
+}
+
+async fn command(host: &Arc<Host>, path: &str, request: Request<Incoming>) -> std::result::Result<Answer, BrokenOff> {
+    let plan = host.plan(path);
+    if plan.silence {
+        std::future::pending::<Infallible>().await;
+    }
+    if plan.drop_before {
+        return Err(BrokenOff);
+    }
+    let (drop_after, defer) = (plan.drop_after, plan.defer);
+    let (head, body) = request.into_parts();
+    let Ok(body) = body.collect().await else { return Err(BrokenOff) };
+    let submitted = Order::read(&head.headers).and_then(|order| submit(host, order, path, &body.to_bytes(), plan));
+    let (entry, new) = match submitted {
+        Ok(submitted) => submitted,
+        Err(error) => return Ok(refuse(&error)),
+    };
+    if drop_after {
+        entry.wait().await;
+        return Err(BrokenOff);
+    }
+    let outcome = if new && defer { None } else { entry.quick_outcome().await };
+    Ok(outcome.map_or_else(|| json(StatusCode::ACCEPTED, &Empty {}), give))
+}
+
+fn find(host: &Host, id: &str) -> Result<Arc<super::task::Entry>> {
+    let id: TaskId = id.parse().map_err(|e: shared::id::InvalidId| Error::new(Code::InvalidRequest, e.to_string()))?;
+    host.life().table().get(id).ok_or_else(|| Error::not_found("task", id))
+}
+
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => {
+            let mut answer = Response::new(Full::new(Bytes::from(bytes)));
+            *answer.status_mut() = status;
+            answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            answer
+        }
+        Err(error) => refuse(&Error::internal(error)),
+    }
+}
+
+pub(super) fn refuse(error: &Error) -> Answer {
+    json(StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error)
+}
+
+pub(super) fn give<T: Serialize>(result: Result<T>) -> Answer {
+    match result {
+        Ok(value) => json(StatusCode::OK, &value),
+        Err(error) => refuse(&error),
+    }
+}

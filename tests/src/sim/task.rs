@@ -1,0 +1,299 @@
+//! Tasks of a simulated host: run once whatever is repeated, one at a time per resource in the order
+//! of arrival, refused when their generation is stale, forgotten when the agent restarts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use serde_json::Value;
+use shared::id::TaskId;
+use shared::time::Timestamp;
+use shared::wire::{HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_TASK, TaskReport};
+use shared::{Code, Error, Result};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::fault::{Halfway, Plan};
+use super::host::Host;
+use super::ops;
+
+/// How long a command may take to be answered with its outcome.
+const QUICK: Duration = Duration::from_millis(250);
+/// Tasks that are remembered after they ended.
+const KEEP: usize = 64;
+
+/// How a task ended.
+pub type Outcome = Result<Value>;
+
+/// One task.
+pub(super) struct Entry {
+    id: TaskId,
+    path: String,
+    outcome: watch::Sender<Option<Outcome>>,
+    callback: Mutex<Option<String>>,
+    /// Whether the outcome goes to the callback, because the request was answered without it.
+    owed: Mutex<bool>,
+    cancel: CancellationToken,
+}
+
+impl Entry {
+    fn lock_owed(&self) -> MutexGuard<'_, bool> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn callback(&self) -> Option<String> {
+        self.callback.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How far the task is.
+    pub fn report(&self) -> TaskReport {
+        match &*self.outcome.borrow() {
+            Some(Ok(reply)) => TaskReport::Done { task_id: self.id, reply: reply.clone() },
+            Some(Err(error)) => TaskReport::Failed { task_id: self.id, error: error.clone() },
+            None => TaskReport::Running { task_id: self.id, progress: 50, doing: "works".to_string() },
+        }
+    }
+
+    /// Asks the task to stop.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// The outcome when it is there soon; otherwise it will go to the callback.
+    pub async fn quick_outcome(&self) -> Option<Outcome> {
+        let ended = self.outcome.borrow().clone();
+        if ended.is_some() || *self.lock_owed() {
+            return ended;
+        }
+        let mut outcome = self.outcome.subscribe();
+        // When the request breaks off, this future is dropped and the outcome is owed.
+        let guard = Owed(self);
+        let soon = tokio::time::timeout(QUICK, outcome.wait_for(Option::is_some)).await;
+        let outcome = soon.ok().and_then(Result::ok).and_then(|outcome| outcome.clone());
+        if outcome.is_some() {
+            std::mem::forget(guard);
+            return outcome;
+        }
+        drop(guard);
+        // It may have ended between the two: then nobody has posted it, and it is answered here.
+        if *self.lock_owed() { None } else { self.outcome.borrow().clone() }
+    }
+
+    /// The outcome, however long it takes.
+    pub async fn wait(&self) {
+        let mut outcome = self.outcome.subscribe();
+        // The sender lives in this entry, so this ends only with an outcome.
+        let _ = outcome.wait_for(Option::is_some).await;
+    }
+}
+
+/// Marks the outcome as owed to the callback, unless it is there already.
+struct Owed<'a>(&'a Entry);
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        let mut owed = self.0.lock_owed();
+        *owed = self.0.outcome.borrow().is_none();
+    }
+}
+
+/// What one life of an agent remembers.
+#[derive(Default)]
+pub(super) struct Table {
+    tasks: HashMap<TaskId, Arc<Entry>>,
+    ended: std::collections::VecDeque<TaskId>,
+    tails: HashMap<Uuid, oneshot::Receiver<()>>,
+    newest: HashMap<Uuid, u64>,
+}
+
+impl Table {
+    pub fn get(&self, id: TaskId) -> Option<Arc<Entry>> {
+        self.tasks.get(&id).cloned()
+    }
+
+    fn end(&mut self, id: TaskId) {
+        self.ended.push_back(id);
+        if self.ended.len() > KEEP
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.tasks.remove(&oldest);
+        }
+    }
+}
+
+/// The conditions of a command.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    pub task_id: TaskId,
+    pub callback: Option<String>,
+    pub generation: u64,
+    pub deadline: Instant,
+}
+
+impl Order {
+    /// Reads them from the headers.
+    pub fn read(headers: &HeaderMap) -> Result<Self> {
+        let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+        let number = |name: &str| {
+            let number = text(name).and_then(|t| t.parse::<u64>().ok());
+            number.ok_or_else(|| Error::invalid(name, "must be a decimal number"))
+        };
+        let task_id = text(HEADER_TASK).and_then(|t| t.parse().ok());
+        let now = u64::try_from(Timestamp::now().ms()).unwrap_or(0);
+        let left = number(HEADER_DEADLINE)?.saturating_sub(now).min(24 * 3600 * 1000);
+        Ok(Self {
+            task_id: task_id.ok_or_else(|| Error::invalid(HEADER_TASK, "must be the UUID of the task"))?,
+            callback: text(HEADER_CALLBACK).map(str::to_string),
+            generation: number(HEADER_GENERATION)?,
+            deadline: Instant::now() + Duration::from_millis(left),
+        })
+    }
+}
+
+/// What an operation sees of its task.
+pub(super) struct TaskCx {
+    pub generation: u64,
+    pub deadline: Instant,
+    pub halfway: Option<Halfway>,
+}
+
+/// Takes a command: the task that it already is, or a new one (true) in the queue of its resource.
+pub(super) fn submit(
+    host: &Arc<Host>,
+    order: Order,
+    path: &str,
+    body: &[u8],
+    plan: Plan,
+) -> Result<(Arc<Entry>, bool)> {
+    let resource = ops::resource(path, body)?;
+    let life = host.life();
+    let mut table = life.table();
+    if let Some(known) = table.tasks.get(&order.task_id) {
+        if known.path != path {
+            return Err(Error::new(Code::Conflict, "this task id belongs to another command"));
+        }
+        if order.callback.is_some() {
+            *known.callback.lock().unwrap_or_else(PoisonError::into_inner) = order.callback;
+        }
+        return Ok((Arc::clone(known), false));
+    }
+    if order.deadline <= Instant::now() {
+        return Err(Error::new(Code::DeadlineExceeded, "the deadline of the command has passed"));
+    }
+    let newest = table.newest.entry(resource).or_insert(0);
+    *newest = (*newest).max(host.recorded_generation(resource));
+    if order.generation < *newest {
+        return Err(stale(order.generation, *newest));
+    }
+    *newest = order.generation;
+    let entry = Arc::new(Entry {
+        id: order.task_id,
+        path: path.to_string(),
+        outcome: watch::Sender::new(None),
+        callback: Mutex::new(order.callback),
+        owed: Mutex::new(plan.defer),
+        cancel: life.token.child_token(),
+    });
+    let (mine, end) = oneshot::channel();
+    let before = table.tails.insert(resource, end);
+    table.tasks.insert(order.task_id, Arc::clone(&entry));
+    drop(table);
+    let work = Work {
+        host: Arc::clone(host),
+        entry: Arc::clone(&entry),
+        body: body.to_vec(),
+        cx: TaskCx { generation: order.generation, deadline: order.deadline, halfway: plan.halfway.clone() },
+        plan,
+    };
+    let token = life.token.clone();
+    host.spawn(async move {
+        // When the agent restarts, its tasks end where they are and nobody hears of them.
+        token
+            .run_until_cancelled(async {
+                if let Some(before) = before {
+                    // An error means that the task before has ended, which is what is waited for.
+                    let _ = before.await;
+                }
+                work.run(mine).await;
+            })
+            .await;
+    });
+    Ok((entry, true))
+}
+
+struct Work {
+    host: Arc<Host>,
+    entry: Arc<Entry>,
+    body: Vec<u8>,
+    cx: TaskCx,
+    plan: Plan,
+}
+
+impl Work {
+    async fn run(self, mine: oneshot::Sender<()>) {
+        let outcome = tokio::select! {
+            outcome = self.outcome() => outcome,
+            () = self.entry.cancel.cancelled() => {
+                Err(Error::new(Code::Cancelled, "the work on the host was cancelled"))
+            }
+            () = tokio::time::sleep_until(self.cx.deadline) => {
+                Err(Error::new(Code::DeadlineExceeded, "the host had not done the work by its deadline"))
+            }
+        };
+        self.host.life().table().end(self.entry.id);
+        let owed = {
+            let owed = self.entry.lock_owed();
+            self.entry.outcome.send_replace(Some(outcome));
+            *owed
+        };
+        drop(mine);
+        if owed {
+            self.deliver().await;
+        }
+    }
+
+    async fn outcome(&self) -> Outcome {
+        tokio::time::sleep(self.plan.delay).await;
+        if self.plan.hang {
+            return std::future::pending().await;
+        }
+        if let Some(error) = &self.plan.fail {
+            return Err(error.clone());
+        }
+        let outcome = ops::run(&self.host, &self.cx, &self.entry.path, &self.body).await;
+        if self.plan.restart_after {
+            self.host.restart();
+        }
+        match &self.plan.fail_after {
+            Some(error) => outcome.and(Err(error.clone())),
+            None => outcome,
+        }
+    }
+
+    /// Posts the outcome as the faults have it.
+    async fn deliver(&self) {
+        let Some(callback) = self.entry.callback() else { return };
+        if self.plan.callback_lost {
+            return;
+        }
+        tokio::time::sleep(self.plan.callback_late).await;
+        let report = self.entry.report();
+        self.host.report(&callback, &report).await;
+        if self.plan.callback_twice {
+            self.host.report(&callback, &report).await;
+        }
+        if self.plan.callback_reordered {
+            let task_id = self.entry.id;
+            let older = TaskReport::Running { task_id, progress: 10, doing: "works".to_string() };
+            self.host.report(&callback, &older).await;
+        }
+    }
+}
+
+fn stale(generation: u64, newest: u64) -> Error {
+    let text = format!("the command is of generation {generation}, and generation {newest} has acted here already");
+    Error::new(Code::StaleGeneration, text)
+}

@@ -1,0 +1,204 @@
+//! The simulator against the controller's own agent client, without a controller: both sides must
+//! mean the same by the wire.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use controller::agent_client::{Agents, HostRef, Order};
+use controller::clock::Clock;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use shared::api::image::Firmware;
+use shared::api::vm::StopMode;
+use shared::id::{ImageId, StorageId, TaskId, VmId, VolumeId};
+use shared::wire::host::{InspectHost, StorageSpec};
+use shared::wire::image::{DeleteImage, ImageOrigin, ImageSpec};
+use shared::wire::vm::{CloudInit, DeleteVm, DiskSpec, EnsureVm, StopVm, VmSpec};
+use shared::wire::volume::{DeleteVolume, VolumeSpec};
+use shared::wire::{AgentCommand, CONTROLLER_DNS_NAME, host_dns_name};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use shared::{Code, Error};
+
+struct Bench {
+    sim: Sim,
+    host: Arc<Host>,
+    agents: Arc<Agents>,
+    target: HostRef,
+}
+
+type Ca = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Ca {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+fn issue(ca: &Ca, name: &str) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec![name.to_string()]).unwrap().signed_by(&key, ca).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+fn client(ca: &Ca, name: &str) -> Arc<rustls::ClientConfig> {
+    use rustls::pki_types::pem::PemObject;
+    let (certificate, key) = issue(ca, name);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+        )
+        .unwrap();
+    Arc::new(config)
+}
+
+async fn bench(ca: &Ca) -> Bench {
+    tls::install_provider();
+    let sim = Sim::new(Options::new("https://127.0.0.1:1"));
+    let spec = sim.next_spec().unwrap();
+    let id = HostId::new();
+    let (certificate, key) = issue(ca, &host_dns_name(id));
+    let identity = Identity::new(id, certificate, ca.pem(), key).unwrap();
+    let listener = TcpListener::bind((sim.next_address(), 0)).await.unwrap();
+    let host = sim.serve(spec, identity, listener).unwrap();
+    let agents = agents(client(ca, CONTROLLER_DNS_NAME));
+    let target = HostRef { id, address: host.address.to_string() };
+    Bench { sim, host, agents, target }
+}
+
+fn agents(tls: Arc<rustls::ClientConfig>) -> Arc<Agents> {
+    Agents::new(tls, "https://127.0.0.1:1".to_string(), TaskTracker::new(), Clock::default())
+}
+
+fn order(generation: u64) -> Order {
+    Order { task_id: TaskId::new(), generation, deadline: Instant::now() + Duration::from_secs(30) }
+}
+
+fn vm(start: bool) -> EnsureVm {
+    let storage = StorageSpec { storage_id: StorageId::new(), path: "/var/lib/kring/volumes".into() };
+    let base = ImageSpec {
+        image_id: ImageId::new(),
+        origin: ImageOrigin::Url { url: "http://images.example/a.qcow2".into() },
+        sha256: None,
+        format: None,
+        max_size: Bytes::gib(1),
+        max_virtual_size: Bytes::gib(10),
+    };
+    let volume = VolumeSpec {
+        volume_id: VolumeId::new(),
+        storage,
+        format: DiskFormat::Qcow2,
+        size: Bytes::gib(2),
+        base: Some(base),
+    };
+    let vm = VmSpec {
+        vm_id: VmId::new(),
+        name: "a".into(),
+        vcpus: 1,
+        memory: Bytes::mib(128),
+        firmware: Firmware::Bios,
+        disks: vec![DiskSpec { volume, device: "vda".into() }],
+        nics: Vec::new(),
+        cloud_init: CloudInit::default(),
+    };
+    EnsureVm { vm, start }
+}
+
+impl Bench {
+    async fn send<C: AgentCommand>(&self, order: Order, command: &C) -> Result<C::Reply, Error> {
+        self.agents.command(&self.target, order, command, async |_| ()).await
+    }
+}
+
+#[tokio::test]
+async fn a_vm_comes_and_goes_and_what_is_used_is_kept() {
+    let bench = bench(&authority()).await;
+    let ensure = vm(true);
+    let report = bench.send(order(3), &ensure).await.unwrap();
+    assert_eq!((report.power.as_str(), report.generation), ("running", 3));
+    let pong = bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(pong.digest, Some(shared::wire::vm::digest([(&report.vm_id, &report.power)])));
+
+    let volume = &ensure.vm.disks[0].volume;
+    let delete_volume = DeleteVolume { volume_id: volume.volume_id, storage: volume.storage.clone() };
+    let delete_image = DeleteImage { image_id: volume.base.as_ref().unwrap().image_id };
+    assert_eq!(bench.send(order(3), &delete_volume).await.unwrap_err().code, Code::InUse);
+    assert_eq!(bench.send(order(3), &delete_image).await.unwrap_err().code, Code::InUse);
+
+    for _ in 0..2 {
+        bench.send(order(4), &DeleteVm { vm_id: report.vm_id }).await.unwrap();
+    }
+    let inspect = InspectHost { host_id: bench.target.id, storages: vec![volume.storage.clone()] };
+    let inventory = bench.send(order(4), &inspect).await.unwrap();
+    assert_eq!((inventory.vms.len(), inventory.volumes.len(), inventory.images.len()), (0, 1, 1));
+    for _ in 0..2 {
+        bench.send(order(4), &delete_volume).await.unwrap();
+        bench.send(order(4), &delete_image).await.unwrap();
+    }
+    assert_eq!(*bench.host.state(), state::State::default());
+    bench.sim.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_stale_generation_is_refused_also_after_a_restart() {
+    let bench = bench(&authority()).await;
+    let ensure = vm(true);
+    bench.send(order(7), &ensure).await.unwrap();
+    let stop = StopVm { vm_id: ensure.vm.vm_id, mode: StopMode::Force, timeout_s: 1 };
+    assert_eq!(bench.send(order(6), &stop).await.unwrap_err().code, Code::StaleGeneration);
+    bench.host.restart();
+    assert_eq!(bench.send(order(6), &stop).await.unwrap_err().code, Code::StaleGeneration);
+    assert_eq!(bench.send(order(7), &stop).await.unwrap().power.as_str(), "stopped");
+}
+
+#[tokio::test]
+async fn a_repeated_task_is_not_run_twice() {
+    let bench = bench(&authority()).await;
+    let ensure = vm(true);
+    let order = order(1);
+    bench.send(order, &ensure).await.unwrap();
+    bench.host.virsh(ensure.vm.vm_id, shared::wire::vm::PowerState::Stopped).unwrap();
+    assert_eq!(bench.send(order, &ensure).await.unwrap().power.as_str(), "running", "the outcome of the first time");
+    assert_eq!(bench.host.state().report(ensure.vm.vm_id).unwrap().power.as_str(), "stopped");
+}
+
+#[tokio::test]
+async fn faults_hit_where_they_should() {
+    let bench = bench(&authority()).await;
+    let ensure = vm(false);
+    let faults = bench.sim.faults();
+    faults.add(Fault::new("vm/ensure", What::FailHalfway { code: Code::HostFailed }).times(1));
+    assert_eq!(bench.send(order(1), &ensure).await.unwrap_err().code, Code::HostFailed);
+    assert_eq!((bench.host.state().vms.len(), bench.host.state().volumes.len()), (0, 1));
+    faults.add(Fault::new("vm/ensure", What::DropAfter).times(1));
+    assert_eq!(bench.send(order(1), &ensure).await.unwrap_err().code, Code::HostUnreachable);
+    assert_eq!(bench.host.state().vms.len(), 1);
+    faults.add(Fault::new("ping", What::DropBefore));
+    assert!(bench.agents.ping(&bench.target, Duration::from_secs(10)).await.is_err());
+    faults.clear();
+    bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
+    bench.host.down();
+    assert!(bench.agents.ping(&bench.target, Duration::from_secs(10)).await.is_err());
+    bench.host.up().await.unwrap();
+    bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_a_controller_of_the_same_authority_is_let_in() {
+    let ca = authority();
+    let bench = bench(&ca).await;
+    let timeout = Duration::from_secs(10);
+    let other_host = agents(client(&ca, &host_dns_name(HostId::new())));
+    assert!(other_host.ping(&bench.target, timeout).await.is_err());
+    let other_ca = agents(client(&authority(), CONTROLLER_DNS_NAME));
+    assert!(other_ca.ping(&bench.target, timeout).await.is_err());
+    bench.agents.ping(&bench.target, timeout).await.unwrap();
+}
