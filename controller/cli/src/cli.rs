@@ -36,7 +36,8 @@ Examples:
   kring login --url https://10.0.0.1:8443 --ca ca.pem --token-stdin < token
   kring image create debian --url https://example.org/debian-12.qcow2
   kring network create lan --cidr 10.77.0.0/24
-  kring vm create web --image debian --vcpus 2 --memory 2GiB --network lan --ssh-key ~/.ssh/id_ed25519.pub
+  kring vm create web --image debian --vcpus 2 --memory 2GiB --network lan \\
+      --ssh-key ~/.ssh/id_ed25519.pub
   kring vm console web
   kring vm list -q 'state = running' -o json";
 
@@ -54,11 +55,12 @@ pub struct Cli {
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// How to write results: a table for people, json or yaml for programs, or names alone
+    /// Format of results: table for people, json or yaml for programs, name for names alone
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
+    #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Output")]
     pub output: Format,
     /// Show the requests that are sent
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Output")]
     pub verbose: bool,
     #[command(flatten)]
     pub connection: Connection,

@@ -68,8 +68,8 @@ pub enum CliError {
     /// A job did not end in the time the user gave.
     #[error("{label} is not finished after {after}; the job goes on")]
     TimedOut { label: String, after: String, job: JobId },
-    /// The user pressed Ctrl-C while a job was waited for.
-    #[error("stopped waiting; the job goes on")]
+    /// The user pressed Ctrl-C while a job was waited for, or before the answer came.
+    #[error("{}", if .job.is_some() { "stopped waiting; the job goes on" } else { "stopped before the server answered; it may do the work all the same" })]
     Interrupted { job: Option<JobId> },
     /// Some of several things failed; each was told of already.
     #[error("")]
@@ -123,7 +123,8 @@ impl CliError {
     }
 
     fn to_text(&self) -> String {
-        let mut text = format!("error: {}", plain(&self.to_string()));
+        let what = if matches!(self, Self::Interrupted { .. }) { "" } else { "error: " };
+        let mut text = format!("{what}{}", plain(&self.to_string()));
         for cause in self.causes() {
             let _ = write!(text, "\n  because: {}", plain(&cause));
         }
@@ -156,7 +157,7 @@ impl CliError {
             _ => {}
         }
         if let Some(hint) = self.hint() {
-            let _ = write!(text, "\n  hint: {hint}");
+            let _ = write!(text, "\n  hint: {}", hint.replace('\n', "\n        "));
         }
         text
     }
@@ -242,12 +243,10 @@ impl CliError {
                 Some(hint) => Some(hint.to_string()),
                 None => Some(format!("see the whole job: kring job show {}", job.id)),
             },
-            Self::TimedOut { job, .. } => {
-                Some(format!("wait on: kring job wait {job}    cancel it: kring job cancel {job}"))
+            Self::TimedOut { job, .. } | Self::Interrupted { job: Some(job) } => {
+                Some(format!("kring job wait {job}    waits on\nkring job cancel {job}  cancels it"))
             }
-            Self::Interrupted { job: Some(job) } => {
-                Some(format!("wait on: kring job wait {job}    cancel it: kring job cancel {job}"))
-            }
+            Self::Interrupted { job: None } => Some("see whether it does: kring job list".to_string()),
             _ => None,
         }
     }

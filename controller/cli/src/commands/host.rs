@@ -174,8 +174,8 @@ impl Resource for Host {
             add("emulated", facts.virt_reason.clone());
         }
         add("system", format!("{} (kernel {}, {})", facts.os, facts.kernel, facts.arch));
-        add("processors", format!("{} of {}", facts.cpus, facts.cpu_model));
-        add("memory", facts.memory.to_string());
+        add("processors", format!("{} × {}", facts.cpus, facts.cpu_model));
+        add("installed memory", facts.memory.to_string());
         add("libvirt", format!("{} with QEMU {}", facts.libvirt_version, facts.qemu_version));
         let mut list = |label: &str, cells: Vec<Cell>| {
             if !cells.is_empty() {

@@ -67,11 +67,11 @@ pub async fn run(ctx: &Ctx, _args: Status) -> Result<()> {
             vms.push((state.as_str(), n));
         }
     }
+    vms.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
     let busy = client.count("/jobs", Some("state in (queued, running, rolling_back)")).await?;
     if !ctx.for_people() {
         return value(&as_json(ctx, &hosts, &sums, &vms, total, busy), ctx.format);
     }
-    let word = |n: u64, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
     let mut host_cells = vec![Cell::new(format!("{} connected", sums.connected)).tone(Tone::Good)];
     host_cells.extend(sums.away.iter().map(|away| Cell::new(away).tone(Tone::Bad)));
     if hosts.is_empty() {
@@ -91,7 +91,10 @@ pub async fn run(ctx: &Ctx, _args: Status) -> Result<()> {
         let (used, all) = sums.memory;
         pairs.push(("memory".into(), vec![Cell::new(format!("{} {used} of {all} reserved", bar(used.0, all.0)))]));
     }
-    pairs.push(("jobs".to_string(), vec![Cell::new(format!("{} going on", word(busy, "job")))]));
+    pairs.push((
+        "jobs".to_string(),
+        vec![Cell::new(if busy == 0 { "none going on".into() } else { format!("{busy} going on") })],
+    ));
     line(&fields(&pairs, colours()))
 }
 

@@ -244,7 +244,7 @@ fn accepted(ctx: &Ctx, label: &str, job: &JobRef) -> Result<Value> {
     match ctx.format {
         Format::Table => {
             line(&format!("{}: accepted as job {}", plain(label), job.job_id))?;
-            note(&format!("wait for it: kring job wait {id}    cancel it: kring job cancel {id}", id = job.job_id));
+            note(&format!("kring job wait {id}    waits for it\nkring job cancel {id}  cancels it", id = job.job_id));
         }
         Format::Name => line(&job.job_id.to_string())?,
         Format::Json | Format::Yaml => {}

@@ -22,10 +22,11 @@ use crate::resolve::{self, Noun};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kring vm create web --image debian --vcpus 2 --memory 2GiB --network lan --ssh-key ~/.ssh/id_ed25519.pub
-  kring vm create web --image debian --instance-type small --network lan,ip=10.77.0.20 --network backend
-  kring vm create web --image debian --vcpus 1 --memory 512MiB --root-size 10GiB --user-data cloud-init.yaml
-  kring vm create web --image debian --vcpus 64 --memory 1TiB --dry-run   (where would it go, and why)")]
+  kring vm create web --image debian --vcpus 2 --memory 2GiB --network lan \\
+      --ssh-key ~/.ssh/id_ed25519.pub
+  kring vm create web --image debian --instance-type small --network lan,ip=10.77.0.20 \\
+      --network backend --root-size 10GiB --user-data cloud-init.yaml
+  kring vm create web --image debian --vcpus 64 --memory 1TiB --dry-run   (where would it go?)")]
 pub struct Create {
     /// Its name
     pub name: Name,

@@ -181,7 +181,7 @@ async fn the_overview_sums_up() {
     vms         3 running
     vcpus       [==========          ] 4 of 8 reserved
     memory      [=====               ] 4 GiB of 16 GiB reserved
-    jobs        1 job going on
+    jobs        1 going on
     ");
     let json = fake.run(&["status", "-o", "json"]).await.ended(0).json();
     assert_eq!(json["vms"]["by_state"]["running"], 3);
