@@ -60,7 +60,7 @@ impl fmt::Display for Finding {
             Grade::Poor => "warn",
             Grade::Bad => "FAIL",
         };
-        write!(f, "{mark}  {:<12}{}", self.what, self.text)
+        write!(f, "{mark}  {:<20}{}", self.what, self.text)
     }
 }
 

@@ -32,7 +32,6 @@ const DRAIN: Duration = Duration::from_millis(500);
 pub struct Cmd {
     program: OsString,
     args: Vec<OsString>,
-    netns: Option<String>,
     stdin: Option<Vec<u8>>,
     deadline: Option<Instant>,
     limit: Duration,
@@ -145,7 +144,6 @@ impl Cmd {
         Self {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
-            netns: None,
             stdin: None,
             deadline: None,
             limit: DEFAULT_LIMIT,
@@ -167,13 +165,6 @@ impl Cmd {
         S: AsRef<OsStr>,
     {
         self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
-        self
-    }
-
-    /// Runs it inside a named network namespace.
-    #[must_use]
-    pub fn in_netns(mut self, name: impl Into<String>) -> Self {
-        self.netns = Some(name.into());
         self
     }
 
@@ -267,14 +258,7 @@ impl Cmd {
 
     #[expect(clippy::disallowed_methods, reason = "this module is the one that may start processes")]
     fn start(&self) -> Result<Child, Error> {
-        let mut command = match &self.netns {
-            Some(name) => {
-                let mut command = tokio::process::Command::new("ip");
-                command.args(["netns", "exec", name]).arg(&self.program);
-                command
-            }
-            None => tokio::process::Command::new(&self.program),
-        };
+        let mut command = tokio::process::Command::new(&self.program);
         command
             .args(&self.args)
             .env("LC_ALL", "C")
@@ -289,9 +273,6 @@ impl Cmd {
 
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(name) = &self.netns {
-            write!(f, "[{name}] ")?;
-        }
         write!(f, "{}", self.program.to_string_lossy())?;
         self.args.iter().try_for_each(|arg| write!(f, " {}", arg.to_string_lossy()))
     }

@@ -223,22 +223,6 @@ impl ControllerConfig {
     }
 }
 
-impl LibvirtConfig {
-    /// How long one call may take.
-    #[must_use]
-    pub const fn call_timeout(&self) -> Duration {
-        Duration::from_secs(self.call_timeout_s)
-    }
-}
-
-impl NetworkConfig {
-    /// How long a program may take.
-    #[must_use]
-    pub const fn command_timeout(&self) -> Duration {
-        Duration::from_secs(self.command_timeout_s)
-    }
-}
-
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -1,6 +1,7 @@
 //! Logs: to the journal with their fields when systemd runs the agent, to standard error otherwise.
 
 use std::fmt::{self, Write as _};
+use std::io::IsTerminal as _;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -27,7 +28,7 @@ pub fn start(config: &LogConfig) -> Result<(), BadFilter> {
     let filter =
         EnvFilter::try_new(&config.filter).map_err(|source| BadFilter { filter: config.filter.clone(), source })?;
     let registry = tracing_subscriber::registry().with(filter);
-    let to_stderr = text::layer().with_writer(std::io::stderr);
+    let to_stderr = text::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     // It fails when logging is started already: then that is what stays.
     let _ = match config.format {
         LogFormat::Json => registry.with(to_stderr.json()).try_init(),

@@ -250,3 +250,26 @@ async fn purge_host(config: &Config, yes: bool, without_libvirt: bool) -> anyhow
     );
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent_and_takes_options_anywhere() {
+        Cli::command().debug_assert();
+        let line = "kring-agent join --config /c.toml --controller https://a:1 --controller https://b:1 --token t";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        assert_eq!(cli.options.config, Some(PathBuf::from("/c.toml")));
+        assert!(matches!(cli.command, Command::Join(args) if args.controller.len() == 2));
+        assert!(Cli::try_parse_from(["kring-agent", "join", "--token", "t"]).is_err(), "a controller is needed");
+    }
+
+    #[test]
+    fn a_relative_folder_is_refused() {
+        let cli = Cli::try_parse_from(["kring-agent", "--data-dir", "x/y", "check"]).unwrap();
+        let error = configure(&cli.options).unwrap_err().to_string();
+        assert!(error.contains("--data-dir"), "{error}");
+    }
+}

@@ -60,7 +60,8 @@ pub fn prepare(path: &str, body: &[u8]) -> Result<Prepared> {
 }
 
 fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body).map_err(|e| Error::new(Code::InvalidRequest, format!("the command cannot be read: {e}")))
+    serde_json::from_slice(body)
+        .map_err(|e| Error::new(Code::InvalidRequest, format!("the command cannot be read: {e}")))
 }
 
 fn reply(result: Result<impl Serialize>) -> Outcome {

@@ -114,9 +114,7 @@ async fn compare(app: &App, cx: &TaskCx, spec: &VolumeSpec, path: &Path) -> Resu
     }
     let base_fits = match (&info.backing_filename, &spec.base) {
         (None, None) => true,
-        (Some(file), Some(image)) => {
-            FORMATS.into_iter().any(|format| *file == app.images.path(image.image_id, format))
-        }
+        (Some(file), Some(image)) => FORMATS.into_iter().any(|format| *file == app.images.path(image.image_id, format)),
         _ => false,
     };
     if base_fits { Ok(()) } else { Err(Error::new(Code::Conflict, "the volume exists with another base")) }

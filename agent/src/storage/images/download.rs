@@ -227,12 +227,8 @@ impl<'a> Download<'a> {
     }
 
     async fn receive(&mut self, answer: Response, total: Option<u64>) -> Result<(), Stop> {
-        let options = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o644)
-            .custom_flags(O_NOFOLLOW)
-            .open(&self.part);
+        let options =
+            std::fs::OpenOptions::new().append(true).create(true).mode(0o644).custom_flags(O_NOFOLLOW).open(&self.part);
         let path = self.part.clone();
         let disk = |e| FileError::new("could not write", &path, e);
         let mut file = tokio::io::BufWriter::with_capacity(1 << 20, tokio::fs::File::from_std(options.map_err(disk)?));

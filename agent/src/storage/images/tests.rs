@@ -232,9 +232,8 @@ async fn volumes_are_made_over_their_image_and_keep_it() {
     let app = &world.running.app;
     let server = Server::start(vec![ok(&disk())]).await;
     let image = spec(&server.url);
-    let create = async |volume: &VolumeSpec| {
-        ops::volume::create(app, &cx(), CreateVolume { volume: volume.clone() }).await
-    };
+    let create =
+        async |volume: &VolumeSpec| ops::volume::create(app, &cx(), CreateVolume { volume: volume.clone() }).await;
     let delete = |v: &VolumeSpec| DeleteVolume { volume_id: v.volume_id, storage: v.storage.clone() };
 
     let thin = volume(&world, DiskFormat::Qcow2, Bytes::mib(8), Some(image.clone()));
@@ -301,8 +300,21 @@ async fn the_header_parser_agrees_with_qemu_img() {
     let (base, data, key) = (file("v3"), file("data.raw"), "secret,id=k,data=x");
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "qcow2", &file("over")]).await;
     qemu_img(&["create", "-q", "-f", "qcow2", "-o", &format!("data_file={data}"), &file("split"), "1G"]).await;
-    qemu_img(&["create", "-q", "--object", key, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=k",
-        "-o", "encrypt.iter-time=10", &file("secret"), "1M"]).await;
+    qemu_img(&[
+        "create",
+        "-q",
+        "--object",
+        key,
+        "-f",
+        "qcow2",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=k",
+        "-o",
+        "encrypt.iter-time=10",
+        &file("secret"),
+        "1M",
+    ])
+    .await;
     qemu_img(&["create", "-q", "-f", "qcow2", &file("huge"), "100T"]).await;
     qemu_img(&["create", "-q", "-f", "qcow2", &file("snap"), "1M"]).await;
     qemu_img(&["snapshot", "-q", "-c", "s", &file("snap")]).await;
