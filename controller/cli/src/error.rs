@@ -288,7 +288,7 @@ fn of_problem(code: Code) -> Option<&'static str> {
         Code::Exhausted => "kring status shows what is left; free something or add more",
         Code::QuotaExceeded => "delete what is not needed, or ask an administrator for more",
         Code::RateLimited | Code::Unavailable | Code::OwnerLeft => "try again in a moment",
-        Code::DeadlineExceeded => "see whether it was done after all: kring job list --sort -created_at",
+        Code::DeadlineExceeded => "see whether it was done after all: kring job list",
         Code::HostUnreachable => "kring host list shows which hosts answer; try again when it is back",
         Code::HostFailed | Code::Internal => "the operator finds more in the controller's log by the request id",
         Code::ImageRejected => "give a plain qcow2 or raw disk image without a backing file",

@@ -117,6 +117,9 @@ impl Client {
         }
         if let Some(pem) = &target.ca_pem {
             builder = builder.tls_backend_preconfigured(tls::config(pem)?);
+        } else if target.urls.iter().all(|url| url.scheme() == "http") {
+            // The system's authorities need not be read, nor be there, when nothing is asked of them.
+            builder = builder.tls_backend_preconfigured(tls::nobody()?);
         }
         let http = builder.build().map_err(|e| CliError::Config {
             message: format!("the connection cannot be set up: {}", chain(&e).join(": ")),
@@ -262,7 +265,7 @@ impl Client {
         let causes = chain(error);
         let said = causes.join(": ");
         let hint = if said.contains("certificate") {
-            Some("the certificate is not from the authority that was given: is --ca this controller's ca.pem?")
+            Some("the certificate is not believed: give this controller's own authority with --ca ca.pem")
         } else if said.contains("InvalidContentType") || said.contains("corrupt message") {
             Some("this address does not speak TLS: is the port right? http:// works for this machine alone")
         } else {

@@ -22,27 +22,37 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Believes the certificates of this authority alone.
-pub fn config(ca_pem: &str) -> Result<ClientConfig> {
-    let bad = |why: String| CliError::Config {
-        message: format!("the certificate authority cannot be used: {why}"),
+fn bad(why: impl ToString) -> CliError {
+    CliError::Config {
+        message: format!("the certificate authority cannot be used: {}", why.to_string()),
         hint: "give the controller's ca.pem with --ca".into(),
-    };
-    let mut roots = RootCertStore::empty();
-    for der in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-        let der = der.map_err(|e| bad(e.to_string()))?;
-        roots.add(der).map_err(|e| bad(e.to_string()))?;
     }
-    if roots.is_empty() {
-        return Err(bad("there is no certificate in it".into()));
-    }
-    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
-        .build()
-        .map_err(|e| bad(e.to_string()))?;
-    let name = ServerName::try_from(CONTROLLER_NAME).map_err(|e| bad(e.to_string()))?;
+}
+
+/// Believes no certificate at all; for connections without TLS.
+pub fn nobody() -> Result<ClientConfig> {
     Ok(ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|e| bad(e.to_string()))?
+        .map_err(bad)?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth())
+}
+
+/// Believes the certificates of this authority alone.
+pub fn config(ca_pem: &str) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for der in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        let der = der.map_err(bad)?;
+        roots.add(der).map_err(bad)?;
+    }
+    if roots.is_empty() {
+        return Err(bad("there is no certificate in it"));
+    }
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(bad)?;
+    let name = ServerName::try_from(CONTROLLER_NAME).map_err(bad)?;
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(bad)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(KringVerifier { inner, name }))
         .with_no_client_auth())

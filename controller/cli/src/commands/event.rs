@@ -8,6 +8,7 @@ use shared::api::event::Event;
 
 use super::verbs;
 use crate::cli::{Format, ListArgs};
+use crate::client::list::Query;
 use crate::context::Ctx;
 use crate::error::{CliError, Result};
 use crate::output::table::Cell;
@@ -72,7 +73,10 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
 }
 
 async fn follow(ctx: &Ctx, watch: &Watch) -> Result<()> {
-    let mut after = watch.after;
+    let mut after = match watch.after {
+        Some(cursor) => Some(cursor),
+        None => newest(ctx).await?,
+    };
     let mut left = watch.limit.unwrap_or(u64::MAX);
     let mut failures = 0;
     while left > 0 {
@@ -117,6 +121,13 @@ async fn follow(ctx: &Ctx, watch: &Watch) -> Result<()> {
         tokio::time::sleep(pause).await;
     }
     Ok(())
+}
+
+/// The cursor of the newest event: from there a lost connection can go on, though nothing came yet.
+async fn newest(ctx: &Ctx) -> Result<Option<i64>> {
+    let query = Query { sort: Some("-cursor".into()), limit: Some(1), ..Query::default() };
+    let listing = ctx.client.list("/events", &query).await?;
+    Ok(listing.items.first().and_then(|event| event.get("cursor")?.as_i64()))
 }
 
 fn wanted(watch: &Watch, event: &Event) -> bool {

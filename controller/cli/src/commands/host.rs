@@ -128,7 +128,9 @@ async fn join_token(ctx: &Ctx, cluster: Option<&str>, ttl: Option<Duration>) -> 
     let token: JoinToken = serde_json::from_value(reply.body)
         .map_err(|e| CliError::Protocol(format!("the server's join token cannot be read: {e}")))?;
     if ctx.for_people() {
-        note(&format!("Good for one host until {}; on that host, give it to: kring-agent join", token.expires_at));
+        let url = ctx.client.url().as_str().trim_end_matches('/');
+        note(&format!("Good for one host until {}. On that host:", token.expires_at));
+        note(&format!("  kring-agent join --controller {url} --token TOKEN"));
     }
     line(&token.token)
 }

@@ -59,7 +59,7 @@ pub enum Command {
 pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
     match command {
         Command::List(mut args) => {
-            args.sort.get_or_insert_with(|| "-created_at".into());
+            args.sort.get_or_insert_with(|| "-id".into());
             verbs::list::<Job>(ctx, &args).await
         }
         Command::Show { job } => {

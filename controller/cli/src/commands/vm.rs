@@ -25,7 +25,7 @@ pub enum Command {
     Create(Box<Create>),
     /// List vms
     #[command(
-        after_help = "Examples:\n  kring vm list\n  kring vm list -q 'state = running and name like \"web-%\"' --sort -created_at\n  kring vm list --columns name,state,nics.0.mac -o table\n  kring vm list --all -o json"
+        after_help = "Examples:\n  kring vm list\n  kring vm list -q 'state = running and name like \"web-%\"'\n  kring vm list --sort -id   (the newest first)\n  kring vm list --columns name,state,nics.0.mac\n  kring vm list --all -o json"
     )]
     List(ListArgs),
     /// Show all about a vm, and what can be done with it now

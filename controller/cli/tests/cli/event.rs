@@ -28,12 +28,16 @@ async fn a_cut_stream_goes_on_after_the_last_event() {
 
 #[tokio::test]
 async fn events_are_chosen_and_written_one_on_a_line() {
-    let fake =
-        Fake::start(|_, _| Answer::Events(vec![event(1, "/host/connected"), event(2, "/vm/state/changed")])).await;
+    let fake = Fake::start(|asked, _| match asked.header("accept") {
+        "text/event-stream" => Answer::Events(vec![event(1, "/host/connected"), event(2, "/vm/state/changed")]),
+        _ => Answer::page(vec![event(0, "/vm/created")]),
+    })
+    .await;
     let args = ["event", "watch", "--path", "/vm/", "--resource", &id(1), "--limit", "1", "-o", "json"];
     let run = fake.run(&args).await.ended(0);
     assert_eq!(run.stdout.lines().count(), 1);
     assert_eq!(run.json()["cursor"], 2);
+    assert_eq!(fake.asked()[1].param("after"), "0", "a watch begins after the newest event");
     let run = fake.run(&["event", "watch", "--path", "/vm/", "--limit", "1"]).await.ended(0);
     assert!(
         run.stdout.contains("/vm/state/changed") && run.stdout.contains("from=stopped to=running"),
