@@ -52,6 +52,8 @@ struct PartNote {
     origin: String,
     /// A strong ETag, or the date of the last change.
     validator: Option<String>,
+    /// The boot in which it was written: a host that lost its power may have lost a piece of it.
+    boot_id: uuid::Uuid,
 }
 
 /// Why an attempt ended.
@@ -92,8 +94,9 @@ impl<'a> Download<'a> {
         let (part, note_path) = (images.file(spec.image_id, "part"), images.file(spec.image_id, "part.json"));
         let left: PartNote =
             std::fs::read(&note_path).ok().and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default();
-        let same = left.origin == origin && left.validator.is_some();
-        let note = if same { left } else { PartNote { origin, validator: None } };
+        let boot_id = app.boot_id;
+        let same = left.origin == origin && left.boot_id == boot_id && left.validator.is_some();
+        let note = if same { left } else { PartNote { origin, validator: None, boot_id } };
         let limit = spec.max_size.0.min(images.config.max_download.0);
         Ok(Self { images, app, cx, spec, part, note_path, note, limit, have: 0, hash: Sha256::new() })
     }

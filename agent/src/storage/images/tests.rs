@@ -185,6 +185,20 @@ async fn a_download_is_resumed_by_the_next_command_and_begun_anew_when_the_conte
 }
 
 #[tokio::test]
+async fn a_download_of_an_earlier_boot_is_begun_anew() {
+    let world = World::with(|c| c.image.retries = 0).await;
+    let server = Server::start(vec![broken(&disk(), 500_000), ok(&disk())]).await;
+    let image = spec(&server.url);
+    assert_eq!(ensure(&world, &image).await.unwrap_err().code, Code::DownloadFailed);
+    let note = world.dir.path().join("data/images").join(format!("{}.part.json", image.image_id));
+    let text = std::fs::read_to_string(&note).unwrap();
+    let boot = world.running.app.boot_id.to_string();
+    std::fs::write(&note, text.replace(&boot, &uuid::Uuid::new_v4().to_string())).unwrap();
+    ensure(&world, &image).await.unwrap();
+    assert!(!server.asked()[1].contains("range:"));
+}
+
+#[tokio::test]
 async fn no_room_is_found_before_the_disk_is_full() {
     let world = World::with(|c| c.image.keep_free = Bytes(u64::MAX)).await;
     let server = Server::start(vec![ok(&disk())]).await;
