@@ -3,17 +3,12 @@
 mod service;
 
 use crate::bus::Registry;
-use crate::messages::zone::{CreateZone, DeleteZone, GetZone, ListZones};
 use crate::services::Context;
 
 /// Adds the handlers.
 pub fn register(context: &Context, registry: &mut Registry) {
-    let c = context.clone();
-    registry.serve(move |cx, m: CreateZone| service::create(c.clone(), cx, m));
-    let c = context.clone();
-    registry.serve(move |_, m: GetZone| service::get(c.clone(), m));
-    let c = context.clone();
-    registry.serve(move |_, m: ListZones| service::list(c.clone(), m));
-    let c = context.clone();
-    registry.serve(move |cx, m: DeleteZone| service::delete(c.clone(), cx, m));
+    context.serve(registry, service::create);
+    context.serve(registry, service::get);
+    context.serve(registry, service::list);
+    context.serve(registry, service::delete);
 }

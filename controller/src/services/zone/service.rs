@@ -1,14 +1,15 @@
 //! Handlers of the zone service.
 
+use serde_json::json;
 use shared::api::Link;
 use shared::api::page::Page;
 use shared::api::zone::Zone;
-use shared::{Code, Error, Result};
+use shared::{Error, Result};
 
 use crate::cx::Cx;
 use crate::db;
 use crate::messages::zone::{CreateZone, DeleteZone, GetZone, ListZones};
-use crate::services::{Context, check_text, same_or_conflict};
+use crate::services::{Context, announce, check_text, same_or_conflict, still_used};
 
 pub(super) async fn create(context: Context, cx: Cx, message: CreateZone) -> Result<Zone> {
     check_text("description", &message.body.description, 1000)?;
@@ -27,35 +28,33 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateZone) -> Res
                 return Ok(existing);
             }
             db::zone::insert(tx, &zone).await?;
+            announce(tx, zone.id, "created", None, &json!({ "name": zone.name }), now).await?;
             Ok(zone)
         })
     });
     Ok(with_links(zone.await?))
 }
 
-pub(super) async fn get(context: Context, message: GetZone) -> Result<Zone> {
+pub(super) async fn get(context: Context, _: Cx, message: GetZone) -> Result<Zone> {
     let mut conn = context.deps.db.read().await?;
     let zone = db::zone::get(&mut conn, message.id).await?;
     zone.map(with_links).ok_or_else(|| Error::not_found("zone", message.id))
 }
 
-pub(super) async fn list(context: Context, message: ListZones) -> Result<Page<Zone>> {
+pub(super) async fn list(context: Context, _: Cx, message: ListZones) -> Result<Page<Zone>> {
     let mut conn = context.deps.db.read().await?;
     let page = db::page::list(&mut conn, &db::zone::LIST, &message.params, None).await?.read(db::zone::from_row)?;
     Ok(page.map(with_links))
 }
 
 pub(super) async fn delete(context: Context, cx: Cx, message: DeleteZone) -> Result<()> {
-    let deleted = context.mutate(&cx, move |tx, _| {
+    let deleted = context.mutate(&cx, move |tx, now| {
         Box::pin(async move {
-            match db::zone::delete(tx, message.id).await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(Error::not_found("zone", message.id).into()),
-                Err(error) if error.is_foreign_key_violation() => {
-                    Err(Error::new(Code::InUse, "the zone has clusters: delete them first").into())
-                }
-                Err(error) => Err(error),
-            }
+            let zone = db::zone::get(tx.conn(), message.id).await?;
+            let zone = zone.ok_or_else(|| Error::not_found("zone", message.id))?;
+            let deleted = db::zone::delete(tx, zone.id).await;
+            deleted.map_err(|e| still_used(e, "the zone has clusters: delete them first"))?;
+            announce(tx, zone.id, "deleted", None, &json!({ "name": zone.name }), now).await
         })
     });
     deleted.await

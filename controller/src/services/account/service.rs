@@ -1,0 +1,40 @@
+//! Handlers about accounts.
+
+use serde_json::json;
+use shared::api::account::{Account, AccountKind};
+use shared::api::page::Page;
+use shared::{Error, Result};
+
+use crate::cx::Cx;
+use crate::db;
+use crate::messages::account::{CreateAccount, GetAccount, ListAccounts};
+use crate::services::{Context, announce, same_or_conflict};
+
+pub(super) async fn create(context: Context, cx: Cx, message: CreateAccount) -> Result<Account> {
+    let account = context.mutate(&cx, move |tx, now| {
+        Box::pin(async move {
+            let account =
+                Account { id: message.id, name: message.body.name, kind: AccountKind::Normal, created_at: now };
+            if let Some(existing) = db::account::get(tx.conn(), account.id).await? {
+                let same = Account { created_at: existing.created_at, ..account };
+                same_or_conflict("account", &existing, &same)?;
+                return Ok(existing);
+            }
+            db::account::insert(tx, &account).await?;
+            announce(tx, account.id, "created", None, &json!({ "name": account.name }), now).await?;
+            Ok(account)
+        })
+    });
+    account.await
+}
+
+pub(super) async fn get(context: Context, _: Cx, message: GetAccount) -> Result<Account> {
+    let mut conn = context.deps.db.read().await?;
+    db::account::get(&mut conn, message.id).await?.ok_or_else(|| Error::not_found("account", message.id))
+}
+
+pub(super) async fn list(context: Context, cx: Cx, message: ListAccounts) -> Result<Page<Account>> {
+    let mut conn = context.deps.db.read().await?;
+    let page = db::page::list(&mut conn, &db::account::LIST, &message.params, cx.caller.scope()).await?;
+    Ok(page.read(db::account::from_row)?)
+}

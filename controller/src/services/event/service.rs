@@ -1,0 +1,52 @@
+//! Handlers of the event service.
+
+use shared::api::event::Event;
+use shared::api::page::{MAX_LIMIT, Page};
+use shared::{Error, Result};
+
+use crate::cx::Cx;
+use crate::db;
+use crate::messages::event::{ListEvents, NextEvents, NextEventsReply};
+use crate::services::{Context, answer_by};
+
+pub(super) async fn list(context: Context, cx: Cx, message: ListEvents) -> Result<Page<Event>> {
+    let mut conn = context.deps.db.read().await?;
+    let page = db::page::list(&mut conn, &db::event::LIST, &message.params, cx.caller.scope()).await?;
+    Ok(page.read(db::event::from_row)?)
+}
+
+pub(super) async fn next(context: Context, cx: Cx, message: NextEvents) -> Result<NextEventsReply> {
+    let mut appended = context.deps.db.watch_events();
+    let max = message.max.clamp(1, MAX_LIMIT);
+    let until = answer_by(&cx);
+    let mut after = message.after;
+    loop {
+        // What is appended from here on wakes the wait below.
+        appended.mark_unchanged();
+        let reply = read(&context, &cx, after, max).await?;
+        if !reply.events.is_empty() {
+            return Ok(reply);
+        }
+        after = Some(reply.cursor);
+        match tokio::time::timeout_at(until, appended.changed()).await {
+            Ok(Ok(())) => {}
+            // The time is over, or the database is closing.
+            Ok(Err(_)) | Err(_) => return Ok(reply),
+        }
+    }
+}
+
+async fn read(context: &Context, cx: &Cx, after: Option<i64>, max: u32) -> Result<NextEventsReply> {
+    let mut conn = context.deps.db.read().await?;
+    // Asked before the events: all up to this one are seen by the question that follows.
+    let newest = db::event::newest(&mut conn).await?;
+    let Some(after) = after else { return Ok(NextEventsReply { events: Vec::new(), cursor: newest }) };
+    if !(0..=newest).contains(&after) {
+        let text = format!("{after} is no cursor of this system, whose newest one is {newest}: begin again without it");
+        return Err(Error::invalid("after", text));
+    }
+    let events = db::event::after(&mut conn, after, max, cx.caller.scope()).await?;
+    // Without events for this caller, what was looked at needs no second look.
+    let cursor = events.last().map_or(newest, |event| event.cursor);
+    Ok(NextEventsReply { events, cursor })
+}

@@ -1,0 +1,156 @@
+//! Flow `image.create`.
+//!
+//! With a URL: accept → choose_host → fetch; the host that downloads it finds out what it is.
+//! For an upload: accept → await_upload; the image stays `creating` until its content is there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use shared::api::image::{Image, ImageSource};
+use shared::id::{HostId, ResourceId};
+use shared::wire::image::{DeleteImage, EnsureImage, ImageInfo};
+use shared::{Code, Error, Result};
+use uuid::Uuid;
+
+use super::file;
+use crate::db::{self, Tx};
+use crate::services::announce;
+use crate::specs;
+use crate::workflow::{At, Flow, Step, StepCx};
+
+/// Makes an image.
+pub(super) struct Create;
+
+/// The image, and what was found out on the way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    image: Image,
+    /// The host that downloads it.
+    #[serde(default)]
+    host: Option<HostId>,
+    /// What it turned out to be.
+    #[serde(default)]
+    info: Option<ImageInfo>,
+}
+
+impl State {
+    pub(super) const fn new(image: Image) -> Self {
+        Self { image, host: None, info: None }
+    }
+}
+
+impl Flow for Create {
+    const KIND: &'static str = "image.create";
+    const NOUN: &'static str = "image";
+    /// Images are large and lines are slow.
+    const TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+    type State = State;
+
+    fn resource(state: &State) -> Uuid {
+        state.image.id.uuid()
+    }
+
+    fn steps(state: &State) -> Vec<Arc<dyn Step<State>>> {
+        match state.image.source {
+            ImageSource::Url { .. } => vec![Arc::new(Accept), Arc::new(ChooseHost), Arc::new(Fetch)],
+            ImageSource::Upload => vec![Arc::new(Accept), Arc::new(AwaitUpload)],
+        }
+    }
+}
+
+struct Accept;
+
+#[async_trait]
+impl Step<State> for Accept {
+    fn name(&self) -> &'static str {
+        "accept"
+    }
+
+    async fn record(&self, tx: &mut Tx, at: &At, state: &mut State) -> db::Result<()> {
+        db::image::insert(tx, &state.image).await?;
+        let content = json!({ "name": state.image.name });
+        announce(tx, state.image.id, "created", Some(state.image.account_id), &content, at.now).await
+    }
+
+    async fn unrecord(&self, tx: &mut Tx, at: &At, state: &State) -> db::Result<()> {
+        if db::image::delete(tx, state.image.id).await? {
+            let content = json!({ "name": state.image.name });
+            announce(tx, state.image.id, "deleted", Some(state.image.account_id), &content, at.now).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes room for an upload, which is not waited for.
+struct AwaitUpload;
+
+#[async_trait]
+impl Step<State> for AwaitUpload {
+    fn name(&self) -> &'static str {
+        "await_upload"
+    }
+
+    async fn apply(&self, cx: &StepCx, _: &mut State) -> Result<()> {
+        file::make_folder(&cx.deps.data_dir).await
+    }
+}
+
+/// Decides which host downloads, and writes it down before it begins: the undoing must find it.
+struct ChooseHost;
+
+#[async_trait]
+impl Step<State> for ChooseHost {
+    fn name(&self) -> &'static str {
+        "choose_host"
+    }
+
+    async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
+        let hosts = db::host::connected(tx.conn(), None).await?;
+        // Any will do; different ones share the work.
+        let chosen = hosts.get(rand::random_range(0..hosts.len().max(1)));
+        let chosen = chosen.ok_or_else(|| {
+            Error::new(Code::NoHostFits, "no host is connected and enabled, so none can download the image: add one first")
+        })?;
+        state.host = Some(chosen.id);
+        Ok(())
+    }
+}
+
+struct Fetch;
+
+#[async_trait]
+impl Step<State> for Fetch {
+    fn name(&self) -> &'static str {
+        "fetch"
+    }
+
+    async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
+        let host = state.host.ok_or_else(|| Error::internal("no host was chosen"))?;
+        let image = specs::image(&state.image, &cx.deps.settings);
+        let fetched = cx.command(host, 0, &EnsureImage { image }).await;
+        state.info = Some(fetched.map_err(|e| e.during(format_args!("image {} could not be fetched", state.image.name)))?);
+        Ok(())
+    }
+
+    async fn record(&self, tx: &mut Tx, at: &At, state: &mut State) -> db::Result<()> {
+        let (Some(host), Some(info)) = (state.host, &state.info) else {
+            return Err(Error::internal("nothing is known of what was fetched").into());
+        };
+        let image = db::image::set_ready(tx, state.image.id, info).await?;
+        db::image::add_host(tx, image.id, host).await?;
+        let content = json!({ "name": image.name, "state": image.state });
+        announce(tx, image.id, "state/changed", Some(image.account_id), &content, at.now).await
+    }
+
+    async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {
+        let Some(host) = state.host else { return Ok(()) };
+        match cx.command(host, 0, &DeleteImage { image_id: state.image.id }).await {
+            // A host that was removed has taken its cache along.
+            Err(error) if error.code == Code::NotFound => Ok(()),
+            result => result.map(|_| ()),
+        }
+    }
+}

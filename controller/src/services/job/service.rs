@@ -1,0 +1,51 @@
+//! Handlers of the job service.
+
+use shared::api::Link;
+use shared::api::job::Job;
+use shared::api::page::Page;
+use shared::id::JobId;
+use shared::{Code, Error, Result};
+
+use crate::cx::Cx;
+use crate::db;
+use crate::messages::job::{CancelJob, GetJob, ListJobs};
+use crate::services::Context;
+
+pub(super) async fn get(context: Context, _: Cx, message: GetJob) -> Result<Job> {
+    read(&context, message.id).await
+}
+
+pub(super) async fn list(context: Context, cx: Cx, message: ListJobs) -> Result<Page<Job>> {
+    let mut conn = context.deps.db.read().await?;
+    let page = db::page::list(&mut conn, &db::job::LIST, &message.params, cx.caller.scope()).await?;
+    Ok(page.read(|row| Ok(db::job::from_row(row)?.job))?.map(with_links))
+}
+
+/// Asking twice is asking once, so a repetition needs no remembered answer.
+pub(super) async fn cancel(context: Context, cx: Cx, message: CancelJob) -> Result<Job> {
+    let job = read(&context, message.id).await?;
+    if job.state.is_final() && !job.cancel_requested {
+        let text = format!("job {} has {} already: there is nothing to cancel", job.id, job.state);
+        return Err(Error::new(Code::InvalidState, text));
+    }
+    if job.cancel_requested || cx.dry_run {
+        return Ok(job);
+    }
+    context.engine.cancel(job.id).await?;
+    read(&context, message.id).await
+}
+
+pub(super) async fn read(context: &Context, id: JobId) -> Result<Job> {
+    let mut conn = context.deps.db.read().await?;
+    let row = db::job::get(&mut conn, id).await?;
+    row.map(|row| with_links(row.job)).ok_or_else(|| Error::not_found("job", id))
+}
+
+fn with_links(mut job: Job) -> Job {
+    let path = format!("/v1/jobs/{}", job.id);
+    if !job.state.is_final() && !job.cancel_requested {
+        job.links.insert("cancel".into(), Link::new("POST", format!("{path}/cancel")));
+    }
+    job.links.insert("self".into(), Link::new("GET", path));
+    job
+}
