@@ -69,7 +69,7 @@ pub enum CliError {
     #[error("{label} is not finished after {after}; the job goes on")]
     TimedOut { label: String, after: String, job: JobId },
     /// The user pressed Ctrl-C while a job was waited for, or before the answer came.
-    #[error("{}", if .job.is_some() { "stopped waiting; the job goes on" } else { "stopped before the server answered; it may do the work all the same" })]
+    #[error("{}", if .job.is_some() { "stopped waiting; the job goes on" } else { "stopped" })]
     Interrupted { job: Option<JobId> },
     /// Some of several things failed; each was told of already.
     #[error("")]
@@ -246,7 +246,9 @@ impl CliError {
             Self::TimedOut { job, .. } | Self::Interrupted { job: Some(job) } => {
                 Some(format!("kring job wait {job}    waits on\nkring job cancel {job}  cancels it"))
             }
-            Self::Interrupted { job: None } => Some("see whether it does: kring job list".to_string()),
+            Self::Interrupted { job: None } => {
+                Some("a change that was sent already may go on: kring job list".to_string())
+            }
             _ => None,
         }
     }

@@ -42,7 +42,22 @@ fn main() {
 
 fn run(cli: cli::Cli) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(Box::pin(commands::run(cli)));
+    let result = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            result = Box::pin(commands::run(cli)) => result,
+            () = interrupted() => Err(CliError::Interrupted { job: None }),
+        }
+    });
     runtime.shutdown_background();
     result
+}
+
+/// Ctrl-C, for whatever does not act on it by itself. Who does, has a moment to end well.
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Nothing can be heard; the signal's own effect stays as it is.
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
 }

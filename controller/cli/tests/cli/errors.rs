@@ -77,3 +77,19 @@ async fn missing_arguments_are_usage_errors() {
         finish(command).await.ended(2);
     }
 }
+
+#[tokio::test]
+async fn ctrl_c_ends_a_read_that_hangs() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let mut command = kring(home.path());
+    command.env("KRING_URL", format!("http://{}", listener.local_addr().unwrap())).args(["vm", "list"]);
+    let child = command.spawn().unwrap();
+    let (mut connection, _) = listener.accept().await.unwrap();
+    // Once its request is here, the program does nothing but wait.
+    tokio::io::AsyncReadExt::read_u8(&mut connection).await.unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+}
