@@ -48,6 +48,9 @@ pub struct AgentConfig {
     pub run_dir: PathBuf,
     /// Connections at a time; more wait in the kernel.
     pub max_connections: usize,
+    /// How long a command may take to be answered with its outcome, in milliseconds; a longer one is
+    /// answered with `202`, and its outcome posted to the callback.
+    pub quick_ms: u64,
     /// Commands that wait or run at a time; more are answered with `unavailable`.
     pub max_tasks: usize,
     /// Commands that wait for one resource; more are answered with `unavailable`.
@@ -162,6 +165,7 @@ impl Default for AgentConfig {
             data_dir: "/var/lib/kring-agent".into(),
             run_dir: "/run/kring-agent".into(),
             max_connections: 256,
+            quick_ms: 250,
             max_tasks: 512,
             max_queue: 16,
             keep_tasks: 2048,

@@ -15,8 +15,8 @@ use crate::app::App;
 use crate::ops;
 use crate::task::{Entry, Order};
 
-/// How long a command may take to be answered with its outcome.
-const QUICK: Duration = Duration::from_millis(250);
+/// A controller does not wait longer than this for an answer, whatever is configured.
+const MAX_QUICK: Duration = Duration::from_secs(10);
 /// The farthest deadline that is kept to.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
@@ -27,10 +27,13 @@ pub(super) async fn run(app: &Arc<App>, path: &str, headers: &HeaderMap, body: &
         app.tasks.submit(app, order, prepared)
     });
     match submitted {
-        Ok(entry) => match entry.outcome_by(Instant::now() + QUICK).await {
-            Some(outcome) => give(outcome),
-            None => json(StatusCode::ACCEPTED, &Empty {}),
-        },
+        Ok(entry) => {
+            let quick = Duration::from_millis(app.config.agent.quick_ms).min(MAX_QUICK);
+            match entry.outcome_by(Instant::now() + quick).await {
+                Some(outcome) => give(outcome),
+                None => json(StatusCode::ACCEPTED, &Empty {}),
+            }
+        }
         Err(error) => refuse(&error),
     }
 }

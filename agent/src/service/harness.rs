@@ -144,6 +144,11 @@ impl World {
         Self::with(|_| ()).await
     }
 
+    /// An agent that answers with the outcome however busy the machine is.
+    pub(crate) async fn patient() -> Self {
+        Self::with(|c| c.agent.quick_ms = 10_000).await
+    }
+
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let (ca, dir, host_id) = (TestCa::new(), tempfile::tempdir().unwrap(), HostId::new());
         let controller = Controller::start(&ca).await;

@@ -30,7 +30,7 @@ async fn until(done: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn a_quick_command_is_answered_at_once_and_never_run_twice() {
-    let world = World::new().await;
+    let world = World::patient().await;
     let vm_id = world.fake.running(3);
     world.fake.gate.add_permits(1);
     let id = TaskId::new();
@@ -75,7 +75,7 @@ async fn a_slow_command_is_answered_later_and_its_callback_tried_again() {
 
 #[tokio::test]
 async fn an_older_generation_is_refused() {
-    let world = World::new().await;
+    let world = World::patient().await;
     world.fake.gate.add_permits(9);
     let recorded = world.fake.running(8);
     let refused = world.send(TaskId::new(), 7, &PauseVm { vm_id: recorded }).await;
@@ -94,10 +94,11 @@ async fn commands_on_one_resource_run_in_order_within_a_bound() {
     let (first, second) = (TaskId::new(), TaskId::new());
     assert_eq!(world.send(first, 1, &PauseVm { vm_id }).await.status(), StatusCode::ACCEPTED);
     assert_eq!(world.send(second, 1, &PauseVm { vm_id }).await.status(), StatusCode::ACCEPTED);
-    assert_eq!(world.fake.suspends.load(Ordering::SeqCst), 1, "the second one waits");
+    until(|| world.fake.suspends.load(Ordering::SeqCst) == 1).await;
     assert_eq!(code(world.send(TaskId::new(), 1, &PauseVm { vm_id }).await).await, Code::Unavailable);
     assert_eq!(world.send(TaskId::new(), 1, &PauseVm { vm_id: other }).await.status(), StatusCode::ACCEPTED);
-    assert_eq!(world.fake.suspends.load(Ordering::SeqCst), 2, "another VM does not wait");
+    until(|| world.fake.suspends.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(world.fake.report(other).power, PowerState::Running, "both wait in libvirt, the second one before it");
     world.fake.gate.add_permits(2);
     for id in [first, second] {
         assert!(matches!(world.controller.outcome(id).await, TaskReport::Done { .. }));
@@ -118,7 +119,8 @@ async fn a_cancelled_and_a_late_task_fail_and_say_so() {
         assert_eq!(error.code, Code::Cancelled);
     }
     let late = TaskId::new();
-    world.send_for(late, 1, Duration::from_millis(400), &PauseVm { vm_id }).await;
+    let answer = world.send_for(late, 1, Duration::from_secs(2), &PauseVm { vm_id }).await;
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
     let TaskReport::Failed { error, .. } = world.controller.outcome(late).await else { panic!("late") };
     assert_eq!(error.code, Code::DeadlineExceeded);
     let past = world.send_for(TaskId::new(), 1, Duration::ZERO, &PauseVm { vm_id }).await;
@@ -127,7 +129,7 @@ async fn a_cancelled_and_a_late_task_fail_and_say_so() {
 
 #[tokio::test]
 async fn a_panic_is_one_failed_task() {
-    let world = World::new().await;
+    let world = World::patient().await;
     let vm_id = world.fake.running(0);
     world.fake.gate.add_permits(1);
     assert_eq!(world.send(TaskId::new(), 1, &PauseVm { vm_id }).await.status(), StatusCode::OK);
@@ -166,7 +168,7 @@ async fn a_ping_answers_while_libvirt_does_not() {
 
 #[tokio::test]
 async fn an_inventory_has_everything_and_is_only_for_this_host() {
-    let world = World::new().await;
+    let world = World::patient().await;
     let vm_id = world.fake.running(4);
     let inspect = |host_id| InspectHost { host_id, storages: Vec::new() };
     let answer = world.send(TaskId::new(), 1, &inspect(world.host_id)).await;
@@ -179,7 +181,7 @@ async fn an_inventory_has_everything_and_is_only_for_this_host() {
 
 #[tokio::test]
 async fn what_is_not_of_the_protocol_is_refused() {
-    let world = World::new().await;
+    let world = World::patient().await;
     let post = |path: &str| world.client.post(world.url(path)).body("{}");
     assert_eq!(code(post("/v1/ping").send().await.unwrap()).await, Code::MethodNotAllowed);
     assert_eq!(code(post("/v2/ping").send().await.unwrap()).await, Code::NotFound);

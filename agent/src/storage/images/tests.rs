@@ -314,21 +314,9 @@ async fn the_header_parser_agrees_with_qemu_img() {
     let (base, data, key) = (file("v3"), file("data.raw"), "secret,id=k,data=x");
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "qcow2", &file("over")]).await;
     qemu_img(&["create", "-q", "-f", "qcow2", "-o", &format!("data_file={data}"), &file("split"), "1G"]).await;
-    qemu_img(&[
-        "create",
-        "-q",
-        "--object",
-        key,
-        "-f",
-        "qcow2",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=k",
-        "-o",
-        "encrypt.iter-time=10",
-        &file("secret"),
-        "1M",
-    ])
-    .await;
+    // The old method: that of LUKS measures the processor's speed first, which fails on a busy one.
+    let old = "encrypt.format=aes,encrypt.key-secret=k";
+    qemu_img(&["create", "-q", "--object", key, "-f", "qcow2", "-o", old, &file("secret"), "1M"]).await;
     qemu_img(&["create", "-q", "-f", "qcow2", &file("huge"), "100T"]).await;
     qemu_img(&["create", "-q", "-f", "qcow2", &file("snap"), "1M"]).await;
     qemu_img(&["snapshot", "-q", "-c", "s", &file("snap")]).await;
