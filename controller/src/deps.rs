@@ -1,8 +1,10 @@
 //! What the steps of flows and the services may use besides the bus.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::agent_client::Agents;
+use crate::auth::tls::Pki;
 use crate::clock::Clock;
 use crate::db::Db;
 use crate::ring::Ring;
@@ -14,10 +16,14 @@ pub struct Deps {
     pub db: Db,
     /// The agents on the hosts.
     pub agents: Arc<Agents>,
+    /// The certificate authority.
+    pub pki: Arc<Pki>,
     /// Who owns what.
     pub ring: Ring,
     /// The wall clock.
     pub clock: Clock,
+    /// Folder with uploaded images, certificates and the embedded database.
+    pub data_dir: PathBuf,
     /// Settings, as they are now.
     pub settings: Settings,
 }

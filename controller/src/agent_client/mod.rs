@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use shared::id::{HostId, TaskId};
@@ -42,6 +43,21 @@ pub struct Order {
     pub generation: u64,
     /// When it is given up.
     pub deadline: Instant,
+}
+
+/// Who wants to know how far a command is.
+pub trait Progress: Send + Sync {
+    /// The host says that it is so far, 0 to 100.
+    fn told(&self, percent: u8) -> BoxFuture<'_, ()>;
+}
+
+/// For commands whose progress nobody wants to know.
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn told(&self, _: u8) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 struct Waiter {
@@ -84,7 +100,7 @@ impl Agents {
         host: &HostRef,
         order: Order,
         command: &C,
-        progress: impl AsyncFn(u8),
+        progress: &dyn Progress,
     ) -> Result<C::Reply> {
         let (reports, mut reported) = mpsc::channel(8);
         self.waiting
@@ -104,7 +120,7 @@ impl Agents {
                 guard.running = false;
                 return answer.read();
             }
-            let outcome = self.outcome(host, order, &mut reported, &progress).await;
+            let outcome = self.outcome(host, order, &mut reported, progress).await;
             match outcome {
                 Ok(Some(reply)) => {
                     guard.running = false;
@@ -144,7 +160,7 @@ impl Agents {
         host: &HostRef,
         order: Order,
         reported: &mut mpsc::Receiver<TaskReport>,
-        progress: &impl AsyncFn(u8),
+        progress: &dyn Progress,
     ) -> Result<Option<serde_json::Value>> {
         let mut heard_at = Instant::now();
         loop {
@@ -166,7 +182,7 @@ impl Agents {
             };
             heard_at = Instant::now();
             match report {
-                TaskReport::Running { progress: percent, .. } => progress(percent).await,
+                TaskReport::Running { progress: percent, .. } => progress.told(percent).await,
                 TaskReport::Done { reply, .. } => return Ok(Some(reply)),
                 TaskReport::Failed { error, .. } => return Err(error),
             }

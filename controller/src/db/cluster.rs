@@ -130,7 +130,7 @@ mod tests {
             let mut conn = db.read().await.unwrap();
             let none = named_or_only(&mut conn, None).await.unwrap_err().to_string();
             assert!(none.contains("POST /v1/clusters"), "{none}");
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             assert_eq!(named_or_only(&mut conn, None).await.unwrap(), seed.cluster.id);
             let stranger = named_or_only(&mut conn, Some(ClusterId::new())).await.unwrap_err();
             assert!(matches!(stranger, super::super::Error::Refused(e) if e.fields[0].field == "cluster_id"));
@@ -146,7 +146,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_key_forbids_is_told_apart() {
         for db in dbs().await {
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             let id = seed.cluster.id;
             let used = db.write(move |tx| delete(tx, id).boxed()).await.unwrap_err();
             assert!(used.is_foreign_key_violation());

@@ -243,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn an_image_becomes_ready_once_and_keeps_what_it_is() {
         for db in dbs().await {
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             let id = seed.image.id;
             let set = |info: ImageInfo| db.write(move |tx| async move { set_ready(tx, id, &info).await }.boxed());
             let ready = set(info()).await.unwrap();
@@ -257,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn a_state_changes_only_as_the_table_says() {
         for db in dbs().await {
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             let change = |from: &'static [ImageState], to| {
                 let id = seed.image.id;
                 db.write(move |tx| async move { change(tx, id, from, to).await }.boxed())
@@ -272,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn caches_are_noted_once_and_go_with_the_image_and_vms_keep_it() {
         for db in dbs().await {
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             let (id, host) = (seed.image.id, seed.host.id);
             for _ in 0..2 {
                 db.write(move |tx| add_host(tx, id, host).boxed()).await.unwrap();

@@ -10,16 +10,33 @@
 //! No transaction stays open across I/O: a write closure gets the transaction and nothing else that
 //! could wait.
 
+pub mod account;
 pub mod cleanup;
+pub mod cluster;
+pub mod controller;
 pub mod counter;
 pub mod dialect;
 pub mod event;
 pub mod filter;
+pub mod host;
 pub mod idempotency;
+pub mod image;
+pub mod instance_type;
 pub mod job;
+pub mod join_token;
+pub mod network;
+pub mod nic;
 mod owner;
 pub mod page;
+pub mod placement;
 pub mod row;
+pub mod setting;
+pub mod storage;
+#[cfg(test)]
+pub mod testing;
+pub mod token;
+pub mod vm;
+pub mod volume;
 mod writer;
 pub mod zone;
 
@@ -31,11 +48,11 @@ use futures_util::future::BoxFuture;
 use shared::Code;
 use sqlx::any::AnyPoolOptions;
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool};
+use sqlx::{Any, AnyConnection, AnyPool, Connection};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use dialect::Dialect;
+pub use dialect::Dialect;
 pub use owner::owner_of;
 use writer::Writer;
 
@@ -137,6 +154,13 @@ where
     F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
 {
     work
+}
+
+/// A connection of its own that may write, for the heartbeat.
+pub async fn connect_writer(url: &str, dialect: Dialect) -> Result<Conn> {
+    let mut conn = Conn::connect(url).await?;
+    dialect.prepare_writer(&mut conn).await?;
+    Ok(conn)
 }
 
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.

@@ -193,7 +193,7 @@ mod tests {
     #[tokio::test]
     async fn exactly_what_fits_is_reserved_however_many_ask() {
         for db in dbs().await {
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             let (id, host) = (seed.storage.id, seed.host.id);
             let reserve_gib = |n: u64| db.write(move |tx| async move { reserve(tx, id, host, Bytes::gib(n), 1.5).await }.boxed());
             assert!(!reserve_gib(0).await.unwrap(), "nothing is known of the host yet");

@@ -117,15 +117,22 @@ pub struct Seed {
 pub const SEEDED_AT: Timestamp = Timestamp(1_700_000_000_000);
 
 impl Seed {
-    /// Makes one of each in a new database.
-    pub async fn plant(db: &Db) -> Self {
+    /// Writes one of each into a new database.
+    pub async fn plant(&self, db: &Db) {
+        let seed = self.clone();
+        db.write(move |tx| Box::pin(async move { seed.insert(tx).await })).await.unwrap();
+    }
+
+    /// A new database's seed, written.
+    pub async fn planted(db: &Db) -> Self {
         let seed = Self::new();
-        let planted = seed.clone();
-        db.write(move |tx| Box::pin(async move { planted.insert(tx).await })).await.unwrap();
+        seed.plant(db).await;
         seed
     }
 
-    fn new() -> Self {
+    /// One of each, not yet written.
+    #[must_use]
+    pub fn new() -> Self {
         let (account_id, zone_id, cluster_id) = (AccountId::new(), ZoneId::new(), ClusterId::new());
         let (links, created_at) = (shared::api::Links::new(), SEEDED_AT);
         let name = |text: &str| text.parse().unwrap();

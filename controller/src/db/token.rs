@@ -92,7 +92,7 @@ mod tests {
     #[tokio::test]
     async fn a_token_is_found_by_the_hash_of_its_secret() {
         for db in dbs().await {
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             let token = |account_id, expires_at| Token {
                 id: TokenId::new(),
                 name: "ci".parse().unwrap(),

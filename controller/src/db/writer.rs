@@ -23,11 +23,11 @@ const GROUP: usize = 256;
 const QUEUE: usize = 4096;
 
 /// Tells the caller how its write ended, once the commit has succeeded (`Ok`) or not.
-type Answer = Box<dyn FnOnce(Result<()>) + Send>;
+pub(super) type Answer = Box<dyn FnOnce(Result<()>) + Send>;
 /// A write; `Err` answers at once, for its savepoint is rolled back.
-type Write = Box<dyn for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Written> + Send>;
+pub(super) type Write = Box<dyn for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Written> + Send>;
 
-enum Written {
+pub(super) enum Written {
     /// Answer after the commit.
     Keep(Answer),
     /// Roll back; answered already.

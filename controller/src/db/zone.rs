@@ -43,6 +43,11 @@ pub async fn get(conn: &mut Conn, id: ZoneId) -> Result<Option<Zone>> {
     row.as_ref().map(from_row).transpose()
 }
 
+/// Whether there is any zone.
+pub async fn any(conn: &mut Conn) -> Result<bool> {
+    Ok(sqlx::query("SELECT id FROM zone LIMIT 1").fetch_optional(conn).await?.is_some())
+}
+
 /// Removes a zone; false when there is none. A foreign key stands in the way while it has clusters.
 pub async fn delete(tx: &mut Tx, id: ZoneId) -> Result<bool> {
     let done = sqlx::query("DELETE FROM zone WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;

@@ -71,3 +71,21 @@ impl Event for HostConnectionChanged {}
 impl CanonicalEvent for HostConnectionChanged {
     const PATH: &'static str = "/host/connection/changed";
 }
+
+/// Compares a host with the database: it is new, has restarted, or tells of other VMs than it should.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareHost {
+    /// The host.
+    pub id: HostId,
+}
+request!("host.CompareHost" to "host" => (), CompareHost, about |m| m.id.uuid());
+
+/// A host missed so many pings that it counts as disconnected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMissed {
+    /// The host.
+    pub id: HostId,
+    /// Why, as the last ping told.
+    pub reason: String,
+}
+request!("host.HostMissed" to "host" => (), HostMissed, about |m| m.id.uuid());

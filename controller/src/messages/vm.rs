@@ -5,7 +5,7 @@ use shared::api::job::JobRef;
 use shared::api::vm::{
     ConsoleKind, ConsoleLog, CreateVm as Body, PlacementReport, StopVm as StopBody, UpdateVm as UpdateBody, Vm,
 };
-use shared::id::{HostId, ResourceId, VmId};
+use shared::id::{HostId, ResourceId, VmId, VolumeId};
 use shared::wire::vm::VmReport;
 
 use super::{changes, creates, reads};
@@ -122,3 +122,23 @@ pub struct VmLost {
     pub host_id: HostId,
 }
 request!("vm.VmLost" to "vm" => (), VmLost, about |m| m.id.uuid());
+
+/// Attaches a volume; sent by the volume service to the VM's owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachVolumeToVm {
+    /// The VM.
+    pub vm: VmId,
+    /// The volume.
+    pub volume: VolumeId,
+}
+request!("vm.AttachVolumeToVm" to "vm" => JobRef, AttachVolumeToVm, about |m| m.vm.uuid());
+
+/// Detaches a volume; sent by the volume service to the VM's owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetachVolumeFromVm {
+    /// The VM.
+    pub vm: VmId,
+    /// The volume.
+    pub volume: VolumeId,
+}
+request!("vm.DetachVolumeFromVm" to "vm" => JobRef, DetachVolumeFromVm, about |m| m.vm.uuid());

@@ -15,16 +15,20 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shared::Result;
-use shared::id::{AccountId, JobId, TaskId};
+use shared::api::host::HostConnection;
+use shared::id::{AccountId, HostId, JobId, TaskId};
 use shared::time::Timestamp;
+use shared::wire::AgentCommand;
+use shared::{Code, Error, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::agent_client::{Order, Progress};
 use crate::cx::Trace;
 use crate::db::{self, Tx};
 use crate::deps::Deps;
@@ -126,6 +130,21 @@ impl StepCx {
         TaskId::from_uuid(uuid::Builder::from_random_bytes(xxh3_128(text.as_bytes()).to_le_bytes()).into_uuid())
     }
 
+    /// Has a host carry out the `n`th command of this step, and waits for the outcome.
+    pub async fn command<C: AgentCommand>(&self, host: HostId, n: u32, command: &C) -> Result<C::Reply> {
+        let row = {
+            let mut conn = self.deps.db.read().await?;
+            db::host::get(&mut conn, host).await?
+        };
+        let row = row.ok_or_else(|| Error::not_found("host", host))?;
+        if row.host.connection == HostConnection::Disconnected {
+            let text = format!("host {} is disconnected: see `kring host show {}`", row.host.name, row.host.name);
+            return Err(Error::new(Code::HostUnreachable, text));
+        }
+        let order = Order { task_id: self.task_id(n), generation: self.at.generation, deadline: self.deadline };
+        self.deps.agents.command(&row.reference(), order, command, self).await
+    }
+
     /// Tells how far this step is, 0 to 100. Written down at most once a second.
     pub async fn progress(&self, percent: u8) {
         let now = self.deps.clock.now().ms();
@@ -140,5 +159,11 @@ impl StepCx {
         if let Err(error) = written {
             tracing::warn!(job.id = %id, %error, "the progress of a job could not be written");
         }
+    }
+}
+
+impl Progress for StepCx {
+    fn told(&self, percent: u8) -> BoxFuture<'_, ()> {
+        Box::pin(self.progress(percent))
     }
 }

@@ -119,7 +119,7 @@ fn a_lease_is_never_reserved_nor_taken_and_the_last_one_is_found() {
     let dbs = runtime.block_on(async {
         let mut seeded = Vec::new();
         for db in dbs().await {
-            let seed = Seed::plant(&db).await;
+            let seed = Seed::planted(&db).await;
             seeded.push((db, seed));
         }
         seeded
@@ -136,7 +136,7 @@ fn a_lease_is_never_reserved_nor_taken_and_the_last_one_is_found() {
 #[tokio::test]
 async fn a_larger_network_gives_every_address_and_says_when_none_is_left() {
     for db in dbs().await {
-        let seed = Seed::plant(&db).await;
+        let seed = Seed::planted(&db).await;
         let network = network(&seed, "full", "10.2.0.0/25", 2);
         let outcomes = run(&db, &seed, network.clone(), vec![Op::Next; 125]).await;
         check(&network, &outcomes);
@@ -147,7 +147,7 @@ async fn a_larger_network_gives_every_address_and_says_when_none_is_left() {
 #[tokio::test]
 async fn a_released_address_is_not_given_out_again_at_once() {
     for db in dbs().await {
-        let seed = Seed::plant(&db).await;
+        let seed = Seed::planted(&db).await;
         let network = network(&seed, "rotating", "10.3.0.0/24", 2);
         let outcomes = run(&db, &seed, network, vec![Op::Next, Op::Release(0), Op::Next]).await;
         assert_ne!(outcomes[0].1, outcomes[2].1);
@@ -157,7 +157,7 @@ async fn a_released_address_is_not_given_out_again_at_once() {
 #[tokio::test]
 async fn concurrent_leases_differ() {
     for db in dbs().await {
-        let seed = Seed::plant(&db).await;
+        let seed = Seed::planted(&db).await;
         let leases = (0..20).map(|n| {
             let seed = seed.clone();
             db.write(move |tx| {
@@ -176,7 +176,7 @@ async fn concurrent_leases_differ() {
 #[tokio::test]
 async fn a_network_closes_only_when_nobody_is_in_it_and_then_lets_nobody_in() {
     for db in dbs().await {
-        let seed = Seed::plant(&db).await;
+        let seed = Seed::planted(&db).await;
         let id = seed.network.id;
         let tenant = seed.clone();
         db.write(move |tx| {
@@ -210,7 +210,7 @@ async fn a_network_closes_only_when_nobody_is_in_it_and_then_lets_nobody_in() {
 #[tokio::test]
 async fn a_row_reads_back_and_overlaps_are_found() {
     for db in dbs().await {
-        let seed = Seed::plant(&db).await;
+        let seed = Seed::planted(&db).await;
         let mut conn = db.read().await.unwrap();
         assert_eq!(get(&mut conn, seed.network.id).await.unwrap(), Some(seed.network.clone()));
         for (cidr, overlaps) in [("10.77.0.0/24", true), ("10.0.0.0/8", true), ("10.77.0.128/29", true), ("10.77.1.0/24", false)] {

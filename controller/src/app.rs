@@ -1,0 +1,260 @@
+//! A controller: how its parts are put together, started and stopped, in order.
+//!
+//! Start: lock and open the database → authority → join the ring → services, flows, bus → take up the
+//! jobs that were left → listen → reconcilers and pings. Stop: the other way round; a job that is in
+//! the middle of a step stays open and goes on at the next start.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use shared::id::{ControllerId, HostId};
+use shared::wire::TaskReport;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent_client::Agents;
+use crate::api::{self, CallbackSink};
+use crate::auth::tls::Pki;
+use crate::bus::{Bus, LocalTransport, Registry};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::db::{self, Db, Dialect};
+use crate::deps::Deps;
+use crate::heartbeat::Heartbeat;
+use crate::ring::Ring;
+use crate::services::{self, Context};
+use crate::settings::Settings;
+use crate::workflow::{Engine, Flows};
+use crate::{bootstrap, reconcile};
+
+/// Why a controller did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder.
+    #[error("{path}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process has the data folder.
+    #[error("another kring-controller uses {}: stop it first, or give this one another data_dir", .0.display())]
+    Locked(PathBuf),
+    /// The database.
+    #[error("the database at {url} could not be opened")]
+    Database {
+        /// Without credentials.
+        url: String,
+        /// Why.
+        #[source]
+        source: db::Error,
+    },
+    /// Certificates.
+    #[error("the certificates could not be opened or made")]
+    Pki(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The gateway.
+    #[error("the API could not be started")]
+    Api(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Anything else that the parts answer.
+    #[error(transparent)]
+    Kring(#[from] shared::Error),
+}
+
+impl From<db::Error> for Error {
+    fn from(error: db::Error) -> Self {
+        Self::Kring(error.into())
+    }
+}
+
+/// What is done once, before a controller serves: the folder, the database, the authority.
+pub struct Foundation {
+    config: Config,
+    clock: Clock,
+    db: Db,
+    pki: Arc<Pki>,
+    tasks: TaskTracker,
+    /// Held while the process lives.
+    lock: Flock<File>,
+    /// The admin's token, when this was the first start.
+    pub admin_token: Option<String>,
+}
+
+impl Foundation {
+    /// Opens or makes everything that a controller keeps.
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        let dir = config.data_dir.clone();
+        std::fs::create_dir_all(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
+        let lock = lock(&dir)?;
+        let (clock, tasks) = (Clock::default(), TaskTracker::new());
+        let url = config.database_url();
+        let shown = url.split('@').next_back().unwrap_or_default().to_string();
+        let db = Db::open(&url, &tasks).await.map_err(|source| Error::Database { url: shown, source })?;
+        let pki = Pki::open(config.pki_dir(), &config.api.names, config.pki, clock.clone()).map_err(|e| Error::Pki(e.into()))?;
+        let admin_token = services::account::ensure_admin(&db, &clock).await?;
+        bootstrap::ensure_defaults(&db, &clock, &config).await?;
+        Ok(Self { config, clock, db, pki: Arc::new(pki), tasks, lock, admin_token })
+    }
+
+    /// The certificate authority, in PEM.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        self.pki.ca().pem()
+    }
+
+    /// Another token of the admin account.
+    pub async fn new_admin_token(&self) -> Result<String, Error> {
+        Ok(services::account::new_admin_token(&self.db, &self.clock).await?)
+    }
+}
+
+/// A running controller.
+pub struct App {
+    db: Db,
+    bus: Arc<Bus>,
+    context: Context,
+    me: ControllerId,
+    gateway: api::Server,
+    heartbeat: Heartbeat,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    fenced: CancellationToken,
+    _lock: Flock<File>,
+}
+
+impl App {
+    /// Starts a controller. When this answers, it serves.
+    pub async fn start(foundation: Foundation) -> Result<Self, Error> {
+        let Foundation { config, clock, db, pki, tasks, lock, .. } = foundation;
+        let (stop, fenced) = (CancellationToken::new(), CancellationToken::new());
+        let me = ControllerId::new();
+        let ring = Ring::new(me);
+        join(&db, &ring, &config).await?;
+        let heartbeat = Heartbeat::start(config.database_url(), db.dialect(), me, fenced.clone())
+            .map_err(|source| Error::Io { path: "the heartbeat thread".into(), source })?;
+
+        let tls = pki.agent_client_config(config.hosts.tls_sessions).map_err(|e| Error::Pki(e.into()))?;
+        let agents = Agents::new(tls, config.callback_base(), tasks.clone(), clock.clone());
+        let deps = Arc::new(Deps {
+            db: db.clone(),
+            agents: Arc::clone(&agents),
+            pki: Arc::clone(&pki),
+            ring: ring.clone(),
+            clock: clock.clone(),
+            data_dir: config.data_dir.clone(),
+            settings: Settings::default(),
+        });
+        services::setting::load(&deps).await?;
+
+        let mut flows = Flows::default();
+        services::ALL.iter().for_each(|service| (service.flows)(&mut flows));
+        let engine = Engine::new(Arc::clone(&deps), flows, &tasks, stop.clone());
+        let context = Context::new(deps, Arc::clone(&engine));
+        let mut registry = Registry::new(tasks.clone());
+        services::ALL.iter().for_each(|service| (service.register)(&context, &mut registry));
+        let (transport, inbox) = LocalTransport::new(me, config.bus.max_per_service);
+        let bus = Bus::start(
+            registry,
+            ring,
+            clock.clone(),
+            config.bus.limits(),
+            config.bus.loopback,
+            (Arc::new(transport), inbox),
+            (tasks.clone(), stop.clone()),
+        );
+        context.set_bus(Arc::clone(&bus));
+
+        let left = engine.recover().await?;
+        if left > 0 {
+            tracing::info!(jobs = left, "taking up jobs that had not ended");
+        }
+        tasks.spawn(Arc::clone(&pki).run(stop.clone()));
+        let callbacks: Arc<dyn CallbackSink> = Arc::new(Callbacks(Arc::clone(&agents)));
+        let gateway = api::Server::start(api::Parts { config, bus: Arc::clone(&bus), db: db.clone(), clock, pki, agents, callbacks })
+            .await
+            .map_err(|e| Error::Api(e.into()))?;
+        reconcile::spawn(reconcile::all(&context), &tasks, &stop);
+        tasks.spawn(services::host::run_pings(context.clone(), tasks.clone(), stop.clone()));
+        Ok(Self { db, bus, context, me, gateway, heartbeat, tasks, stop, fenced, _lock: lock })
+    }
+
+    /// Where the API listens.
+    #[must_use]
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.gateway.address()
+    }
+
+    /// The bus, for tests and benchmarks.
+    #[must_use]
+    pub const fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    /// What the services have, for tests and benchmarks.
+    #[must_use]
+    pub const fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Resolves when this controller must not act any more.
+    pub async fn fenced(&self) {
+        self.fenced.cancelled().await;
+    }
+
+    /// Stops in order: no new requests, running ones drained, jobs left where they are, ring left.
+    pub async fn shutdown(self) {
+        self.gateway.shutdown().await;
+        self.stop.cancel();
+        self.heartbeat.stop();
+        let me = self.me;
+        if let Err(error) = self.db.write(move |tx| Box::pin(async move { db::controller::leave(tx, me).await })).await {
+            tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
+        }
+        self.tasks.close();
+        // Jobs stop at their next wait; whatever does not is cut off and resumed at the next start.
+        if tokio::time::timeout(Duration::from_secs(10), self.db.close()).await.is_err() {
+            tracing::warn!("the database did not close in time");
+        }
+    }
+}
+
+/// Joins the ring under a new generation.
+async fn join(db: &Db, ring: &Ring, config: &Config) -> Result<(), Error> {
+    let (me, address) = (ring.me(), config.callback_base());
+    let alone = db.dialect() == Dialect::Sqlite;
+    let joined = db.write(move |tx| {
+        Box::pin(async move {
+            if alone {
+                db::controller::remove_others(tx, me).await?;
+            }
+            db::controller::join(tx, me, &address, env!("CARGO_PKG_VERSION")).await
+        })
+    });
+    ring.install(joined.await?, &[me]);
+    Ok(())
+}
+
+/// Takes the data folder for this process.
+fn lock(dir: &Path) -> Result<Flock<File>, Error> {
+    let path = dir.join("lock");
+    let io = |source| Error::Io { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+    let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Locked(dir.to_path_buf()))?;
+    lock.set_len(0).map_err(io)?;
+    writeln!(lock, "{}", std::process::id()).map_err(io)?;
+    Ok(lock)
+}
+
+/// Hands what agents report to the agent client.
+struct Callbacks(Arc<Agents>);
+
+impl CallbackSink for Callbacks {
+    fn deliver(&self, host: HostId, report: TaskReport) -> bool {
+        self.0.deliver(host, report)
+    }
+}

@@ -1,0 +1,301 @@
+//! Rows of VMs. State changes are compare-and-set, and the reservation of a host's processors and
+//! memory moves in the same transaction: the flag `holds_compute` says whether it is held.
+
+use shared::api::image::Firmware;
+use shared::api::vm::{Vm, VmState};
+use shared::id::{HostId, VmId};
+use shared::name::Name;
+use shared::time::Timestamp;
+use shared::units::Bytes;
+use shared::{Code, Error as Fault};
+use sqlx::any::AnyRow;
+
+use super::filter::Field;
+use super::page::ListSpec;
+use super::row::{RowExt, json, name_taken, word};
+use super::{Conn, Result, Tx};
+
+/// Lists of VMs.
+pub const LIST: ListSpec = ListSpec {
+    columns: "vm.*",
+    from: "vm",
+    only: None,
+    fields: &[
+        Field::id("id", "vm.id").sortable(),
+        Field::text("name", "vm.name").sortable(),
+        Field::text("state", "vm.state").sortable(),
+        Field::text("hostname", "vm.hostname"),
+        Field::int("vcpus", "vm.vcpus").sortable(),
+        Field::bytes("memory", "vm.memory").sortable(),
+        Field::id("account_id", "vm.account_id"),
+        Field::id("instance_type_id", "vm.instance_type_id"),
+        Field::id("image_id", "vm.image_id"),
+        Field::text("image.name", "image.name").through("image WHERE image.id = vm.image_id"),
+        Field::id("host_id", "vm.host_id"),
+        Field::text("host.name", "host.name").through("host WHERE host.id = vm.host_id"),
+        Field::text("nics.ip", "nic.ip").through("nic WHERE nic.vm_id = vm.id"),
+        Field::text("nics.mac", "nic.mac").through("nic WHERE nic.vm_id = vm.id"),
+        Field::id("nics.network_id", "nic.network_id").through("nic WHERE nic.vm_id = vm.id"),
+        Field::time("state_since", "vm.state_since").sortable(),
+        Field::time("deleted_at", "vm.deleted_at"),
+        Field::time("created_at", "vm.created_at"),
+    ],
+    id: "id",
+    default_sort: "id",
+    account: Some("vm.account_id"),
+};
+
+/// A VM as the controller needs it beside what users see.
+#[derive(Clone, Debug)]
+pub struct VmRow {
+    /// As users see it, without its network cards and links.
+    pub vm: Vm,
+    /// Whether processors and memory of its host are reserved for it.
+    pub holds_compute: bool,
+    /// Public ssh keys.
+    pub ssh_keys: Vec<String>,
+    /// cloud-init user data.
+    pub user_data: Option<String>,
+    /// For compare-and-set.
+    pub version: i64,
+}
+
+/// Adds a VM; `name_taken` when the name is.
+pub async fn insert(tx: &mut Tx, row: &VmRow, generation: u64) -> Result<()> {
+    let vm = &row.vm;
+    let done = sqlx::query(
+        "INSERT INTO vm (id, name, account_id, state, state_since, hostname, vcpus, memory, instance_type_id, image_id,
+             root_volume_id, firmware, host_id, holds_compute, ssh_keys, user_data, created_at, generation, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 0)",
+    )
+    .bind(vm.id.to_string())
+    .bind(vm.name.to_string())
+    .bind(vm.account_id.to_string())
+    .bind(vm.state.as_str())
+    .bind(vm.state_since.ms())
+    .bind(vm.hostname.clone())
+    .bind(i64::from(vm.vcpus))
+    .bind(vm.memory.as_i64())
+    .bind(vm.instance_type_id.map(|id| id.to_string()))
+    .bind(vm.image_id.to_string())
+    .bind(vm.root_volume_id.to_string())
+    .bind(word(&vm.firmware))
+    .bind(vm.host_id.map(|id| id.to_string()))
+    .bind(i64::from(row.holds_compute))
+    .bind(json(&row.ssh_keys)?)
+    .bind(row.user_data.clone())
+    .bind(vm.created_at.ms())
+    .bind(generation as i64)
+    .execute(tx.conn())
+    .await;
+    name_taken(done, "vm", &vm.name)
+}
+
+/// One VM, without its network cards.
+pub async fn get(conn: &mut Conn, id: VmId) -> Result<Option<VmRow>> {
+    let row = sqlx::query("SELECT * FROM vm WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    row.as_ref().map(row_from).transpose()
+}
+
+/// The same, or `not_found`.
+pub async fn require(conn: &mut Conn, id: VmId) -> Result<VmRow> {
+    get(conn, id).await?.ok_or_else(|| Fault::not_found("vm", id).into())
+}
+
+/// Id and state of every VM on a host.
+pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, VmState)>> {
+    let rows = sqlx::query("SELECT id, state FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, row.parse("state")?))).collect()
+}
+
+/// VMs that were deleted before a time, oldest first.
+pub async fn deleted_before(conn: &mut Conn, before: Timestamp, max: u32) -> Result<Vec<VmRow>> {
+    let rows = sqlx::query("SELECT * FROM vm WHERE deleted_at <= $1 AND state = 'deleted' ORDER BY deleted_at LIMIT $2")
+        .bind(before.ms())
+        .bind(i64::from(max))
+        .fetch_all(conn)
+        .await?;
+    rows.iter().map(row_from).collect()
+}
+
+/// Moves a VM on from any of `from` to `to`; answers it as it was. `invalid_state` when it is in
+/// another state. Being in `to` already is a success, so a step may record twice.
+pub async fn change(tx: &mut Tx, id: VmId, from: &[VmState], to: VmState, generation: u64, now: Timestamp) -> Result<VmRow> {
+    let before = require(tx.conn(), id).await?;
+    let state = before.vm.state;
+    if state == to {
+        return Ok(before);
+    }
+    if !from.contains(&state) || !state.can_become(to) {
+        let text = format!("vm {} is {state}: this is possible only when it is {}", before.vm.name, list(from));
+        return Err(Fault::new(Code::InvalidState, text).into());
+    }
+    let done = sqlx::query(
+        "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1
+         WHERE id = $1 AND state = $2 AND version = $3 AND generation <= $6",
+    )
+    .bind(id.to_string())
+    .bind(state.as_str())
+    .bind(before.version)
+    .bind(to.as_str())
+    .bind(now.ms())
+    .bind(generation as i64)
+    .execute(tx.conn())
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(Fault::new(Code::StaleGeneration, format!("vm {} was changed by a newer owner", before.vm.name)).into());
+    }
+    let content = serde_json::json!({ "from": state, "to": to });
+    let event = super::event::NewEvent {
+        path: "/vm/state/changed",
+        resource_kind: "vm",
+        resource_id: shared::id::ResourceId::uuid(id),
+        account_id: Some(before.vm.account_id),
+        content: &content,
+        at: now,
+    };
+    super::event::append(tx, &event).await?;
+    Ok(before)
+}
+
+fn list(states: &[VmState]) -> String {
+    states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(" or ")
+}
+
+/// Puts a VM on a host, or takes it off.
+pub async fn set_host(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()> {
+    sqlx::query("UPDATE vm SET host_id = $2, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(host.map(|host| host.to_string()))
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+/// Reserves the VM's processors and memory on its host, unless that is done. `no_host_fits` when they
+/// are not there.
+pub async fn hold_compute(tx: &mut Tx, id: VmId, new_vm: bool) -> Result<()> {
+    let row = require(tx.conn(), id).await?;
+    let Some(host) = row.vm.host_id else {
+        return Err(Fault::internal(format_args!("vm {id} has no host to hold compute on")).into());
+    };
+    if !row.holds_compute {
+        if !super::host::reserve(tx, host, row.vm.vcpus, row.vm.memory, new_vm).await? {
+            let text = format!("host {host} has no room for {} vcpus and {} any more, or takes no VMs now", row.vm.vcpus, row.vm.memory);
+            return Err(Fault::new(Code::NoHostFits, text).into());
+        }
+        set_holds(tx, id, true).await?;
+    }
+    Ok(())
+}
+
+/// Notes that the VM runs on its host whether or not there is room: found there by a comparison.
+pub async fn hold_compute_anyway(tx: &mut Tx, id: VmId) -> Result<()> {
+    let row = require(tx.conn(), id).await?;
+    if let Some(host) = row.vm.host_id
+        && !row.holds_compute
+    {
+        super::host::reserve_anyway(tx, host, row.vm.vcpus, row.vm.memory).await?;
+        set_holds(tx, id, true).await?;
+    }
+    Ok(())
+}
+
+/// Gives the VM's processors and memory back, unless that is done.
+pub async fn drop_compute(tx: &mut Tx, id: VmId) -> Result<()> {
+    let Some(row) = get(tx.conn(), id).await? else { return Ok(()) };
+    if let Some(host) = row.vm.host_id
+        && row.holds_compute
+    {
+        super::host::release(tx, host, i64::from(row.vm.vcpus), row.vm.memory.as_i64()).await?;
+        set_holds(tx, id, false).await?;
+    }
+    Ok(())
+}
+
+/// Notes whether compute is held; the reservation itself is made or given back beside it.
+pub async fn set_holds(tx: &mut Tx, id: VmId, holds: bool) -> Result<()> {
+    sqlx::query("UPDATE vm SET holds_compute = $2 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(i64::from(holds))
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+/// Renames or resizes a VM, when it is still in the version that was looked at.
+pub async fn update(tx: &mut Tx, before: &VmRow, name: &Name, vcpus: u32, memory: Bytes) -> Result<()> {
+    let done = sqlx::query("UPDATE vm SET name = $3, vcpus = $4, memory = $5, version = version + 1 WHERE id = $1 AND version = $2")
+        .bind(before.vm.id.to_string())
+        .bind(before.version)
+        .bind(name.to_string())
+        .bind(i64::from(vcpus))
+        .bind(memory.as_i64())
+        .execute(tx.conn())
+        .await;
+    if let Ok(done) = &done
+        && done.rows_affected() == 0
+    {
+        return Err(Fault::new(Code::InvalidState, format!("vm {} has just changed: look at it and try again", before.vm.name)).into());
+    }
+    name_taken(done, "vm", name)
+}
+
+/// Sets or clears the time of deletion; the name is free while it is set.
+pub async fn set_deleted_at(tx: &mut Tx, id: VmId, name: &Name, at: Option<Timestamp>) -> Result<()> {
+    let done = sqlx::query("UPDATE vm SET deleted_at = $2, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(at.map(Timestamp::ms))
+        .execute(tx.conn())
+        .await;
+    name_taken(done, "vm", name)
+}
+
+/// Puts a VM that was just recovered back among the deleted: the only way from `stopped` to `deleted`.
+pub async fn restore_deleted(tx: &mut Tx, id: VmId, now: Timestamp) -> Result<()> {
+    sqlx::query("UPDATE vm SET state = 'deleted', state_since = $2, deleted_at = $2, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(now.ms())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+/// Removes a VM; a success when there is none.
+pub async fn delete(tx: &mut Tx, id: VmId) -> Result<()> {
+    sqlx::query("DELETE FROM vm WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(())
+}
+
+/// Reads a VM as users see it, without its network cards and links.
+pub fn from_row(row: &AnyRow) -> Result<Vm> {
+    Ok(Vm {
+        id: row.parse("id")?,
+        name: row.parse("name")?,
+        account_id: row.parse("account_id")?,
+        state: row.parse("state")?,
+        hostname: row.text("hostname")?,
+        vcpus: row.count("vcpus")?,
+        memory: row.bytes("memory")?,
+        instance_type_id: row.opt_parse("instance_type_id")?,
+        image_id: row.parse("image_id")?,
+        root_volume_id: row.parse("root_volume_id")?,
+        firmware: row.word::<Firmware>("firmware")?,
+        host_id: row.opt_parse("host_id")?,
+        nics: Vec::new(),
+        state_since: row.time("state_since")?,
+        deleted_at: row.opt_time("deleted_at")?,
+        created_at: row.time("created_at")?,
+        links: Default::default(),
+    })
+}
+
+fn row_from(row: &AnyRow) -> Result<VmRow> {
+    Ok(VmRow {
+        vm: from_row(row)?,
+        holds_compute: row.int("holds_compute")? != 0,
+        ssh_keys: row.json("ssh_keys")?,
+        user_data: row.opt_text("user_data")?,
+        version: row.int("version")?,
+    })
+}

@@ -1,0 +1,150 @@
+//! Bringing a host and the database to agree.
+//!
+//! One path for a host that has just joined, one that is back, one whose agent was restarted and one
+//! that tells of other VMs than it did: ask for everything that is there, write down what the host is,
+//! and hand each VM to its owner. Only then does the host count as connected. A listing that fails
+//! changes nothing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use shared::api::host::HostConnection;
+use shared::id::{HostId, TaskId, VmId};
+use shared::wire::host::{InspectHost, Inventory, Pong};
+use shared::wire::vm::VmReport;
+use shared::{Error, Result};
+
+use super::join::capacity;
+use crate::agent_client::{NoProgress, Order};
+use crate::cx::Cx;
+use crate::db::{self, host::HostRow};
+use crate::messages::host::{HostConnectionChanged, HostMissed};
+use crate::messages::vm::{VmLost, VmObserved};
+use crate::services::{Context, announce};
+use crate::specs;
+
+/// How many VMs are handed to their owners at a time.
+const PARALLEL: usize = 32;
+/// How long a host may take to say what is there.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<()> {
+    let cx = cx.within(TIMEOUT);
+    let row = find(&context, id).await?;
+    if row.host.connection == HostConnection::Disconnected {
+        set_connection(&context, &row, HostConnection::Connecting, Some("it answers again; comparing".into())).await?;
+    }
+    let pong = context.deps.agents.ping(&row.reference(), cx.left()?.min(Duration::from_secs(10))).await?;
+    let inventory = inspect(&context, &cx, &row).await?;
+    write_down(&context, &row, &pong, &inventory).await?;
+    hand_over(&context, &cx, id, &inventory.vms).await?;
+    let row = find(&context, id).await?;
+    if row.host.connection != HostConnection::Connected {
+        set_connection(&context, &row, HostConnection::Connected, None).await?;
+        let now = context.deps.clock.now();
+        // What was owed because the host was away may succeed now.
+        context.deps.db.write(move |tx| Box::pin(async move { db::cleanup::hasten(tx, now).await })).await?;
+    }
+    Ok(())
+}
+
+/// A host has missed its pings: what its VMs do is unknown.
+pub(super) async fn missed(context: Context, cx: Cx, message: HostMissed) -> Result<()> {
+    let row = find(&context, message.id).await?;
+    if row.host.connection == HostConnection::Disconnected {
+        return Ok(());
+    }
+    set_connection(&context, &row, HostConnection::Disconnected, Some(message.reason)).await?;
+    let vms = {
+        let mut conn = context.deps.db.read().await?;
+        db::vm::on_host(&mut conn, message.id).await?
+    };
+    let lost = vms.into_iter().map(|(id, _)| VmLost { id, host_id: message.id }).collect();
+    for result in context.bus()?.call_all(&cx, PARALLEL, lost).await {
+        result?;
+    }
+    Ok(())
+}
+
+async fn find(context: &Context, id: HostId) -> Result<HostRow> {
+    let mut conn = context.deps.db.read().await?;
+    db::host::get(&mut conn, id).await?.ok_or_else(|| Error::not_found("host", id))
+}
+
+async fn inspect(context: &Context, cx: &Cx, row: &HostRow) -> Result<Inventory> {
+    let storages = {
+        let mut conn = context.deps.db.read().await?;
+        db::storage::of_cluster(&mut conn, row.host.cluster_id).await?
+    };
+    let command = InspectHost { host_id: row.host.id, storages: storages.iter().map(specs::storage).collect() };
+    let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
+    context.deps.agents.command(&row.reference(), order, &command, &NoProgress).await
+}
+
+/// Writes down what the host is and what its storages and image cache hold.
+async fn write_down(context: &Context, row: &HostRow, pong: &Pong, inventory: &Inventory) -> Result<()> {
+    let (id, cluster) = (row.host.id, row.host.cluster_id);
+    let (settings, now) = (context.deps.settings.clone(), context.deps.clock.now());
+    let facts = inventory.facts.clone();
+    let (storages, images) = (inventory.storages.clone(), inventory.images.clone());
+    let process = (pong.boot_id, pong.agent_id);
+    let written = context.deps.db.write(move |tx| {
+        Box::pin(async move {
+            let total = capacity(tx.conn(), &settings, cluster, &facts).await?;
+            db::host::set_facts(tx, id, &facts, total, process, now).await?;
+            for report in &storages {
+                db::storage::report(tx, report.storage_id, id, report.total, report.available).await?;
+            }
+            let known = db::image::of_host(tx.conn(), id).await?;
+            for image in known.iter().filter(|image| !images.contains(image)) {
+                db::image::remove_host(tx, *image, id).await?;
+            }
+            for image in images.iter().filter(|image| !known.contains(image)) {
+                // An image that was deleted while the host was away is left to the clean-up of caches.
+                if db::image::get(tx.conn(), *image).await?.is_some() {
+                    db::image::add_host(tx, *image, id).await?;
+                }
+            }
+            Ok(())
+        })
+    });
+    Ok(written.await?)
+}
+
+/// Tells the owner of each VM, of the database's and of the host's, what the host says of it.
+async fn hand_over(context: &Context, cx: &Cx, id: HostId, reports: &[VmReport]) -> Result<()> {
+    let known = {
+        let mut conn = context.deps.db.read().await?;
+        db::vm::on_host(&mut conn, id).await?
+    };
+    let mut of_vm: HashMap<VmId, Option<VmReport>> = known.into_iter().map(|(vm, _)| (vm, None)).collect();
+    of_vm.extend(reports.iter().map(|report| (report.vm_id, Some(report.clone()))));
+    let observed = of_vm.into_iter().map(|(vm, report)| VmObserved { id: vm, host_id: id, report }).collect();
+    for result in context.bus()?.call_all(cx, PARALLEL, observed).await {
+        result?;
+    }
+    Ok(())
+}
+
+async fn set_connection(context: &Context, row: &HostRow, to: HostConnection, reason: Option<String>) -> Result<()> {
+    let (id, from, now) = (row.host.id, row.host.connection, context.deps.clock.now());
+    if !from.can_become(to) {
+        return Ok(());
+    }
+    tracing::info!(host.id = %id, host.name = %row.host.name, %from, %to, reason, "the connection of a host changed");
+    let changed = context.deps.db.write(move |tx| {
+        Box::pin(async move {
+            let changed = db::host::set_connection(tx, id, from, to, reason.clone()).await?;
+            if changed {
+                let content = serde_json::json!({ "from": from, "to": to, "reason": reason });
+                announce(tx, id, "connection/changed", None, &content, now).await?;
+            }
+            Ok(changed)
+        })
+    });
+    if changed.await? {
+        let event = HostConnectionChanged { host_id: id, connection: to };
+        context.bus()?.publish(&Cx::system(TIMEOUT), &event);
+    }
+    Ok(())
+}

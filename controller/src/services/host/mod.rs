@@ -1,0 +1,34 @@
+//! Hosts: joining, the operator's wishes, and whether they answer.
+//!
+//! - [`join`]: tokens, joining, renewing certificates.
+//! - [`service`]: looking at hosts and changing them.
+//! - [`compare`]: a host and the database are brought to agree.
+//! - [`ping`]: signs of life, and what follows from them.
+
+mod compare;
+mod join;
+mod ping;
+mod service;
+
+use crate::bus::Registry;
+use crate::messages::host::{
+    CompareHost, CreateJoinToken, DeleteHost, GetHost, HostEvents, HostMissed, JoinHost, ListHosts, ReconnectHost, RenewHost, UpdateHost,
+};
+use crate::services::Context;
+
+pub use ping::run as run_pings;
+
+/// Adds the handlers.
+pub fn register(context: &Context, registry: &mut Registry) {
+    context.serve(registry, |c, _, m: GetHost| service::get(c, m));
+    context.serve(registry, |c, _, m: ListHosts| service::list(c, m));
+    context.serve(registry, |c, cx, m: UpdateHost| service::update(c, cx, m));
+    context.serve(registry, |c, cx, m: DeleteHost| service::delete(c, cx, m));
+    context.serve(registry, |c, cx, m: ReconnectHost| service::reconnect(c, cx, m));
+    context.serve(registry, |c, cx, m: HostEvents| service::events(c, cx, m));
+    context.serve(registry, |c, cx, m: CreateJoinToken| join::create_token(c, cx, m));
+    context.serve(registry, |c, cx, m: JoinHost| join::join(c, cx, m));
+    context.serve(registry, |c, _, m: RenewHost| join::renew(c, m));
+    context.serve(registry, |c, cx, m: CompareHost| compare::compare(c, cx, m.id));
+    context.serve(registry, |c, cx, m: HostMissed| compare::missed(c, cx, m));
+}

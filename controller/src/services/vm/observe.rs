@@ -1,0 +1,117 @@
+//! What hosts report of VMs, compared with what the database says.
+//!
+//! A VM that a job holds is left to the job. Otherwise the host is right about what the VM does, and
+//! the database about whether it should exist: a deleted VM's domain is removed. Missing data never
+//! means "off": only a complete listing, or libvirt's own event, can say that a domain is gone.
+
+use shared::api::vm::VmState;
+use shared::id::{ResourceId, TaskId};
+use shared::wire::vm::{DeleteVm, PowerState};
+use shared::Result;
+
+use crate::agent_client::{NoProgress, Order};
+use crate::cx::Cx;
+use crate::db;
+use crate::messages::vm::{VmLost, VmObserved};
+use crate::services::Context;
+
+/// States that a report may move a VM out of.
+const RESTING: &[VmState] = &[VmState::Running, VmState::Stopped, VmState::Paused, VmState::Crashed, VmState::Unknown];
+
+pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> Result<()> {
+    let (row, busy) = {
+        let mut conn = context.deps.db.read().await?;
+        let row = db::vm::get(&mut conn, message.id).await?;
+        (row, db::job::has_open(&mut conn, message.id.uuid()).await?)
+    };
+    let Some(row) = row else {
+        if message.report.is_some() {
+            report_orphan(&context, &message).await?;
+        }
+        return Ok(());
+    };
+    if busy || row.vm.host_id != Some(message.host_id) {
+        return Ok(());
+    }
+    if row.vm.state == VmState::Deleted {
+        return if message.report.is_some() { remove(&context, &cx, &message).await } else { Ok(()) };
+    }
+    let seen = match message.report.map(|report| report.power) {
+        Some(PowerState::Running) => VmState::Running,
+        Some(PowerState::Paused) => VmState::Paused,
+        Some(PowerState::Crashed) => VmState::Crashed,
+        Some(PowerState::Stopped) | None => VmState::Stopped,
+    };
+    // A crash is told once; that the domain is off afterwards does not make it an orderly stop.
+    let same = seen == row.vm.state || (row.vm.state == VmState::Crashed && seen == VmState::Stopped);
+    if same || !RESTING.contains(&row.vm.state) {
+        return Ok(());
+    }
+    tracing::info!(vm.id = %message.id, host.id = %message.host_id, from = %row.vm.state, to = %seen, "a vm changed by itself");
+    let generation = context.deps.ring.generation();
+    let now = context.deps.clock.now();
+    let written = context.deps.db.write(move |tx| {
+        Box::pin(async move {
+            db::vm::change(tx, message.id, RESTING, seen, generation, now).await?;
+            if seen.holds_compute() {
+                db::vm::hold_compute_anyway(tx, message.id).await
+            } else {
+                db::vm::drop_compute(tx, message.id).await
+            }
+        })
+    });
+    Ok(written.await?)
+}
+
+/// The host does not answer: nobody knows what the VM does there.
+pub(super) async fn lost(context: Context, message: VmLost) -> Result<()> {
+    let generation = context.deps.ring.generation();
+    let now = context.deps.clock.now();
+    let written = context.deps.db.write(move |tx| {
+        Box::pin(async move {
+            let Some(row) = db::vm::get(tx.conn(), message.id).await? else { return Ok(()) };
+            let runs = matches!(row.vm.state, VmState::Running | VmState::Paused | VmState::Crashed);
+            if runs && row.vm.host_id == Some(message.host_id) {
+                db::vm::change(tx, message.id, RESTING, VmState::Unknown, generation, now).await?;
+            }
+            Ok(())
+        })
+    });
+    Ok(written.await?)
+}
+
+/// Removes the domain of a VM that was deleted while its host was away.
+async fn remove(context: &Context, cx: &Cx, message: &VmObserved) -> Result<()> {
+    let host = {
+        let mut conn = context.deps.db.read().await?;
+        db::host::get(&mut conn, message.host_id).await?
+    };
+    let Some(host) = host else { return Ok(()) };
+    tracing::info!(vm.id = %message.id, host.id = %message.host_id, "removing the domain of a deleted vm");
+    let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
+    context.deps.agents.command(&host.reference(), order, &DeleteVm { vm_id: message.id }, &NoProgress).await?;
+    Ok(())
+}
+
+/// Tells that a domain of Kring is on a host that no VM is known for. It is not touched: the database
+/// may be an old copy. What is owed by a rolled-back job is removed by its clean-up.
+async fn report_orphan(context: &Context, message: &VmObserved) -> Result<()> {
+    let (id, host) = (message.id, message.host_id);
+    tracing::warn!(vm.id = %id, host.id = %host, "a host has a domain of an unknown vm");
+    let now = context.deps.clock.now();
+    let written = context.deps.db.write(move |tx| {
+        Box::pin(async move {
+            let content = serde_json::json!({ "vm_id": id });
+            let event = db::event::NewEvent {
+                path: "/host/orphan/found",
+                resource_kind: "host",
+                resource_id: host.uuid(),
+                account_id: None,
+                content: &content,
+                at: now,
+            };
+            db::event::append(tx, &event).await
+        })
+    });
+    Ok(written.await?)
+}
