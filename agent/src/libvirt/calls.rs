@@ -278,8 +278,14 @@ pub fn destroy(connect: &Connect, vm_id: VmId) -> Result<(), Error> {
     }
 }
 
-pub fn suspend(connect: &Connect, vm_id: VmId) -> Result<(), Error> {
+/// A VM's domain, which must be running or paused.
+fn active(connect: &Connect, vm_id: VmId, call: &'static str) -> Result<Domain, Error> {
     let domain = domain(connect, vm_id)?;
+    if is_active(&domain)? { Ok(domain) } else { Err(Error::WrongState { call, message: "it does not run".into() }) }
+}
+
+pub fn suspend(connect: &Connect, vm_id: VmId) -> Result<(), Error> {
+    let domain = active(connect, vm_id, "halt the domain")?;
     if power(connect, vm_id, &domain)? == Some(PowerState::Paused) {
         return Ok(());
     }
@@ -287,7 +293,7 @@ pub fn suspend(connect: &Connect, vm_id: VmId) -> Result<(), Error> {
 }
 
 pub fn resume(connect: &Connect, vm_id: VmId) -> Result<(), Error> {
-    let domain = domain(connect, vm_id)?;
+    let domain = active(connect, vm_id, "let the domain run on")?;
     let (state, _) = domain.state().map_err(|e| failed("read the state", &e))?;
     if state.is(DomainState::PMSuspended) {
         return domain.pm_wakeup(0).map_err(|e| failed("wake the guest up", &e));
@@ -301,11 +307,14 @@ pub fn resume(connect: &Connect, vm_id: VmId) -> Result<(), Error> {
 pub fn undefine(connect: &Connect, vm_id: VmId) -> Result<(), Error> {
     let Some(domain) = find(connect, vm_id)? else { return Ok(()) };
     // Everything that libvirt keeps beside the definition goes with it, the firmware's variables too.
-    let flags = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-        | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-        | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-        | sys::VIR_DOMAIN_UNDEFINE_NVRAM;
-    match domain.undefine_flags(flags) {
+    let most = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
+    let all = most | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_NVRAM;
+    let undefined = match domain.undefine_flags(all) {
+        // A driver that has no firmware and no checkpoints does not take the flags for them.
+        Err(error) if error.code().is(ErrorNumber::InvalidArg) => domain.undefine_flags(most),
+        other => other,
+    };
+    match undefined {
         Ok(()) => Ok(()),
         Err(error) if is_gone(&error) => Ok(()),
         Err(error) => Err(failed("undefine the domain", &error)),
@@ -349,4 +358,125 @@ pub fn versions(connect: &Connect) -> Result<Versions, Error> {
         libvirt: text(connect.lib_version().map_err(|e| failed("ask for its version", &e))?),
         qemu: text(connect.hyp_version().map_err(|e| failed("ask for the version of QEMU", &e))?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libvirt::xml::domain::tests::domain as spec;
+    use virt::domain::DomainPausedReasonEnum;
+
+    #[test]
+    fn every_state_of_libvirt_is_a_state_of_power_or_unknown() {
+        let unknown = || DomainStateReasonEnum::Unknown(0);
+        let paused = |reason: u32| {
+            DomainStateReasonEnum::Known(DomainStateReason::Paused(DomainPausedReasonEnum::from_raw(reason)))
+        };
+        let shutoff =
+            |reason: DomainShutoffReason| DomainStateReasonEnum::Known(DomainStateReason::Shutoff(Enum::Known(reason)));
+        for (state, reason, power) in [
+            (sys::VIR_DOMAIN_RUNNING, unknown(), Some(PowerState::Running)),
+            (sys::VIR_DOMAIN_BLOCKED, unknown(), Some(PowerState::Running)),
+            (sys::VIR_DOMAIN_SHUTDOWN, unknown(), Some(PowerState::Running)),
+            (sys::VIR_DOMAIN_PAUSED, unknown(), Some(PowerState::Paused)),
+            (sys::VIR_DOMAIN_PAUSED, paused(sys::VIR_DOMAIN_PAUSED_IOERROR), Some(PowerState::Paused)),
+            (sys::VIR_DOMAIN_PAUSED, paused(sys::VIR_DOMAIN_PAUSED_STARTING_UP), Some(PowerState::Running)),
+            (sys::VIR_DOMAIN_PAUSED, paused(sys::VIR_DOMAIN_PAUSED_CRASHED), Some(PowerState::Crashed)),
+            (sys::VIR_DOMAIN_PMSUSPENDED, unknown(), Some(PowerState::Paused)),
+            (sys::VIR_DOMAIN_SHUTOFF, unknown(), Some(PowerState::Stopped)),
+            (sys::VIR_DOMAIN_SHUTOFF, shutoff(DomainShutoffReason::Destroyed), Some(PowerState::Stopped)),
+            (sys::VIR_DOMAIN_SHUTOFF, shutoff(DomainShutoffReason::Failed), Some(PowerState::Stopped)),
+            (sys::VIR_DOMAIN_SHUTOFF, shutoff(DomainShutoffReason::Crashed), Some(PowerState::Crashed)),
+            (sys::VIR_DOMAIN_CRASHED, unknown(), Some(PowerState::Crashed)),
+            (sys::VIR_DOMAIN_NOSTATE, unknown(), None),
+            (u32::MAX, unknown(), None),
+        ] {
+            assert_eq!(power_of(Enum::from_raw(state), reason), power, "{state} {reason:?}");
+        }
+    }
+
+    /// A connection to libvirt's own test driver; each has its own domains.
+    fn connect() -> Connect {
+        virt::error::clear_error_callback();
+        let xml = "<node><domain type='test'><name>stranger</name><uuid>01939f00-0000-7000-8000-00000000aaaa</uuid>\
+                   <memory>8192</memory><os><type>hvm</type></os></domain></node>";
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("node.xml");
+        std::fs::write(&file, xml).unwrap();
+        Connect::open(Some(&format!("test://{}", file.display()))).unwrap()
+    }
+
+    fn xml(spec: &DomainSpec) -> String {
+        spec.render().replace("<domain type=\"qemu\">", "<domain type=\"test\">")
+    }
+
+    #[test]
+    fn a_domain_goes_its_way_and_keeps_its_identity() {
+        let (connect, spec) = (connect(), spec());
+        let vm_id = spec.vm.vm_id;
+        assert_eq!(report(&connect, vm_id).unwrap(), None);
+        assert!(matches!(start(&connect, vm_id), Err(Error::NoDomain(id)) if id == vm_id));
+        define_xml(&connect, vm_id, &xml(&spec)).unwrap();
+        define_xml(&connect, vm_id, &xml(&spec)).unwrap();
+        let now = |power, generation| Some(VmReport { vm_id, power, generation });
+        assert_eq!(report(&connect, vm_id).unwrap(), now(PowerState::Stopped, 7));
+        assert!(matches!(suspend(&connect, vm_id), Err(Error::WrongState { .. })));
+        for _ in 0..2 {
+            start(&connect, vm_id).unwrap();
+        }
+        for _ in 0..2 {
+            suspend(&connect, vm_id).unwrap();
+        }
+        assert_eq!(report(&connect, vm_id).unwrap(), now(PowerState::Paused, 7));
+        for _ in 0..2 {
+            resume(&connect, vm_id).unwrap();
+        }
+        assert_eq!(report(&connect, vm_id).unwrap(), now(PowerState::Running, 7));
+        for _ in 0..2 {
+            destroy(&connect, vm_id).unwrap();
+        }
+        assert_eq!(report(&connect, vm_id).unwrap(), now(PowerState::Stopped, 7));
+        for _ in 0..2 {
+            undefine(&connect, vm_id).unwrap();
+        }
+        assert_eq!(report(&connect, vm_id).unwrap(), None);
+        destroy(&connect, vm_id).unwrap();
+    }
+
+    #[test]
+    fn a_generation_only_grows_and_nothing_else_of_the_identity_changes() {
+        let (connect, spec) = (connect(), spec());
+        let vm_id = spec.vm.vm_id;
+        define_xml(&connect, vm_id, &xml(&spec)).unwrap();
+        for (generation, recorded) in [(3, 7), (9, 9), (8, 9)] {
+            set_generation(&connect, vm_id, generation).unwrap();
+            let identity = identity(&find(&connect, vm_id).unwrap().unwrap()).unwrap().unwrap();
+            assert_eq!(identity, Identity::of(&spec.vm, recorded));
+        }
+        assert_eq!(identities(&connect).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn somebody_elses_domain_is_seen_and_never_touched() {
+        let connect = connect();
+        let stranger: VmId = "01939f00-0000-7000-8000-00000000aaaa".parse().unwrap();
+        assert_eq!(list(&connect).unwrap(), Listing { vms: vec![], foreign: vec!["stranger".into()] });
+        destroy(&connect, stranger).unwrap();
+        undefine(&connect, stranger).unwrap();
+        let mut spec = spec();
+        spec.vm.vm_id = stranger;
+        assert!(matches!(define_xml(&connect, stranger, &xml(&spec)), Err(Error::Foreign { .. })));
+        assert!(matches!(suspend(&connect, stranger), Err(Error::NoDomain(_))));
+        assert_eq!(list(&connect).unwrap().foreign.len(), 1);
+    }
+
+    #[test]
+    fn metadata_that_cannot_be_read_hides_no_domain() {
+        let (connect, spec) = (connect(), spec());
+        let vm_id = spec.vm.vm_id;
+        define_xml(&connect, vm_id, &xml(&spec).replace("generation=\"7\"", "generation=\"seven\"")).unwrap();
+        let listing = list(&connect).unwrap();
+        assert_eq!(listing.vms, vec![VmReport { vm_id, power: PowerState::Stopped, generation: 0 }]);
+        assert!(identities(&connect).unwrap().is_empty());
+    }
 }

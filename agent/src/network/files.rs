@@ -23,6 +23,10 @@ pub struct Record {
     pub spec: NetworkSpec,
     /// End of the names of its bridge, veth and namespace.
     pub suffix: String,
+    /// Whether all of it was set up for this specification: until then addresses of an earlier one
+    /// may be left.
+    #[serde(default)]
+    pub complete: bool,
 }
 
 /// An address that a card is given.
@@ -195,7 +199,7 @@ mod tests {
         let spec = network();
         let dir = NetworkDir(root.path().join(spec.network_id.to_string()));
         dir.create().unwrap();
-        let record = Record { spec: spec.clone(), suffix: "ab12cd34".into() };
+        let record = Record { spec: spec.clone(), suffix: "ab12cd34".into(), complete: true };
         dir.write_record(&record).unwrap();
         let lease = Lease {
             vm_id: VmId::new(),

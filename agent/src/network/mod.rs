@@ -12,6 +12,7 @@
 //! of the agent or the host. The data folder keeps specifications and leases, see [`files`].
 
 pub mod bridge;
+mod detour;
 pub mod dnsmasq;
 pub mod files;
 pub mod metadata;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::Code;
+use shared::api::network::NetworkKind;
 use shared::id::{NetworkId, NicId, VmId};
 use shared::wire::network::NetworkSpec;
 use shared::wire::vm::NicSpec;
@@ -255,15 +257,16 @@ impl Networks {
         let tools = self.tools(cancel);
         let dir = self.network_dir(spec.network_id);
         let known = dir.record()?;
-        let moved = known.as_ref().is_none_or(|known| known.spec != *spec);
+        let moved = known.as_ref().is_none_or(|known| known.spec != *spec || !known.complete);
         let suffix = match known {
             Some(record) => record.suffix,
             None => self.choose(spec.network_id, &tools).await?,
         };
         let parts = self.parts(spec.network_id, &suffix);
+        let record = Record { spec: spec.clone(), suffix, complete: false };
         if moved {
             parts.dir.create()?;
-            parts.dir.write_record(&Record { spec: spec.clone(), suffix })?;
+            parts.dir.write_record(&record)?;
         }
         let fresh = !parts.namespace.exists();
         if fresh {
@@ -275,12 +278,16 @@ impl Networks {
         let upstream = dnsmasq::upstream(spec, &self.dns);
         let config = dnsmasq::config(spec, &parts.dir, parts.dnsmasq.pid_file(), &upstream, dnsmasq::user());
         parts.dnsmasq.ensure(&config, &parts.namespace, &tools, false).await?;
-        if spec.kind == shared::api::network::NetworkKind::Nat {
+        nat::open_iptables(spec.kind, &parts.names.bridge(), &tools).await?;
+        if spec.kind == NetworkKind::Nat {
             bridge::forward_ipv4()?;
-            nat::open_iptables(&parts.names.bridge(), &tools).await?;
+            detour::open(spec, &parts.names, &tools).await?;
         }
         nat::apply(&self.records()?, &tools).await?;
         self.listen(live, spec.network_id, &parts).await?;
+        if moved {
+            parts.dir.write_record(&Record { complete: true, ..record })?;
+        }
         Ok(parts.names.bridge())
     }
 
@@ -432,6 +439,7 @@ impl Networks {
         let parts = self.parts(network_id, &record.suffix);
         parts.dnsmasq.stop(&tools).await?;
         bridge::remove(&parts.names, &tools).await?;
+        detour::close(&parts.names, &tools).await?;
         parts.namespace.remove()?;
         nat::close_iptables(&parts.names.bridge(), &tools).await?;
         let others: Vec<Record> = self.records()?.into_iter().filter(|r| r.spec.network_id != network_id).collect();
@@ -500,7 +508,9 @@ impl Networks {
         let tools = self.tools(cancel);
         for (name, _) in bridge::all(&tools).await? {
             if let Some(suffix) = name.strip_prefix("kr-") {
-                result = result.and(bridge::remove(&Names { suffix: suffix.into() }, &tools).await);
+                let names = Names { suffix: suffix.into() };
+                result = result.and(bridge::remove(&names, &tools).await);
+                result = result.and(detour::close(&names, &tools).await);
                 result = result.and(nat::close_iptables(&name, &tools).await);
             }
         }

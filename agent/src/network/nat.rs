@@ -23,7 +23,7 @@ pub const TABLE: &str = "kring";
 pub fn ruleset(networks: &[Record]) -> String {
     let mut forward = String::new();
     let mut source = String::new();
-    for Record { spec, suffix } in networks {
+    for Record { spec, suffix, .. } in networks {
         let bridge = Names { suffix: suffix.clone() }.bridge();
         let cidr = spec.cidr.trunc();
         let _ = writeln!(forward, "    iifname \"{bridge}\" oifname \"{bridge}\" accept");
@@ -61,37 +61,45 @@ pub async fn apply(networks: &[Record], tools: &Tools<'_>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Rules of iptables that let a bridge's traffic pass, as arguments after `-I FORWARD`.
-fn iptables_rules(bridge: &str) -> [Vec<String>; 2] {
-    let rule = |direction: &str| {
-        ["FORWARD", direction, bridge, "-m", "comment", "--comment", TABLE, "-j", "ACCEPT"].map(str::to_string).to_vec()
+/// Rules of iptables that let a network pass, as arguments after `-I`: what comes from the bridge of a
+/// `nat` network or goes to it; of an `isolated` one only what stays on the bridge, which iptables
+/// sees on a host with `br_netfilter`.
+fn iptables_rules(kind: NetworkKind, bridge: &str) -> Vec<Vec<String>> {
+    let rule = |links: &[&str]| {
+        let mut rule = vec!["FORWARD"];
+        rule.extend(links);
+        rule.extend(["-m", "comment", "--comment", TABLE, "-j", "ACCEPT"]);
+        rule.into_iter().map(str::to_string).collect()
     };
-    [rule("-i"), rule("-o")]
+    match kind {
+        NetworkKind::Nat => vec![rule(&["-i", bridge]), rule(&["-o", bridge])],
+        NetworkKind::Isolated => vec![rule(&["-i", bridge, "-o", bridge])],
+    }
 }
 
-/// Lets a bridge's traffic pass iptables, when its FORWARD chain drops by default.
-pub async fn open_iptables(bridge: &str, tools: &Tools<'_>) -> Result<(), Error> {
+/// Lets a network pass iptables, when its FORWARD chain drops by default.
+pub async fn open_iptables(kind: NetworkKind, bridge: &str, tools: &Tools<'_>) -> Result<(), Error> {
     let Some(listing) = iptables_forward(tools).await? else { return Ok(()) };
     if !listing.lines().any(|l| l.trim() == "-P FORWARD DROP") {
         return Ok(());
     }
-    for rule in iptables_rules(bridge) {
+    for rule in iptables_rules(kind, bridge) {
         let known = tools.cmd("iptables").args(["-w", "-C"]).args(&rule).run_any(tools.cancel).await?;
         if !known.success() {
-            tracing::info!(bridge, "iptables drops what is forwarded; a rule lets the bridge pass");
+            tracing::info!(bridge, "iptables drops what is forwarded; a rule lets the network pass");
             tools.cmd("iptables").args(["-w", "-I"]).args(&rule).run(tools.cancel).await?;
         }
     }
     Ok(())
 }
 
-/// Takes back what [`open_iptables`] did.
+/// Takes back what [`open_iptables`] did, for whichever kind.
 pub async fn close_iptables(bridge: &str, tools: &Tools<'_>) -> Result<(), Error> {
     let Some(listing) = iptables_forward(tools).await? else { return Ok(()) };
     if !listing.contains(&format!(" {bridge} ")) {
         return Ok(());
     }
-    for rule in iptables_rules(bridge) {
+    for rule in [NetworkKind::Nat, NetworkKind::Isolated].into_iter().flat_map(|kind| iptables_rules(kind, bridge)) {
         // Until it is gone: a rule may have been put in twice.
         while tools.cmd("iptables").args(["-w", "-D"]).args(&rule).run_any(tools.cancel).await?.success() {}
     }
@@ -114,8 +122,8 @@ mod tests {
 
     #[test]
     fn both_kinds_have_their_rules() {
-        let nat = Record { spec: network(), suffix: "ab12cd34".into() };
-        let mut isolated = Record { spec: network(), suffix: "00000001".into() };
+        let nat = Record { spec: network(), suffix: "ab12cd34".into(), complete: true };
+        let mut isolated = Record { spec: network(), suffix: "00000001".into(), complete: true };
         isolated.spec.kind = NetworkKind::Isolated;
         insta::assert_snapshot!("ruleset", ruleset(&[nat, isolated]));
     }

@@ -185,7 +185,7 @@ fn real_networks_are_repaired() {
         let state = || {
             sh(
                 "ip -br addr show dev kr-ab12cd03 | tr -s ' '; ip -br link | grep -c ^kv-ab12cd03; nft list table ip kring | grep -c masquerade; \
-                curl -s -m 5 -o /dev/null -w '%{http_code}' --interface kr-ab12cd03 http://10.77.3.2/ ; pgrep -c dnsmasq; cat /proc/sys/net/ipv4/ip_forward",
+                ip rule | grep -c kr-ab12cd03; pgrep -c dnsmasq; cat /proc/sys/net/ipv4/ip_forward",
             )
         };
         let whole = state();
@@ -198,6 +198,7 @@ fn real_networks_are_repaired() {
             "kill -KILL $(pgrep dnsmasq)",
             "umount $(grep -o '/[^ ]*/kring-ab12cd03' /proc/self/mounts)",
             "echo 0 >/proc/sys/net/ipv4/ip_forward",
+            "ip rule del iif kr-ab12cd03",
             "true",
         ] {
             sh(damage);
@@ -319,6 +320,157 @@ fn real_what_fails_leaves_nothing_and_strangers_are_left_alone() {
         assert_eq!(sh("virsh list --all --name"), "stranger");
         assert_eq!(left_over(), "0");
         sh("virsh destroy stranger; virsh undefine stranger");
+        host.agent.stop().await;
+    });
+}
+
+/// A guest without a hypervisor: a namespace with a card on the bridge.
+fn card(name: &str, bridge: &str, mac: &str) {
+    sh(&format!(
+        "ip netns add {name}; ip link add t-{name} type veth peer name eth0 address {mac} netns {name}; \
+         ip link set t-{name} master {bridge} up; ip -n {name} link set lo up; ip -n {name} link set eth0 up"
+    ));
+}
+
+#[test]
+fn real_dhcp_dns_metadata_and_walls() {
+    on_host("real_dhcp_dns_metadata_and_walls", async {
+        let host = Host::start().await;
+        let app = host.app();
+        // Docker's way to set a host up.
+        sh("iptables -P FORWARD DROP");
+        // A bridge of somebody else has the name that the network would take first.
+        sh("ip link add kr-ab12cd07 type bridge");
+        let (nat, isolated) = (network(NetworkKind::Nat, 7), network(NetworkKind::Isolated, 8));
+        let cancel = cx().cancel;
+        let bridge = app.networks.ensure(&nat, &cancel).await.unwrap();
+        assert_ne!(bridge, "kr-ab12cd07");
+        assert_eq!(app.networks.ensure(&nat, &cancel).await.unwrap(), bridge);
+        let lonely = app.networks.ensure(&isolated, &cancel).await.unwrap();
+        let (mut a, b, mut c) = (
+            host.vm(&nat, "10.77.7.10", None),
+            host.vm(&nat, "10.77.7.11", None),
+            host.vm(&isolated, "10.77.8.10", None),
+        );
+        (a.cloud_init.hostname, c.cloud_init.hostname) = ("first".into(), "third".into());
+        for (vm, name, bridge) in [(&a, "a", &bridge), (&b, "b", &bridge), (&c, "c", &lonely)] {
+            let dir = ::agent::cloud_init::vm_dir(&app.config.agent.data_dir, vm.vm_id);
+            ::agent::cloud_init::GuestData::of(vm).write(&dir).unwrap();
+            app.networks.add_nic(vm.vm_id, &vm.cloud_init.hostname, &vm.nics[0]).await.unwrap();
+            card(name, bridge, &vm.nics[0].mac);
+        }
+        card("x", &bridge, "52:54:00:00:00:99");
+
+        let dhcp = |name: &str| {
+            sh(&format!(
+                "ip netns exec {name} busybox udhcpc -i eth0 -n -q -f -t 5 -T 1 -O staticroutes -O mtu -s /run/show 2>&1"
+            ))
+        };
+        std::fs::write(
+            "/run/show",
+            "#!/bin/sh\n[ $1 = bound ] && set | grep -E '^(ip|router|dns|domain|mtu|hostname|staticroutes)='\nexit 0\n",
+        )
+        .unwrap();
+        sh("chmod 755 /run/show");
+        let lease = dhcp("a");
+        for word in [
+            "ip='10.77.7.10'",
+            "router='10.77.7.1'",
+            "dns='10.77.7.2'",
+            "domain='kring.internal'",
+            "mtu='1400'",
+            "hostname='first'",
+            "staticroutes='169.254.169.254/32 10.77.7.2 0.0.0.0/0 10.77.7.1'",
+        ] {
+            assert!(lease.contains(word), "{word} in {lease}");
+        }
+        let lease = dhcp("c");
+        assert!(lease.contains("ip='10.77.8.10'") && !lease.contains("router="), "{lease}");
+        assert!(!dhcp("x").contains("ip="), "a card that nobody knows gets no address");
+
+        // A network card that was taken away gets none any more.
+        app.networks.remove_vm(b.vm_id).await.unwrap();
+        until("the lease is forgotten", || (!dhcp("b").contains("ip=")).then_some(())).await;
+
+        sh("ip -n a addr add 10.77.7.10/24 dev eth0; ip -n a route add default via 10.77.7.1");
+        sh(
+            "ip -n c addr add 10.77.8.10/24 dev eth0; ip -n c route add default via 10.77.8.2; ip -n x addr add 10.77.7.99/24 dev eth0",
+        );
+        let ns = |name: &str, line: &str| sh(&format!("ip netns exec {name} {line}"));
+        assert!(ns("a", "busybox nslookup first.kring.internal 10.77.7.2").contains("10.77.7.10"));
+
+        // This guest has only its default route: the host shows it the way.
+        let get = |name: &str, rest: &str| ns(name, &format!("curl -s -m 5 {rest}"));
+        let me = "http://169.254.169.254/latest/meta-data/instance-id";
+        assert_eq!(get("a", me), a.vm_id.to_string());
+        assert_eq!(get("c", me), c.vm_id.to_string());
+        let token =
+            get("a", "-X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token");
+        assert_eq!(get("a", &format!("-H 'X-aws-ec2-metadata-token: {token}' {me}")), a.vm_id.to_string());
+        assert_eq!(get("c", &format!("-w '%{{http_code}}' -H 'X-aws-ec2-metadata-token: {token}' {me}")), "401");
+        assert_eq!(get("a", "-d hello http://169.254.169.254/kring/ready"), "ok");
+        let word = ::agent::network::metadata::guest_ready(&app.config.agent.data_dir, a.vm_id).unwrap().unwrap();
+        assert_eq!((word["ip"].as_str(), word["message"].as_str()), (Some("10.77.7.10"), Some("hello")));
+        let large =
+            get("a", "-w '%{http_code}' -o /dev/null --data-binary @/usr/sbin/nft http://169.254.169.254/kring/ready");
+        assert_eq!(large, "413");
+        sh("ip -n x route add default via 10.77.7.1");
+        assert!(get("x", me).contains("no VM has this address"));
+
+        // Out of the nat network by the host's address, in spite of iptables; out of the other not at all.
+        assert_eq!(ns("a", "ping -c 1 -W 3 10.99.0.1 >/dev/null && echo out"), "out");
+        assert_eq!(ns("c", "ping -c 1 -W 1 10.99.0.1 >/dev/null || echo walled"), "walled");
+        assert_eq!(ns("c", "ping -c 1 -W 1 10.77.7.10 >/dev/null || echo walled"), "walled");
+        assert_eq!(sh("ping -c 1 -W 3 10.77.7.10 >/dev/null && echo in"), "in");
+
+        app.networks.purge(&cancel).await.unwrap();
+        assert_eq!(sh("iptables -S FORWARD"), "-P FORWARD DROP");
+        assert_eq!(sh("ip rule | grep -c kr-"), "0");
+        sh("ip link del kr-ab12cd07");
+        assert_eq!(left_over(), "0");
+        host.agent.stop().await;
+    });
+}
+
+#[test]
+fn real_a_guest_boots_by_uefi() {
+    on_host("real_a_guest_boots_by_uefi", async {
+        let host = Host::start().await;
+        let app = host.app();
+        let mut vm = host.vm(&network(NetworkKind::Nat, 10), "10.77.10.10", Some(&guest_image(true)));
+        vm.firmware = shared::api::image::Firmware::Uefi;
+        vm.memory = shared::units::Bytes::mib(256);
+        vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
+        host.console_says(vm.vm_id, "KRING-GUEST ready").await;
+        // Started once more with the same variables of its firmware.
+        vm_ops::stop(app, &cx(), StopVm { vm_id: vm.vm_id, mode: StopMode::Force, timeout_s: 1 }).await.unwrap();
+        vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
+        vm_ops::delete(app, &cx(), DeleteVm { vm_id: vm.vm_id }).await.unwrap();
+        assert_eq!(sh("ls /var/lib/libvirt/qemu/nvram"), "");
+        app.networks.purge(&cx().cancel).await.unwrap();
+        host.agent.stop().await;
+    });
+}
+
+#[test]
+fn real_a_start_that_is_cut_off_leaves_nothing_and_can_be_repeated() {
+    on_host("real_a_start_that_is_cut_off_leaves_nothing_and_can_be_repeated", async {
+        let host = Host::start().await;
+        let app = host.app();
+        let vm = host.vm(&network(NetworkKind::Isolated, 11), "10.77.11.10", None);
+        let context = cx();
+        let cut = async {
+            until("the start has begun", || (context.progress_now().percent >= 90).then_some(())).await;
+            context.cancel.cancel();
+        };
+        let (result, ()) = tokio::join!(vm_ops::ensure(app, &context, ensure(&vm)), cut);
+        assert_eq!(result.unwrap_err().code, Code::Cancelled);
+        assert_eq!(host.hypervisor().list().await.unwrap().vms, vec![]);
+        assert_eq!(sh("pgrep -c qemu-system"), "0");
+        let again = vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
+        assert_eq!(again.power, PowerState::Running);
+        vm_ops::delete(app, &cx(), DeleteVm { vm_id: vm.vm_id }).await.unwrap();
+        app.networks.purge(&cx().cancel).await.unwrap();
         host.agent.stop().await;
     });
 }

@@ -96,7 +96,7 @@ async fn build(app: &Arc<App>, cx: &TaskCx, command: &EnsureVm) -> Result<VmRepo
     cx.until_cancelled(app.hypervisor.define(&spec)).await?;
     if command.start {
         cx.progress(90, "starting the VM");
-        cx.until_cancelled(app.hypervisor.start(vm.vm_id)).await?;
+        super::start(app, cx, vm.vm_id).await?;
         tracing::info!(vm.id = %vm.vm_id, vm.name = vm.name, "started");
     }
     report(app, cx, vm.vm_id).await

@@ -25,6 +25,9 @@ use shared::wire::vm::{PowerState, VmReport};
 use shared::{Error, Result};
 
 use crate::app::App;
+use crate::cloud_init::vm_dir;
+use crate::network::metadata::READY_FILE;
+use crate::storage::FileError;
 use crate::task::TaskCx;
 
 /// A VM that must be on this host, after the command's generation has been recorded with it.
@@ -40,6 +43,16 @@ async fn present(app: &Arc<App>, cx: &TaskCx, vm_id: VmId) -> Result<VmReport> {
 async fn report(app: &Arc<App>, cx: &TaskCx, vm_id: VmId) -> Result<VmReport> {
     let report = cx.until_cancelled(app.hypervisor.get(vm_id)).await?;
     report.ok_or_else(|| Error::not_found("VM on this host", vm_id))
+}
+
+/// Starts a domain that does not run. What its guest said in an earlier run is forgotten.
+async fn start(app: &Arc<App>, cx: &TaskCx, vm_id: VmId) -> Result<()> {
+    let word = vm_dir(&app.config.agent.data_dir, vm_id).join(READY_FILE);
+    match std::fs::remove_file(&word) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(FileError::new("removing", &word, e).into()),
+        Ok(()) | Err(_) => {}
+    }
+    cx.until_cancelled(app.hypervisor.start(vm_id)).await
 }
 
 /// Waits until a VM is not active any more, as libvirt's events tell. Returns false when that takes

@@ -37,7 +37,7 @@ pub async fn reboot(app: &Arc<App>, cx: &TaskCx, command: RebootVm) -> Result<Vm
     stop_from(app, cx, command.vm_id, now.power, command.mode, command.timeout_s).await?;
     cx.check()?;
     cx.progress(80, "starting the VM");
-    cx.until_cancelled(app.hypervisor.start(command.vm_id)).await?;
+    super::start(app, cx, command.vm_id).await?;
     report(app, cx, command.vm_id).await
 }
 
