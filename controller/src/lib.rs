@@ -1,14 +1,21 @@
 //! The controller: every service in one process.
 
 pub mod agent_client;
+pub mod api;
+pub mod app;
 pub mod auth;
+pub mod bootstrap;
 pub mod bus;
 pub mod clock;
+pub mod config;
 pub mod cx;
 pub mod db;
 pub mod deps;
+pub mod heartbeat;
 pub mod messages;
+pub mod reconcile;
 pub mod ring;
 pub mod services;
 pub mod settings;
+pub mod specs;
 pub mod workflow;

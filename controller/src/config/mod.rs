@@ -30,6 +30,8 @@ pub struct Config {
     /// Folder with everything that must be kept.
     #[serde(deserialize_with = "area::absolute")]
     pub data_dir: PathBuf,
+    /// Folder on the hosts of the storage that is made at the first start.
+    pub default_storage_path: String,
     /// The gateway.
     pub api: ApiConfig,
     /// The database.
@@ -48,6 +50,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("/var/lib/kring"),
+            default_storage_path: "/var/lib/kring-agent/storage".to_string(),
             api: ApiConfig::default(),
             database: DatabaseConfig::default(),
             bus: BusConfig::default(),
@@ -94,6 +97,34 @@ impl Config {
         }
     }
 
+    /// URL by which agents reach this controller.
+    #[must_use]
+    pub fn callback_base(&self) -> String {
+        if let Some(url) = self.api.advertise.first() {
+            return url.trim_end_matches('/').to_string();
+        }
+        let host = match (self.api.names.first(), self.api.listen.ip()) {
+            (Some(name), _) => name.clone(),
+            // Listening on one address means being reached there.
+            (None, ip) if !ip.is_unspecified() => match ip {
+                std::net::IpAddr::V4(ip) => ip.to_string(),
+                std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+            },
+            (None, _) => host_name(),
+        };
+        format!("https://{host}:{}", self.api.listen.port())
+    }
+
+    /// URL by which users on this machine reach this controller.
+    #[must_use]
+    pub fn client_url(&self) -> String {
+        match self.api.listen.ip() {
+            ip if ip.is_unspecified() => format!("https://127.0.0.1:{}", self.api.listen.port()),
+            std::net::IpAddr::V6(ip) => format!("https://[{ip}]:{}", self.api.listen.port()),
+            std::net::IpAddr::V4(ip) => format!("https://{ip}:{}", self.api.listen.port()),
+        }
+    }
+
     /// Folder of uploaded images.
     #[must_use]
     pub fn image_dir(&self) -> PathBuf {
@@ -105,4 +136,10 @@ impl Config {
     pub fn pki_dir(&self) -> PathBuf {
         self.data_dir.join("pki")
     }
+}
+
+/// This machine's name, or `localhost` when it has none.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_string())
 }

@@ -238,6 +238,23 @@ impl Seed {
     }
 }
 
+/// The texts of the tables that requests leave traces in, to look for what must be nowhere.
+pub async fn everything(db: &Db) -> String {
+    let mut conn = db.read().await.unwrap();
+    let mut texts = String::new();
+    for (table, columns) in [
+        ("token", "id || name || secret_sha256"),
+        ("idempotency", "key || reply"),
+        ("event", "path || content"),
+        ("job", "data"),
+    ] {
+        let sql = format!("SELECT {columns} FROM {table}");
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *conn).await.unwrap();
+        texts.extend(rows);
+    }
+    texts
+}
+
 #[test]
 fn a_database_of_the_same_server_keeps_its_address_and_options() {
     let expected = "postgres://me@host:5432/other?sslmode=disable";

@@ -16,6 +16,8 @@ pub mod setting;
 pub mod storage;
 #[cfg(test)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod vm;
 pub mod volume;
 pub mod zone;

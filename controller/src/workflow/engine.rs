@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::future::BoxFuture;
 use shared::api::job::{JobRef, JobResource};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::flow::{At, Flow};
+use super::flow::{At, Flow, Probe};
 use super::run::Runner;
 use crate::bus::Queues;
 use crate::cx::Cx;
@@ -62,6 +62,7 @@ pub struct Engine {
     here: Mutex<HashMap<JobId, CancellationToken>>,
     waiters: Mutex<HashMap<JobId, Vec<oneshot::Sender<()>>>>,
     pub(super) stop: CancellationToken,
+    probe: OnceLock<Arc<dyn Probe>>,
 }
 
 impl Engine {
@@ -69,7 +70,18 @@ impl Engine {
     #[must_use]
     pub fn new(deps: Arc<Deps>, flows: Flows, tasks: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let lanes = Queues::new(LANE, tasks.clone());
-        Arc::new(Self { deps, flows, lanes, here: Mutex::default(), waiters: Mutex::default(), stop })
+        Arc::new(Self { deps, flows, lanes, here: Mutex::default(), waiters: Mutex::default(), stop, probe: OnceLock::new() })
+    }
+
+    /// Lets a test watch every job pass; the first probe stays.
+    pub fn set_probe(&self, probe: Arc<dyn Probe>) {
+        let _ = self.probe.set(probe);
+    }
+
+    /// The flows that this engine can run, by kind, sorted.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<&'static str> {
+        self.flows.kinds()
     }
 
     /// Accepts a job: when this answers, the job is durable and will be done or rolled back. A
@@ -188,7 +200,7 @@ impl Engine {
     }
 
     async fn run(self: &Arc<Self>, id: JobId, cancel: CancellationToken) {
-        let runner = Runner { deps: Arc::clone(&self.deps), cancel, stop: self.stop.clone() };
+        let runner = Runner { deps: Arc::clone(&self.deps), cancel, stop: self.stop.clone(), probe: self.probe.get().cloned() };
         let done = async {
             let row = {
                 let mut conn = self.deps.db.read().await?;

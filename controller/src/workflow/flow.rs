@@ -80,6 +80,27 @@ pub trait Step<S: Send + Sync + 'static>: Send + Sync {
     }
 }
 
+/// A point that a job passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// Before a step is applied.
+    BeforeApply,
+    /// After a step is applied, before it is recorded.
+    AfterApply,
+    /// Before a step is undone.
+    BeforeUndo,
+    /// After a step is undone, before that is recorded.
+    AfterUndo,
+}
+
+/// Watches jobs pass, and may hold or fail them: how the tests inject failures and crashes at every
+/// step of every flow.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    /// A job passes `point` of `step`. An error fails the step there; never returning is a crash.
+    async fn pass(&self, job: JobId, kind: &'static str, step: &'static str, point: Point) -> Result<()>;
+}
+
 /// For whom and when a step runs.
 #[derive(Clone, Debug)]
 pub struct At {

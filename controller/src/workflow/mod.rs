@@ -15,4 +15,7 @@ mod run;
 
 pub use cleanup::run_due;
 pub use engine::{Engine, Flows};
-pub use flow::{At, Flow, Step, StepCx};
+pub use flow::{At, Flow, Point, Probe, Step, StepCx};
+
+#[cfg(test)]
+mod tests;

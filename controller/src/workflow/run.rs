@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use shared::api::job::JobState;
+use shared::id::JobId;
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::engine::{AnyFlow, FlowOf};
-use super::flow::{At, Flow, Step, StepCx};
+use super::flow::{At, Flow, Point, Probe, Step, StepCx};
 use crate::cx::Trace;
 use crate::db::cleanup::Cleanup;
 use crate::db::event::NewEvent;
@@ -31,6 +32,16 @@ pub(super) struct Runner {
     pub(super) deps: Arc<Deps>,
     pub(super) cancel: CancellationToken,
     pub(super) stop: CancellationToken,
+    pub(super) probe: Option<Arc<dyn Probe>>,
+}
+
+impl Runner {
+    async fn pass<F: Flow>(&self, job: JobId, step: &'static str, point: Point) -> Result<()> {
+        match &self.probe {
+            Some(probe) => probe.pass(job, F::KIND, step, point).await,
+            None => Ok(()),
+        }
+    }
 }
 
 impl<F: Flow> AnyFlow for FlowOf<F> {
@@ -130,7 +141,7 @@ impl<'a, F: Flow> Run<'a, F> {
                 () = self.runner.cancel.cancelled() => Err(Error::new(Code::Cancelled, "the job was cancelled")),
                 () = tokio::time::sleep_until(self.deadline) =>
                     Err(Error::new(Code::DeadlineExceeded, format!("the job took longer than {} s", F::TIMEOUT.as_secs()))),
-                result = step.apply(&cx, state) => result,
+                result = self.apply_once(step, &cx, state) => result,
             };
             attempt += 1;
             match result {
@@ -168,7 +179,7 @@ impl<'a, F: Flow> Run<'a, F> {
             let result = tokio::select! {
                 biased;
                 () = self.runner.stop.cancelled() => return Err(stopping()),
-                result = tokio::time::timeout_at(cx.deadline, step.undo(&cx, &self.state)) => result
+                result = tokio::time::timeout_at(cx.deadline, self.undo_once(step, &cx)) => result
                     .unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "undoing took too long"))),
             };
             attempt += 1;
@@ -178,6 +189,18 @@ impl<'a, F: Flow> Run<'a, F> {
                 result => return Ok(result),
             }
         }
+    }
+
+    async fn apply_once(&self, step: &Arc<dyn Step<F::State>>, cx: &StepCx, state: &mut F::State) -> Result<()> {
+        self.runner.pass::<F>(self.at.job_id, step.name(), Point::BeforeApply).await?;
+        step.apply(cx, state).await?;
+        self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterApply).await
+    }
+
+    async fn undo_once(&self, step: &Arc<dyn Step<F::State>>, cx: &StepCx) -> Result<()> {
+        self.runner.pass::<F>(self.at.job_id, step.name(), Point::BeforeUndo).await?;
+        step.undo(cx, &self.state).await?;
+        self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterUndo).await
     }
 
     fn step_cx(&self, step: &'static str, index: usize, undoing: bool, attempt: u32, deadline: Instant) -> StepCx {

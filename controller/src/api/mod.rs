@@ -1,0 +1,170 @@
+//! The gateway: HTTP outside, the bus inside. A handler parses, calls, converts; nothing more.
+//!
+//! - [`router`]: the API on one page.
+//! - [`Api::call`]: the one place that authorises, and the only way to the bus from here.
+//! - [`front`], [`authn`]: what every request goes through, in this order.
+//! - [`error`]: the one place where a refusal becomes an answer.
+//! - [`server`]: listeners, TLS, draining.
+//!
+//! It holds no state of resources and knows no service, only messages.
+
+pub mod agent;
+pub mod authn;
+pub mod console;
+pub mod context;
+pub mod docs;
+pub mod error;
+pub mod extract;
+pub mod front;
+pub mod image_content;
+pub mod openapi;
+pub mod probe;
+pub mod reply;
+pub mod router;
+pub mod server;
+
+mod account;
+mod cluster;
+mod event;
+mod host;
+mod image;
+mod instance_type;
+mod job;
+mod network;
+mod service;
+mod setting;
+mod storage;
+mod token;
+mod vm;
+mod volume;
+mod zone;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use shared::id::ImageId;
+use shared::{Code, Error};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent_client::Agents;
+use crate::auth::{self, Action};
+use crate::bus::{ApiRequest, Bus};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::cx::Cx;
+use crate::db::{self, Db};
+use crate::metrics::Metrics;
+
+/// What the gateway is made of.
+pub struct Parts {
+    /// The way to the services.
+    pub bus: Arc<Bus>,
+    /// Asked only for the owner of a resource, and whether it answers.
+    pub db: Db,
+    /// The configuration.
+    pub config: Config,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Figures, as `/metrics` shows them.
+    pub metrics: Metrics,
+    /// The way to consoles on hosts.
+    pub agents: Arc<Agents>,
+    /// Who waits for reports of agents.
+    pub callbacks: Arc<dyn agent::CallbackSink>,
+    /// Owns what outlives a request: connections, consoles.
+    pub tasks: TaskTracker,
+    /// Cancelled when the controller stops.
+    pub stop: CancellationToken,
+}
+
+/// The gateway. Handlers share it.
+pub struct Api {
+    bus: Arc<Bus>,
+    db: Db,
+    config: Config,
+    clock: Clock,
+    metrics: Metrics,
+    agents: Arc<Agents>,
+    callbacks: Arc<dyn agent::CallbackSink>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    gate: authn::Gate,
+    tickets: console::Tickets,
+    /// Requests that may still be taken up.
+    in_flight: Semaphore,
+    /// Event streams and consoles that may still be opened.
+    streams: Arc<Semaphore>,
+    /// Images whose content is being sent.
+    uploads: Mutex<HashSet<ImageId>>,
+    /// Why this controller is not ready; empty when it is.
+    not_ready: ArcSwap<Vec<String>>,
+    openapi: bytes::Bytes,
+}
+
+impl Api {
+    /// A gateway. It says that it is not ready until [`Self::set_ready`].
+    #[must_use]
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { bus, db, config, clock, metrics, agents, callbacks, tasks, stop } = parts;
+        let api = &config.api;
+        Arc::new(Self {
+            gate: authn::Gate::new(api),
+            tickets: console::Tickets::default(),
+            in_flight: Semaphore::new(api.max_in_flight),
+            streams: Arc::new(Semaphore::new(api.max_streams)),
+            uploads: Mutex::default(),
+            not_ready: ArcSwap::from_pointee(vec!["it is starting".to_string()]),
+            openapi: openapi::json().into(),
+            bus,
+            db,
+            config,
+            clock,
+            metrics,
+            agents,
+            callbacks,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Says that this controller can be used.
+    pub fn set_ready(&self) {
+        self.not_ready.store(Arc::default());
+    }
+
+    /// Says why this controller should not be used now.
+    pub fn set_not_ready(&self, reasons: Vec<String>) {
+        self.not_ready.store(Arc::new(reasons));
+    }
+
+    /// Sends what a caller asked for to the service that does it, when the caller may ask for it.
+    ///
+    /// # Errors
+    /// `not_found` or `forbidden` for what the caller may not; what the service answers.
+    pub async fn call<M: ApiRequest>(&self, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+        let subject = message.subject();
+        let asks_owner = matches!(M::ACTION, Action::Read | Action::Write) && !cx.caller.is_admin();
+        let owner = match subject {
+            Some((noun, id)) if asks_owner => {
+                let mut conn = self.db.read().await?;
+                db::owner_of(&mut conn, noun, id).await?
+            }
+            _ => None,
+        };
+        auth::authorise(&cx.caller, M::ACTION, subject, owner)?;
+        self.bus.call(cx, message).await
+    }
+
+    /// A place among the streams, kept as long as the answer lives.
+    fn open_stream(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.streams)
+            .try_acquire_owned()
+            .map_err(|_| Error::new(Code::Unavailable, "too many event streams and consoles are open: close some"))
+    }
+}

@@ -1,0 +1,329 @@
+//! The engine, with a flow that counts what happens to it.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use shared::api::job::{JobRef, JobState};
+use shared::id::{AccountId, ControllerId, JobId};
+use shared::{Code, Error, Result};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::*;
+use crate::agent_client::Agents;
+use crate::auth::tls::Pki;
+use crate::clock::Clock;
+use crate::config::PkiConfig;
+use crate::cx::{Caller, Cx, Idempotency};
+use crate::db::job::JobRow;
+use crate::db::{self, Db, Tx};
+use crate::deps::Deps;
+use crate::ring::Ring;
+use crate::settings::Settings;
+
+/// What is "on the host": names of the steps that are applied.
+type World = Arc<Mutex<HashSet<&'static str>>>;
+
+static WORLDS: Mutex<Vec<(Uuid, World)>> = Mutex::new(Vec::new());
+
+fn world(id: Uuid) -> World {
+    let mut worlds = WORLDS.lock().unwrap();
+    if let Some((_, world)) = worlds.iter().find(|(known, _)| *known == id) {
+        return world.clone();
+    }
+    worlds.push((id, World::default()));
+    worlds.last().unwrap().1.clone()
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    id: Uuid,
+}
+
+struct Three;
+
+impl Flow for Three {
+    const KIND: &'static str = "test.three";
+    const NOUN: &'static str = "test";
+    type State = State;
+    fn resource(state: &State) -> Uuid {
+        state.id
+    }
+    fn steps(_: &State) -> Vec<Arc<dyn Step<State>>> {
+        vec![Arc::new(Named("accept")), Arc::new(Named("one")), Arc::new(Named("two"))]
+    }
+}
+
+struct Named(&'static str);
+
+#[async_trait]
+impl Step<State> for Named {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+    async fn apply(&self, _: &StepCx, state: &mut State) -> Result<()> {
+        world(state.id).lock().unwrap().insert(self.0);
+        Ok(())
+    }
+    async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
+        let name = format!("{}-{}", state.id, self.0);
+        sqlx::query("INSERT INTO setting (key, value, updated_at) VALUES ($1, '1', 0)").bind(name).execute(tx.conn()).await?;
+        Ok(())
+    }
+    async fn undo(&self, _: &StepCx, state: &State) -> Result<()> {
+        world(state.id).lock().unwrap().remove(self.0);
+        Ok(())
+    }
+    async fn unrecord(&self, tx: &mut Tx, _: &At, state: &State) -> db::Result<()> {
+        let name = format!("{}-{}", state.id, self.0);
+        sqlx::query("DELETE FROM setting WHERE key = $1").bind(name).execute(tx.conn()).await?;
+        Ok(())
+    }
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    deps: Arc<Deps>,
+    engine: Arc<Engine>,
+}
+
+async fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let db = Db::open(&Db::sqlite_url(dir.path()), &tasks).await.unwrap();
+    let me = ControllerId::new();
+    let ring = Ring::new(me);
+    ring.install(1, &[me]);
+    let clock = Clock::default();
+    let pki = Arc::new(Pki::open(dir.path().join("pki"), &[], PkiConfig::default(), clock.clone()).unwrap());
+    let agents = Agents::new(pki.agent_client_config(16).unwrap(), "https://localhost".into(), tasks, clock.clone());
+    let data_dir = dir.path().to_path_buf();
+    let deps = Arc::new(Deps { db, agents, pki, ring, clock, data_dir, settings: Settings::default() });
+    let engine = engine(&deps);
+    Bench { _dir: dir, deps, engine }
+}
+
+fn engine(deps: &Arc<Deps>) -> Arc<Engine> {
+    let mut flows = Flows::default();
+    flows.register::<Three>();
+    Engine::new(Arc::clone(deps), flows, &TaskTracker::new(), CancellationToken::new())
+}
+
+impl Bench {
+    async fn submit(&self, cx: &Cx) -> Result<JobRef> {
+        self.engine.submit::<Three>(cx, AccountId::new(), State { id: Uuid::now_v7() }).await
+    }
+
+    async fn job(&self, id: JobId) -> JobRow {
+        let mut conn = self.deps.db.read().await.unwrap();
+        db::job::get(&mut conn, id).await.unwrap().unwrap()
+    }
+
+    async fn ended(&self, engine: &Engine, id: JobId) -> JobRow {
+        loop {
+            let woken = engine.watch(id);
+            let row = self.job(id).await;
+            if row.job.state.is_final() {
+                return row;
+            }
+            let _ = tokio::time::timeout(Duration::from_secs(5), woken).await;
+        }
+    }
+
+    async fn records(&self, id: Uuid) -> usize {
+        let mut conn = self.deps.db.read().await.unwrap();
+        sqlx::query("SELECT key FROM setting WHERE key LIKE $1")
+            .bind(format!("{id}-%"))
+            .fetch_all(&mut *conn)
+            .await
+            .unwrap()
+            .len()
+    }
+}
+
+fn cx() -> Cx {
+    Cx::system(Duration::from_secs(60))
+}
+
+/// Does something at one point of one step.
+struct At1 {
+    step: &'static str,
+    point: Point,
+    /// Fails this many times; `u32::MAX` for always.
+    failures: Mutex<u32>,
+    code: Code,
+    crash: bool,
+}
+
+#[async_trait]
+impl Probe for At1 {
+    async fn pass(&self, _: JobId, _: &'static str, step: &'static str, point: Point) -> Result<()> {
+        if (step, point) != (self.step, self.point) {
+            return Ok(());
+        }
+        if self.crash {
+            std::future::pending::<()>().await;
+        }
+        let mut failures = self.failures.lock().unwrap();
+        if *failures == 0 {
+            return Ok(());
+        }
+        *failures -= 1;
+        Err(Error::new(self.code, "injected"))
+    }
+}
+
+fn probe(step: &'static str, point: Point, failures: u32, code: Code) -> Arc<At1> {
+    Arc::new(At1 { step, point, failures: Mutex::new(failures), code, crash: false })
+}
+
+#[tokio::test]
+async fn a_job_runs_its_steps_and_ends_with_an_event() {
+    let bench = bench().await;
+    let job = bench.submit(&cx()).await.unwrap();
+    let row = bench.ended(&bench.engine, job.job_id).await;
+    assert_eq!((row.job.state, row.job.progress, row.job.step), (JobState::Succeeded, 100, None));
+    assert_eq!(world(job.resource.id).lock().unwrap().len(), 2);
+    assert_eq!(bench.records(job.resource.id).await, 3);
+    let mut conn = bench.deps.db.read().await.unwrap();
+    let events = db::event::after(&mut conn, 0, 10, None).await.unwrap();
+    assert_eq!(events.iter().map(|e| e.path.as_str()).collect::<Vec<_>>(), ["/job/succeeded"]);
+}
+
+#[tokio::test]
+async fn a_failure_at_any_step_leaves_a_clean_slate() {
+    for step in ["one", "two"] {
+        for point in [Point::BeforeApply, Point::AfterApply] {
+            let bench = bench().await;
+            bench.engine.set_probe(probe(step, point, u32::MAX, Code::HostFailed));
+            let job = bench.submit(&cx()).await.unwrap();
+            let row = bench.ended(&bench.engine, job.job_id).await;
+            assert_eq!((row.job.state, row.job.step.as_deref()), (JobState::Failed, Some(step)));
+            assert_eq!(row.job.error.unwrap().message, "injected");
+            assert_eq!(row.job.rolled_back.last().map(String::as_str), Some("accept"));
+            assert!(world(job.resource.id).lock().unwrap().is_empty());
+            assert_eq!(bench.records(job.resource.id).await, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_may_pass_by_itself_is_tried_again() {
+    let bench = bench().await;
+    bench.engine.set_probe(probe("one", Point::AfterApply, 2, Code::HostUnreachable));
+    let job = bench.submit(&cx()).await.unwrap();
+    assert_eq!(bench.ended(&bench.engine, job.job_id).await.job.state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_crash_at_any_point_is_followed_by_the_end_of_the_job() {
+    let points = [Point::BeforeApply, Point::AfterApply];
+    for (step, point) in ["one", "two"].into_iter().flat_map(|step| points.map(|point| (step, point))) {
+        let bench = bench().await;
+        bench.engine.set_probe(Arc::new(At1 { step, point, failures: Mutex::new(0), code: Code::Internal, crash: true }));
+        let job = bench.submit(&cx()).await.unwrap();
+        // The first engine hangs in the step for ever; the second takes over under a newer generation.
+        bench.deps.ring.install(2, &[bench.deps.ring.me()]);
+        let second = engine(&bench.deps);
+        second.recover().await.unwrap();
+        assert_eq!(bench.ended(&second, job.job_id).await.job.state, JobState::Succeeded);
+        assert_eq!(bench.records(job.resource.id).await, 3);
+    }
+}
+
+#[tokio::test]
+async fn undoing_that_fails_is_owed_and_paid_later() {
+    struct FailTwoAndItsUndo(Mutex<bool>);
+    #[async_trait]
+    impl Probe for FailTwoAndItsUndo {
+        async fn pass(&self, _: JobId, _: &'static str, step: &'static str, point: Point) -> Result<()> {
+            let fails = *self.0.lock().unwrap() && step == "two" && matches!(point, Point::AfterApply | Point::BeforeUndo);
+            if fails { Err(Error::new(Code::HostFailed, "injected")) } else { Ok(()) }
+        }
+    }
+    let bench = bench().await;
+    bench.engine.set_probe(Arc::new(FailTwoAndItsUndo(Mutex::new(true))));
+    let job = bench.submit(&cx()).await.unwrap();
+    let row = bench.ended(&bench.engine, job.job_id).await;
+    assert_eq!((row.job.state, row.job.cleanup_owed), (JobState::Failed, vec!["two".to_string()]));
+    assert_eq!(*world(job.resource.id).lock().unwrap(), HashSet::from(["two"]));
+    bench.deps.clock.step(60_000);
+    assert_eq!(run_due(&bench.engine).await.unwrap(), 1);
+    assert!(world(job.resource.id).lock().unwrap().is_empty());
+    assert!(bench.job(job.job_id).await.job.cleanup_owed.is_empty());
+}
+
+#[tokio::test]
+async fn a_cancelled_job_is_rolled_back() {
+    let bench = bench().await;
+    bench.engine.set_probe(Arc::new(At1 {
+        step: "two",
+        point: Point::BeforeApply,
+        failures: Mutex::new(0),
+        code: Code::Internal,
+        crash: true,
+    }));
+    let job = bench.submit(&cx()).await.unwrap();
+    bench.engine.cancel(job.job_id).await.unwrap();
+    let row = bench.ended(&bench.engine, job.job_id).await;
+    assert_eq!(row.job.state, JobState::Cancelled);
+    assert_eq!(bench.records(job.resource.id).await, 0);
+    assert_eq!(bench.engine.cancel(job.job_id).await.unwrap_err().code, Code::InvalidState);
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_gives_the_same_job() {
+    let bench = bench().await;
+    let mut cx = cx();
+    cx.caller = Caller::Account { id: AccountId::new(), admin: true };
+    let key = |hash: &str| Some(Arc::new(Idempotency { key: "k".into(), request_hash: hash.into() }));
+    cx.idempotency = key("a");
+    let first = bench.submit(&cx).await.unwrap();
+    assert_eq!(bench.submit(&cx).await.unwrap(), first);
+    cx.idempotency = key("b");
+    assert_eq!(bench.submit(&cx).await.unwrap_err().code, Code::IdempotencyMismatch);
+}
+
+#[tokio::test]
+async fn a_stale_owner_cannot_journal() {
+    let bench = bench().await;
+    bench.engine.set_probe(Arc::new(At1 {
+        step: "one",
+        point: Point::BeforeApply,
+        failures: Mutex::new(0),
+        code: Code::Internal,
+        crash: true,
+    }));
+    let job = bench.submit(&cx()).await.unwrap();
+    bench.deps.ring.install(2, &[bench.deps.ring.me()]);
+    let second = engine(&bench.deps);
+    second.recover().await.unwrap();
+    bench.ended(&second, job.job_id).await;
+    // The first owner wakes up and wants to fail the job.
+    let stale = bench
+        .deps
+        .db
+        .write(move |tx| {
+            Box::pin(async move {
+                let progress = db::job::Progress::<Error> {
+                    id: job.job_id,
+                    state: JobState::RollingBack,
+                    step: 1,
+                    data: "{}",
+                    progress: 0,
+                    error: None,
+                    rolled_back: &[],
+                    cleanup_owed: &[],
+                    now: shared::time::Timestamp(0),
+                    generation: 1,
+                };
+                db::job::journal(tx, &progress).await
+            })
+        })
+        .await;
+    assert!(matches!(stale, Err(db::Error::Refused(e)) if e.code == Code::StaleGeneration));
+}
