@@ -1,6 +1,6 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test check guest-check
+.PHONY: help demo demo-stop build test check demo-check guest-check
 
 LAB := tests/lab
 
@@ -25,8 +25,17 @@ check: ## formatting, lints, and licences and advisories of dependencies
 	@$(LAB)/install-deps.sh build
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; \
-	else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
+	@if ! cargo deny --version >/dev/null 2>&1; then \
+		echo "cargo-deny is not installed: licences and advisories were not checked"; \
+	else \
+		cargo deny --locked --config .deny.toml check bans licenses sources && \
+		if cargo deny --config .deny.toml fetch db >/dev/null 2>&1; then cargo deny --locked --config .deny.toml check advisories; \
+		else echo "the advisory database cannot be reached: advisories were not checked"; fi; \
+	fi
+
+demo-check: ## play the demo twice, killed at several moments, and see that it leaves nothing
+	@$(LAB)/install-deps.sh build run guest
+	$(LAB)/demo-check.sh
 
 guest-check: ## boot the test guest by BIOS and by UEFI and look at all that it does
 	@$(LAB)/install-deps.sh run guest

@@ -125,9 +125,10 @@ free_port() {
 start_controller() {
     PORT=$(free_port "${KRING_DEMO_PORT:-8443}")
     URL=https://127.0.0.1:$PORT
-    "$DEMO/bin/kring-controller" init --data-dir "$DEMO/controller" --listen "127.0.0.1:$PORT" --cli-config "$DEMO/cli.toml" >"$DEMO/init.txt"
-    chmod 600 "$DEMO/init.txt"
-    daemon controller user "$DEMO/bin/kring-controller" serve --data-dir "$DEMO/controller"
+    printf 'data_dir = "%s"\ndefault_storage_path = "%s"\n\n[api]\nlisten = "127.0.0.1:%s"\nadvertise = ["%s"]\n' \
+        "$DEMO/controller" "$DEMO/volumes" "$PORT" "$URL" >"$DEMO/controller.toml"
+    "$DEMO/bin/kring-controller" init --config "$DEMO/controller.toml" --cli-config "$DEMO/cli.toml"
+    daemon controller user "$DEMO/bin/kring-controller" serve --config "$DEMO/controller.toml"
     await 30 controller curl -fsSk --max-time 2 -o /dev/null "$URL/readyz"
 }
 
@@ -233,13 +234,12 @@ summary() {
     fi
     printf '  Console        %s vm console %s\n' "$DEMO/kring" "$VM"
     printf '  Command line   %s vm list   (%s --help)\n' "$DEMO/kring" "$DEMO/kring"
-    printf '  Web API        %s/v1   certificate authority: %s\n' "$URL" "$(ca_file)"
+    printf '  Web API        %s/v1 (its certificate authority is in %s)\n' "$URL" "$DEMO/cli.toml"
     printf '  Admin token    in %s\n' "$DEMO/cli.toml"
     printf '  Logs           %s\n' "$DEMO/{controller,agent,demo}.log"
     [ "$mode" = kvm ] || printf '  Note           this machine has no KVM: the guest is emulated, which is slow\n'
     printf '  To stop        make demo-stop\n'
 }
-ca_file() { find "$DEMO/controller" -name 'ca*.pem' ! -name '*key*' 2>/dev/null | head -n 1; }
 
 up() {
     mkdir -p "$DEMO"
