@@ -67,10 +67,8 @@ pub async fn named_or_only(conn: &mut Conn, wanted: Option<ClusterId>) -> Result
             None => Err(unknown(id)),
         };
     }
-    let rows = sqlx::query("SELECT * FROM cluster ORDER BY name LIMIT $1")
-        .bind((NAMED + 1) as i64)
-        .fetch_all(conn)
-        .await?;
+    let rows =
+        sqlx::query("SELECT * FROM cluster ORDER BY name LIMIT $1").bind((NAMED + 1) as i64).fetch_all(conn).await?;
     let clusters: Vec<Cluster> = rows.iter().map(from_row).collect::<Result<_>>()?;
     let text = match clusters.as_slice() {
         [only] => return Ok(only.id),

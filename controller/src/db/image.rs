@@ -68,13 +68,14 @@ pub async fn get(conn: &mut Conn, id: ImageId) -> Result<Option<Image>> {
 /// `invalid_state` otherwise, also when somebody else was quicker.
 pub async fn change(tx: &mut Tx, id: ImageId, from: &[ImageState], to: ImageState) -> Result<Image> {
     let (image, version) = for_change(tx, id, from, to).await?;
-    let done = sqlx::query("UPDATE image SET state = $4, version = version + 1 WHERE id = $1 AND state = $2 AND version = $3")
-        .bind(id.to_string())
-        .bind(image.state.as_str())
-        .bind(version)
-        .bind(to.as_str())
-        .execute(tx.conn())
-        .await?;
+    let done =
+        sqlx::query("UPDATE image SET state = $4, version = version + 1 WHERE id = $1 AND state = $2 AND version = $3")
+            .bind(id.to_string())
+            .bind(image.state.as_str())
+            .bind(version)
+            .bind(to.as_str())
+            .execute(tx.conn())
+            .await?;
     changed(done.rows_affected(), &image)?;
     Ok(Image { state: to, ..image })
 }
@@ -116,7 +117,9 @@ pub async fn set_ready(tx: &mut Tx, id: ImageId, info: &ImageInfo) -> Result<Ima
 
 async fn for_change(tx: &mut Tx, id: ImageId, from: &[ImageState], to: ImageState) -> Result<(Image, i64)> {
     let row = sqlx::query("SELECT * FROM image WHERE id = $1").bind(id.to_string()).fetch_optional(tx.conn()).await?;
-    let Some(row) = row else { return Err(Fault::not_found("image", id).into()) };
+    let Some(row) = row else {
+        return Err(Fault::not_found("image", id).into());
+    };
     let image = from_row(&row)?;
     if !from.contains(&image.state) || !image.state.can_become(to) {
         let text = format!("image {} is {}: it cannot become {to} now", image.name, image.state);
@@ -154,11 +157,13 @@ pub async fn refuse_in_use(conn: &mut Conn, image: &Image) -> Result<()> {
 
 /// Notes that a host has an image in its cache.
 pub async fn add_host(tx: &mut Tx, id: ImageId, host: HostId) -> Result<()> {
-    sqlx::query("INSERT INTO image_host (image_id, host_id) VALUES ($1, $2) ON CONFLICT (image_id, host_id) DO NOTHING")
-        .bind(id.to_string())
-        .bind(host.to_string())
-        .execute(tx.conn())
-        .await?;
+    sqlx::query(
+        "INSERT INTO image_host (image_id, host_id) VALUES ($1, $2) ON CONFLICT (image_id, host_id) DO NOTHING",
+    )
+    .bind(id.to_string())
+    .bind(host.to_string())
+    .execute(tx.conn())
+    .await?;
     Ok(())
 }
 

@@ -42,7 +42,8 @@ pub async fn insert(tx: &mut Tx, instance_type: &InstanceType) -> Result<()> {
 
 /// One instance type.
 pub async fn get(conn: &mut Conn, id: InstanceTypeId) -> Result<Option<InstanceType>> {
-    let row = sqlx::query("SELECT * FROM instance_type WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row =
+        sqlx::query("SELECT * FROM instance_type WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 

@@ -146,7 +146,9 @@ pub async fn lease_ip(tx: &mut Tx, id: NetworkId, wanted: Option<Ipv4Addr>) -> R
         .bind(id.to_string())
         .fetch_optional(tx.conn())
         .await?;
-    let Some(row) = row else { return Err(Fault::not_found("network", id).into()) };
+    let Some(row) = row else {
+        return Err(Fault::not_found("network", id).into());
+    };
     let network = from_row(&row)?;
     if row.text("state")? != "ready" {
         return Err(being_deleted(&network).into());

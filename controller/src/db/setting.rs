@@ -21,9 +21,7 @@ pub struct Changed {
 pub async fn all(conn: &mut Conn) -> Result<HashMap<String, Changed>> {
     let rows = sqlx::query("SELECT key, value, updated_at FROM setting").fetch_all(conn).await?;
     rows.iter()
-        .map(|row| {
-            Ok((row.text("key")?, Changed { value: row.json("value")?, updated_at: row.time("updated_at")? }))
-        })
+        .map(|row| Ok((row.text("key")?, Changed { value: row.json("value")?, updated_at: row.time("updated_at")? })))
         .collect()
 }
 
@@ -58,7 +56,9 @@ mod tests {
     async fn a_value_is_replaced_and_taken_back() {
         for db in dbs().await {
             for n in 1..=2 {
-                db.write(move |tx| async move { upsert(tx, "a.b", &n.into(), Timestamp(n)).await }.boxed()).await.unwrap();
+                db.write(move |tx| async move { upsert(tx, "a.b", &n.into(), Timestamp(n)).await }.boxed())
+                    .await
+                    .unwrap();
             }
             let set = all(&mut db.read().await.unwrap()).await.unwrap();
             let expected = Changed { value: 2.into(), updated_at: Timestamp(2) };

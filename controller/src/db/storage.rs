@@ -28,7 +28,8 @@ pub const LIST: ListSpec = ListSpec {
         Field::id("cluster_id", "storage.cluster_id"),
         Field::text("cluster.name", "cluster.name").through("cluster WHERE cluster.id = storage.cluster_id"),
         Field::text("path", "storage.path"),
-        Field::id("hosts.host_id", "storage_host.host_id").through("storage_host WHERE storage_host.storage_id = storage.id"),
+        Field::id("hosts.host_id", "storage_host.host_id")
+            .through("storage_host WHERE storage_host.storage_id = storage.id"),
         Field::bytes("hosts.available", "storage_host.available")
             .through("storage_host WHERE storage_host.storage_id = storage.id"),
         Field::time("created_at", "storage.created_at"),
@@ -195,7 +196,8 @@ mod tests {
         for db in dbs().await {
             let seed = Seed::planted(&db).await;
             let (id, host) = (seed.storage.id, seed.host.id);
-            let reserve_gib = |n: u64| db.write(move |tx| async move { reserve(tx, id, host, Bytes::gib(n), 1.5).await }.boxed());
+            let reserve_gib =
+                |n: u64| db.write(move |tx| async move { reserve(tx, id, host, Bytes::gib(n), 1.5).await }.boxed());
             assert!(!reserve_gib(0).await.unwrap(), "nothing is known of the host yet");
             db.write(move |tx| report(tx, id, host, Bytes::gib(10), Bytes::gib(9)).boxed()).await.unwrap();
             // 10 GiB × 1.5 hold seven volumes of 2 GiB.

@@ -83,7 +83,9 @@ async fn execute(server: &str, sql: String) {
 
 impl Drop for Keep {
     fn drop(&mut self) {
-        let Self::Server { server, name } = self else { return };
+        let Self::Server { server, name } = self else {
+            return;
+        };
         let (server, sql) = (server.clone(), format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
         // A runtime of its own: this one may be ending, and its connections with it.
         let dropped = std::thread::spawn(move || {
@@ -125,26 +127,20 @@ impl Seed {
 
     /// A new database's seed, written.
     pub async fn planted(db: &Db) -> Self {
-        let seed = Self::new();
+        let seed = Self::unplanted();
         seed.plant(db).await;
         seed
     }
 
     /// One of each, not yet written.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn unplanted() -> Self {
         let (account_id, zone_id, cluster_id) = (AccountId::new(), ZoneId::new(), ClusterId::new());
         let (links, created_at) = (shared::api::Links::new(), SEEDED_AT);
         let name = |text: &str| text.parse().unwrap();
         Self {
             account: Account { id: account_id, name: name("tenant"), kind: AccountKind::Normal, created_at },
-            zone: Zone {
-                id: zone_id,
-                name: name("z1"),
-                description: String::new(),
-                created_at,
-                links: links.clone(),
-            },
+            zone: Zone { id: zone_id, name: name("z1"), description: String::new(), created_at, links: links.clone() },
             cluster: Cluster {
                 id: cluster_id,
                 name: name("c1"),

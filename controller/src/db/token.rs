@@ -100,7 +100,9 @@ mod tests {
                 expires_at,
                 created_at: Timestamp(1),
             };
-            let add = |token: Token, hash: &'static str| db.write(move |tx| async move { insert(tx, &token, hash).await }.boxed());
+            let add = |token: Token, hash: &'static str| {
+                db.write(move |tx| async move { insert(tx, &token, hash).await }.boxed())
+            };
             let (first, second) = (token(seed.account.id, None), token(seed.account.id, Some(Timestamp(5))));
             add(first.clone(), "aa").await.unwrap();
             add(second.clone(), "bb").await.unwrap();

@@ -84,7 +84,7 @@ impl TestSystem {
         let (tasks, stop, clock) = (TaskTracker::new(), CancellationToken::new(), Clock::default());
         let data = tempfile::tempdir().unwrap();
         let pki = Arc::new(Pki::open(data.path().join("pki"), &[], PkiConfig::default(), clock.clone()).unwrap());
-        let mut seed = Seed::new();
+        let mut seed = Seed::unplanted();
         let agent = PlayedAgent::start(&pki, seed.host.id, &tasks).await;
         seed.host.address.clone_from(&agent.address);
         seed.plant(&db).await;
@@ -184,7 +184,9 @@ impl PlayedAgent {
         let (acceptor, played) = (TlsAcceptor::from(Arc::new(config)), agent.clone());
         tasks.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
                 let answer = service_fn(|request| played.answer(request));
                 // The controller closes after one exchange.
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;

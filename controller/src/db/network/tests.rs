@@ -189,7 +189,9 @@ async fn a_network_closes_only_when_nobody_is_in_it_and_then_lets_nobody_in() {
         .unwrap()
         .unwrap();
         let closed = db.write(move |tx| Box::pin(async move { close(tx, id).await })).await;
-        assert!(matches!(closed, Err(super::super::Error::Refused(e)) if e.code == Code::InUse && e.message.contains("VM web")));
+        assert!(
+            matches!(closed, Err(super::super::Error::Refused(e)) if e.code == Code::InUse && e.message.contains("VM web"))
+        );
         let code = db
             .write(move |tx| {
                 Box::pin(async move {
@@ -213,7 +215,9 @@ async fn a_row_reads_back_and_overlaps_are_found() {
         let seed = Seed::planted(&db).await;
         let mut conn = db.read().await.unwrap();
         assert_eq!(get(&mut conn, seed.network.id).await.unwrap(), Some(seed.network.clone()));
-        for (cidr, overlaps) in [("10.77.0.0/24", true), ("10.0.0.0/8", true), ("10.77.0.128/29", true), ("10.77.1.0/24", false)] {
+        for (cidr, overlaps) in
+            [("10.77.0.0/24", true), ("10.0.0.0/8", true), ("10.77.0.128/29", true), ("10.77.1.0/24", false)]
+        {
             let found = overlapping(&mut conn, seed.cluster.id, cidr.parse().unwrap()).await.unwrap();
             assert_eq!(found.is_some(), overlaps, "{cidr}");
             let elsewhere = overlapping(&mut conn, ClusterId::new(), cidr.parse().unwrap()).await.unwrap();

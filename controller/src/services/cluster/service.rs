@@ -31,7 +31,11 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateCluster) -> 
                 zone_id: body.zone_id,
                 description: body.description,
                 cpu_overcommit: ratio(body.cpu_overcommit, |c| c.cpu_overcommit, "placement.cpu_overcommit"),
-                memory_overcommit: ratio(body.memory_overcommit, |c| c.memory_overcommit, "placement.memory_overcommit"),
+                memory_overcommit: ratio(
+                    body.memory_overcommit,
+                    |c| c.memory_overcommit,
+                    "placement.memory_overcommit",
+                ),
                 created_at: existing.as_ref().map_or(now, |c| c.created_at),
                 links: Default::default(),
             };

@@ -40,7 +40,9 @@ async fn read(context: &Context, cx: &Cx, after: Option<i64>, max: u32) -> Resul
     let mut conn = context.deps.db.read().await?;
     // Asked before the events: all up to this one are seen by the question that follows.
     let newest = db::event::newest(&mut conn).await?;
-    let Some(after) = after else { return Ok(NextEventsReply { events: Vec::new(), cursor: newest }) };
+    let Some(after) = after else {
+        return Ok(NextEventsReply { events: Vec::new(), cursor: newest });
+    };
     if !(0..=newest).contains(&after) {
         let text = format!("{after} is no cursor of this system, whose newest one is {newest}: begin again without it");
         return Err(Error::invalid("after", text));

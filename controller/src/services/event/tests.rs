@@ -30,8 +30,8 @@ async fn who_waits_is_woken_and_sees_what_is_its_own() {
     for system in systems().await {
         let mine = system.seed.account.id;
         // Nothing happens before the deadline: where to go on is told nevertheless.
-        let start = system.bus.call(&system.tenant.within(Duration::from_millis(200)), NextEvents { after: None, max: 100 });
-        let start = start.await.unwrap();
+        let shortly = system.tenant.within(Duration::from_millis(200));
+        let start = system.bus.call(&shortly, NextEvents { after: None, max: 100 }).await.unwrap();
         assert_eq!((start.events.len(), start.cursor), (0, 0));
         let waiting = system.by_tenant(after(start.cursor));
         let happening = async {

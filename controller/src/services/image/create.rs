@@ -55,7 +55,9 @@ impl Flow for Create {
 
     fn steps(state: &State) -> Vec<Arc<dyn Step<State>>> {
         match state.image.source {
-            ImageSource::Url { .. } => vec![Arc::new(Accept), Arc::new(ChooseHost), Arc::new(Fetch)],
+            ImageSource::Url { .. } => {
+                vec![Arc::new(Accept), Arc::new(ChooseHost), Arc::new(Fetch)]
+            }
             ImageSource::Upload => vec![Arc::new(Accept), Arc::new(AwaitUpload)],
         }
     }
@@ -112,7 +114,10 @@ impl Step<State> for ChooseHost {
         // Any will do; different ones share the work.
         let chosen = hosts.get(rand::random_range(0..hosts.len().max(1)));
         let chosen = chosen.ok_or_else(|| {
-            Error::new(Code::NoHostFits, "no host is connected and enabled, so none can download the image: add one first")
+            Error::new(
+                Code::NoHostFits,
+                "no host is connected and enabled, so none can download the image: add one first",
+            )
         })?;
         state.host = Some(chosen.id);
         Ok(())
@@ -131,7 +136,8 @@ impl Step<State> for Fetch {
         let host = state.host.ok_or_else(|| Error::internal("no host was chosen"))?;
         let image = specs::image(&state.image, &cx.deps.settings);
         let fetched = cx.command(host, 0, &EnsureImage { image }).await;
-        state.info = Some(fetched.map_err(|e| e.during(format_args!("image {} could not be fetched", state.image.name)))?);
+        state.info =
+            Some(fetched.map_err(|e| e.during(format_args!("image {} could not be fetched", state.image.name)))?);
         Ok(())
     }
 
@@ -146,7 +152,9 @@ impl Step<State> for Fetch {
     }
 
     async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {
-        let Some(host) = state.host else { return Ok(()) };
+        let Some(host) = state.host else {
+            return Ok(());
+        };
         match cx.command(host, 0, &DeleteImage { image_id: state.image.id }).await {
             // A host that was removed has taken its cache along.
             Err(error) if error.code == Code::NotFound => Ok(()),

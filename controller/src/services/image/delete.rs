@@ -75,7 +75,9 @@ impl Step<State> for Mark {
     }
 
     async fn unrecord(&self, tx: &mut Tx, at: &At, state: &State) -> db::Result<()> {
-        let Some(before) = &state.before else { return Ok(()) };
+        let Some(before) = &state.before else {
+            return Ok(());
+        };
         match db::image::get(tx.conn(), state.image_id).await? {
             Some(image) if image.state == ImageState::Deleting => {
                 let restored = db::image::change(tx, image.id, &[ImageState::Deleting], before.state).await?;

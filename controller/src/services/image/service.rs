@@ -62,7 +62,9 @@ fn check_url(url: &str) -> Result<()> {
     if url.len() > MAX_URL {
         return refuse("must have at most 2048 characters");
     }
-    let Ok(parsed) = url.parse::<http::Uri>() else { return refuse("is not a URL: give http://… or https://…") };
+    let Ok(parsed) = url.parse::<http::Uri>() else {
+        return refuse("is not a URL: give http://… or https://…");
+    };
     if !matches!(parsed.scheme_str(), Some("http" | "https")) {
         return refuse("must begin with http:// or https://");
     }
@@ -78,7 +80,9 @@ fn check_url(url: &str) -> Result<()> {
 /// The first job of an image that exists already with the same content; a conflict when it differs.
 async fn repeated(context: &Context, wanted: &Image) -> Result<Option<JobRef>> {
     let mut conn = context.deps.db.read().await?;
-    let Some(existing) = db::image::get(&mut conn, wanted.id).await? else { return Ok(None) };
+    let Some(existing) = db::image::get(&mut conn, wanted.id).await? else {
+        return Ok(None);
+    };
     if existing.account_id != wanted.account_id {
         return Err(id_taken("image"));
     }
@@ -97,7 +101,10 @@ async fn repeated(context: &Context, wanted: &Image) -> Result<Option<JobRef>> {
         Some(row) => Ok(Some(JobRef { job_id: row.job.id, resource: row.job.resource })),
         None => Err(Error::new(
             Code::Conflict,
-            format!("image {} exists, and the job that made it is not kept any more: GET /v1/images/{}", existing.name, existing.id),
+            format!(
+                "image {} exists, and the job that made it is not kept any more: GET /v1/images/{}",
+                existing.name, existing.id
+            ),
         )),
     }
 }
@@ -140,11 +147,23 @@ mod tests {
 
     #[test]
     fn only_plain_web_addresses_are_taken() {
-        for good in ["http://a/b", "https://images.example.org/debian-12.qcow2?x=1", "http://10.0.0.1:8080/i", "http://[::1]/i"] {
+        for good in
+            ["http://a/b", "https://images.example.org/debian-12.qcow2?x=1", "http://10.0.0.1:8080/i", "http://[::1]/i"]
+        {
             assert_eq!(check_url(good), Ok(()), "{good}");
         }
         let long = format!("http://a/{}", "b".repeat(MAX_URL));
-        for bad in ["", "a", "/etc/passwd", "file:///etc/passwd", "ftp://a/b", "http://", "http://u:p@a/b", "http://a b", long.as_str()] {
+        for bad in [
+            "",
+            "a",
+            "/etc/passwd",
+            "file:///etc/passwd",
+            "ftp://a/b",
+            "http://",
+            "http://u:p@a/b",
+            "http://a b",
+            long.as_str(),
+        ] {
             assert_eq!(check_url(bad).map_err(|e| e.fields[0].field.clone()), Err("source.url".to_string()), "{bad}");
         }
     }

@@ -13,8 +13,14 @@ use crate::messages::image::{CreateImage, DeleteImage, FinishUpload, GetImage, U
 use crate::services::testing::{TestSystem, call_of, systems, with_key};
 
 fn image(name: &str, source: ImageSource) -> CreateImage {
-    let body =
-        Body { id: None, name: name.parse().unwrap(), source, sha256: None, format: None, firmware: Default::default() };
+    let body = Body {
+        id: None,
+        name: name.parse().unwrap(),
+        source,
+        sha256: None,
+        format: None,
+        firmware: Default::default(),
+    };
     CreateImage { id: ImageId::new(), body }
 }
 
@@ -43,7 +49,10 @@ async fn a_download_makes_an_image_ready_and_deleting_empties_the_cache() {
         let job = run(&system, wanted.clone()).await;
         assert_eq!((job.state, job.steps.len()), (JobState::Succeeded, 3), "{:?}", job.error);
         let ready = get(&system, wanted.id).await.unwrap();
-        assert_eq!((ready.state, ready.format, ready.virtual_size), (ImageState::Ready, Some(DiskFormat::Qcow2), Some(Bytes::gib(2))));
+        assert_eq!(
+            (ready.state, ready.format, ready.virtual_size),
+            (ImageState::Ready, Some(DiskFormat::Qcow2), Some(Bytes::gib(2)))
+        );
         // What was found out since makes the same request no different one.
         assert_eq!(system.by_tenant(wanted.clone()).await.unwrap().job_id, job.id);
         let mut other = wanted.clone();
@@ -81,9 +90,10 @@ async fn without_a_host_nothing_is_downloaded() {
     for system in systems().await {
         let id = system.seed.host.id;
         let (from, to) = (system.seed.host.connection, shared::api::host::HostConnection::Disconnected);
-        let away = system.context.deps.db.write(move |tx| {
-            Box::pin(async move { crate::db::host::set_connection(tx, id, from, to, None).await })
-        });
+        let away =
+            system.context.deps.db.write(move |tx| {
+                Box::pin(async move { crate::db::host::set_connection(tx, id, from, to, None).await })
+            });
         assert!(away.await.unwrap());
         let wanted = from_url("debian-12");
         let job = run(&system, wanted.clone()).await;
@@ -140,7 +150,10 @@ async fn an_upload_is_checked_and_kept_or_thrown_away() {
         let job = upload(&system, wanted.id, &[0; 1024], Bytes(1024)).await;
         assert_eq!((job.state, &job.error), (JobState::Succeeded, &None));
         let ready = get(&system, wanted.id).await.unwrap();
-        assert_eq!((ready.state, ready.format, ready.size), (ImageState::Ready, Some(DiskFormat::Raw), Some(Bytes(1024))));
+        assert_eq!(
+            (ready.state, ready.format, ready.size),
+            (ImageState::Ready, Some(DiskFormat::Raw), Some(Bytes(1024)))
+        );
         assert!(!ready.links.contains_key("upload"));
         let body = Uploaded { size: Bytes(1), sha256: sha256_hex("") };
         let again = system.by_tenant(FinishUpload { id: wanted.id, body }).await.unwrap_err();

@@ -36,7 +36,10 @@ async fn who_waits_gets_the_job_as_it_is_at_the_deadline() {
         // Of a kind that nothing here runs, so it stays where it is.
         let id = JobId::new();
         let now = system.context.deps.clock.now();
-        let resource = shared::api::job::JobResource { kind: "network".to_string(), id: shared::id::ResourceId::uuid(NetworkId::new()) };
+        let resource = shared::api::job::JobResource {
+            kind: "network".to_string(),
+            id: shared::id::ResourceId::uuid(NetworkId::new()),
+        };
         let job = crate::db::job::NewJob {
             id,
             kind: "test.none",
@@ -51,7 +54,13 @@ async fn who_waits_gets_the_job_as_it_is_at_the_deadline() {
             deadline_at: now.plus_ms(60_000),
             generation: 1,
         };
-        system.context.deps.db.write(move |tx| Box::pin(async move { crate::db::job::insert(tx, &job).await })).await.unwrap();
+        system
+            .context
+            .deps
+            .db
+            .write(move |tx| Box::pin(async move { crate::db::job::insert(tx, &job).await }))
+            .await
+            .unwrap();
         let seen = system.bus.call(&system.tenant.within(Duration::from_millis(300)), WaitJob { id }).await.unwrap();
         assert_eq!((seen.state, seen.links.contains_key("cancel")), (JobState::Queued, true));
         let cancelled = system.by_tenant(CancelJob { id }).await.unwrap();

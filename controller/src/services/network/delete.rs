@@ -64,11 +64,8 @@ impl Step<State> for Mark {
 
     async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
         let network = db::network::close(tx, state.network_id).await?;
-        state.marked = Some(Marked {
-            cluster_id: network.cluster_id,
-            account_id: network.account_id,
-            name: network.name,
-        });
+        state.marked =
+            Some(Marked { cluster_id: network.cluster_id, account_id: network.account_id, name: network.name });
         Ok(())
     }
 

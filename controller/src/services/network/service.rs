@@ -49,7 +49,9 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateNetwork) -> 
                 links: Default::default(),
             };
             match existing {
-                Some(existing) if existing.account_id != account_id => return Err(id_taken("network").into()),
+                Some(existing) if existing.account_id != account_id => {
+                    return Err(id_taken("network").into());
+                }
                 Some(existing) => {
                     same_or_conflict("network", &existing, &network)?;
                     return Ok(existing);

@@ -33,12 +33,18 @@ async fn a_network_gets_what_was_left_open_and_is_made_once() {
         let wanted = network("web", "10.80.0.0/24");
         let made = system.by_tenant(wanted.clone()).await.unwrap();
         assert_eq!((made.cluster_id, made.mtu), (system.seed.cluster.id, 1500));
-        assert_eq!((made.gateway.to_string(), made.service_address.to_string()), ("10.80.0.1".into(), "10.80.0.254".into()));
+        assert_eq!(
+            (made.gateway.to_string(), made.service_address.to_string()),
+            ("10.80.0.1".into(), "10.80.0.254".into())
+        );
         assert_eq!(system.by_tenant(GetNetwork { id: made.id }).await.unwrap(), made);
         assert_eq!(system.by_tenant(wanted.clone()).await.unwrap(), made);
         let other = CreateNetwork { id: wanted.id, ..network("web", "10.81.0.0/24") };
         let conflict = system.by_tenant(other).await.unwrap_err();
-        assert!(conflict.code == Code::Conflict && conflict.message.contains("cidr, gateway, service_address"), "{conflict}");
+        assert!(
+            conflict.code == Code::Conflict && conflict.message.contains("cidr, gateway, service_address"),
+            "{conflict}"
+        );
         let stranger = call_of(AccountId::new(), false);
         assert_eq!(system.bus.call(&stranger, wanted).await.unwrap_err().code, Code::Conflict);
         assert_eq!(system.bus.call(&stranger, ListNetworks::default()).await.unwrap().items, []);
@@ -76,7 +82,10 @@ async fn what_cannot_be_is_refused_and_the_field_named() {
         assert_eq!(refused(|b| b.name = "net".parse().unwrap()).await.code, Code::NameTaken);
         let overlap = refused(|b| b.cidr = "10.0.0.0/8".parse().unwrap()).await;
         assert!(overlap.code == Code::Conflict && overlap.message.contains("network net (10.77.0.0/24)"), "{overlap}");
-        let stranger = CreateNetwork { body: Body { cidr: "10.77.0.0/25".parse().unwrap(), ..network("x", "10.0.0.0/8").body }, id: NetworkId::new() };
+        let stranger = CreateNetwork {
+            body: Body { cidr: "10.77.0.0/25".parse().unwrap(), ..network("x", "10.0.0.0/8").body },
+            id: NetworkId::new(),
+        };
         let foreign = system.bus.call(&call_of(AccountId::new(), false), stranger).await.unwrap_err();
         assert!(foreign.code == Code::Conflict && !foreign.message.contains("net ("), "{foreign}");
     }
@@ -105,7 +114,8 @@ async fn with_two_clusters_one_must_be_named() {
 
 async fn lease(system: &TestSystem) -> Result<(), Error> {
     let id = system.seed.network.id;
-    let leased = system.context.deps.db.write(move |tx| Box::pin(async move { db::network::lease_ip(tx, id, None).await }));
+    let leased =
+        system.context.deps.db.write(move |tx| Box::pin(async move { db::network::lease_ip(tx, id, None).await }));
     Ok(leased.await.map(|_| ())?)
 }
 

@@ -67,7 +67,9 @@ fn check_path(path: &str) -> Result<()> {
 /// Two storages of one cluster must not lie in one folder, nor one in the other: hosts would count its
 /// bytes twice and find each other's volumes.
 async fn refuse_shared_folder(tx: &mut db::Tx, storage: &Storage) -> db::Result<()> {
-    let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let within = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
     for other in db::storage::of_cluster(tx.conn(), storage.cluster_id).await? {
         if within(&storage.path, &other.path) || within(&other.path, &storage.path) {
             let text = format!("storage {} of this cluster lies in {}: choose another folder", other.name, other.path);
@@ -97,7 +99,8 @@ pub(super) async fn delete(context: Context, cx: Cx, message: DeleteStorage) -> 
             let storage = db::storage::get(tx.conn(), message.id).await?;
             let storage = storage.ok_or_else(|| Error::not_found("storage", message.id))?;
             let deleted = db::storage::delete(tx, storage.id).await;
-            deleted.map_err(|e| still_used(e, "the storage keeps volumes: delete them, and expunge their VMs, first"))?;
+            deleted
+                .map_err(|e| still_used(e, "the storage keeps volumes: delete them, and expunge their VMs, first"))?;
             announce(tx, storage.id, "deleted", None, &json!({ "name": storage.name }), now).await
         })
     });
@@ -122,7 +125,22 @@ mod tests {
             assert_eq!(check_path(good), Ok(()), "{good}");
         }
         let long = format!("/{}", "a".repeat(MAX_PATH));
-        for bad in ["", "/", "srv", "/srv/", "//srv", "/srv/../etc", "/..", "/a/./b", "/a b", "/a'b", "/ä", "/a\0", "/<a>", long.as_str()] {
+        for bad in [
+            "",
+            "/",
+            "srv",
+            "/srv/",
+            "//srv",
+            "/srv/../etc",
+            "/..",
+            "/a/./b",
+            "/a b",
+            "/a'b",
+            "/ä",
+            "/a\0",
+            "/<a>",
+            long.as_str(),
+        ] {
             assert_eq!(check_path(bad).map_err(|e| e.fields[0].field.clone()), Err("path".to_string()), "{bad:?}");
         }
     }
