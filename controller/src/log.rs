@@ -56,10 +56,10 @@ impl<S: Subscriber> Layer<S> for Journal {
             Level::INFO => 6,
             Level::DEBUG | Level::TRACE => 7,
         };
-        let mut entry = Entry { fields: vec![format!("PRIORITY={priority}")], message: String::new() };
+        let mut entry = Entry { fields: vec![format!("PRIORITY={priority}")], message: String::new(), suffix: String::new() };
         entry.fields.push(format!("TARGET={}", event.metadata().target()));
         event.record(&mut entry);
-        entry.fields.insert(0, format!("MESSAGE={}", entry.message));
+        entry.fields.insert(0, format!("MESSAGE={}{}", entry.message, entry.suffix));
         let fields: Vec<&str> = entry.fields.iter().map(String::as_str).collect();
         // A journal that does not take an entry cannot be told of it.
         let _ = systemd::journal::send(&fields);
@@ -70,6 +70,8 @@ impl<S: Subscriber> Layer<S> for Journal {
 struct Entry {
     fields: Vec<String>,
     message: String,
+    /// The fields as text behind the message, for people who read the journal.
+    suffix: String,
 }
 
 impl Entry {
@@ -80,7 +82,7 @@ impl Entry {
         }
         let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
         let name: String = field.name().chars().map(upper).collect();
-        self.message.push_str(&format!(" {}={text}", field.name()));
+        self.suffix.push_str(&format!(" {}={text}", field.name()));
         self.fields.push(format!("KRING_{name}={text}"));
     }
 }

@@ -90,7 +90,7 @@ impl Gate {
     }
 
     /// Refuses an address that has tried too many wrong tokens.
-    fn may_try(&self, address: IpAddr) -> Result<(), Failure> {
+    pub(super) fn may_try(&self, address: IpAddr) -> Result<(), Failure> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match waiting.get(&network(address)) {
             None => Ok(()),
@@ -106,7 +106,8 @@ impl Gate {
         }
     }
 
-    fn was_wrong(&self, address: IpAddr) {
+    /// Counts a wrong token.
+    pub(super) fn was_wrong(&self, address: IpAddr) {
         let Some(wrong) = &self.wrong else { return };
         let Err(too_many) = wrong.check_key(&network(address)) else { return };
         let wait = too_many.wait_time_from(governor::clock::DefaultClock::default().now());
@@ -214,7 +215,7 @@ pub async fn authenticate(State(api): State<Arc<Api>>, request: Request, next: N
     }
 }
 
-async fn admit(api: &Api, mut request: Request) -> Result<(bool, Request), Failure> {
+async fn admit(api: &Api, request: Request) -> Result<(bool, Request), Failure> {
     let peer = request.extensions().get::<Peer>().copied();
     let address = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |peer| peer.address);
     let named = request.extensions().get::<Named>().cloned();

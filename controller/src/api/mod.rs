@@ -8,20 +8,20 @@
 //!
 //! It holds no state of resources and knows no service, only messages.
 
-pub mod agent;
-pub mod authn;
-pub mod console;
-pub mod context;
+mod agent;
+mod authn;
+mod console;
+mod context;
 pub mod docs;
-pub mod error;
-pub mod extract;
-pub mod front;
-pub mod image_content;
+mod error;
+mod extract;
+mod front;
+mod image_content;
 pub mod openapi;
-pub mod probe;
-pub mod reply;
-pub mod router;
-pub mod server;
+mod probe;
+mod reply;
+mod router;
+mod server;
 
 mod account;
 mod cluster;
@@ -42,6 +42,9 @@ mod zone;
 #[cfg(test)]
 mod tests;
 
+pub use agent::CallbackSink;
+pub use server::{Error as StartError, Server};
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
@@ -53,6 +56,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent_client::Agents;
+use crate::auth::tls::Pki;
 use crate::auth::{self, Action};
 use crate::bus::{ApiRequest, Bus};
 use crate::clock::Clock;
@@ -71,16 +75,12 @@ pub struct Parts {
     pub config: Config,
     /// The wall clock.
     pub clock: Clock,
-    /// Figures, as `/metrics` shows them.
-    pub metrics: Metrics,
+    /// Certificates of the listener.
+    pub pki: Arc<Pki>,
     /// The way to consoles on hosts.
     pub agents: Arc<Agents>,
     /// Who waits for reports of agents.
-    pub callbacks: Arc<dyn agent::CallbackSink>,
-    /// Owns what outlives a request: connections, consoles.
-    pub tasks: TaskTracker,
-    /// Cancelled when the controller stops.
-    pub stop: CancellationToken,
+    pub callbacks: Arc<dyn CallbackSink>,
 }
 
 /// The gateway. Handlers share it.
@@ -91,8 +91,10 @@ pub struct Api {
     clock: Clock,
     metrics: Metrics,
     agents: Arc<Agents>,
-    callbacks: Arc<dyn agent::CallbackSink>,
+    callbacks: Arc<dyn CallbackSink>,
+    /// Owns connections and what outlives a request.
     tasks: TaskTracker,
+    /// Cancelled when the gateway stops.
     stop: CancellationToken,
     gate: authn::Gate,
     tickets: console::Tickets,
@@ -108,10 +110,8 @@ pub struct Api {
 }
 
 impl Api {
-    /// A gateway. It says that it is not ready until [`Self::set_ready`].
-    #[must_use]
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { bus, db, config, clock, metrics, agents, callbacks, tasks, stop } = parts;
+    fn new(parts: Parts) -> Arc<Self> {
+        let Parts { bus, db, config, clock, agents, callbacks, pki: _ } = parts;
         let api = &config.api;
         Arc::new(Self {
             gate: authn::Gate::new(api),
@@ -121,15 +121,15 @@ impl Api {
             uploads: Mutex::default(),
             not_ready: ArcSwap::from_pointee(vec!["it is starting".to_string()]),
             openapi: openapi::json().into(),
+            metrics: Metrics::new(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
             bus,
             db,
             config,
             clock,
-            metrics,
             agents,
             callbacks,
-            tasks,
-            stop,
         })
     }
 
