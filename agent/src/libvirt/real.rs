@@ -101,7 +101,7 @@ impl Libvirt {
         self.call(name, self.limit, work).await
     }
 
-    /// A call during which QEMU starts or ends.
+    /// A call during which QEMU starts or ends, or is asked what it can.
     async fn slow<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -145,7 +145,8 @@ impl Hypervisor for Libvirt {
 
     async fn define(&self, spec: &DomainSpec) -> Result<(), Error> {
         let spec = spec.clone();
-        self.quick("define", move |c| calls::define(c, &spec)).await
+        // The first definition after a start of libvirt makes it ask QEMU what it can, which takes seconds.
+        self.slow("define", move |c| calls::define(c, &spec)).await
     }
 
     async fn start(&self, vm_id: VmId) -> Result<(), Error> {

@@ -34,7 +34,7 @@ pub fn config(dir: &Path) -> Config {
     config.agent.run_dir = dir.join("run");
     config.agent.listen = ([127, 0, 0, 1], 0).into();
     config.libvirt.reconnect_s = 1;
-    config.libvirt.call_timeout_s = 5;
+    config.libvirt.call_timeout_s = 15;
     config
 }
 

@@ -35,7 +35,7 @@ fn missing() -> Option<&'static str> {
     programs.into_iter().find(|p| !PathBuf::from(p).exists())
 }
 
-/// Runs `test` on a host of its own; skipped, with the reason, where there can be none.
+/// Runs `test`, whose name in this program is `name`, on a host of its own; skipped, with the reason, where there can be none.
 pub fn on_host(name: &str, test: impl Future<Output = ()>) {
     if std::env::var_os(INSIDE).is_some() {
         let _ = tracing_subscriber::fmt().with_env_filter("warn,agent=info").with_test_writer().try_init();
@@ -50,7 +50,8 @@ pub fn on_host(name: &str, test: impl Future<Output = ()>) {
         return;
     }
     // At most 31 characters; the tests of one process run side by side.
-    let short: String = name.replace('_', "-").chars().take(18).collect();
+    let short = name.rsplit("::").next().unwrap_or(name).replace('_', "-");
+    let short: String = short.chars().take(18).collect();
     let host = Host(format!("{short}-{}", std::process::id()));
     let up = lab("host-ns.sh").args(["up", &host.0]).output().unwrap();
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
@@ -75,4 +76,11 @@ pub fn guest_image(uefi: bool) -> PathBuf {
 pub fn sh(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
+/// What is on the host of Kring's networks; "0" when there is nothing.
+pub fn left_over() -> String {
+    sh(
+        "ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep netns/kring- /proc/self/mounts",
+    )
 }
