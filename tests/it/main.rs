@@ -1,3 +1,4 @@
 //! The integration tests: one binary, one module per noun, each test with a controller of its own.
 
 mod architecture;
+mod vm;

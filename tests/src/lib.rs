@@ -1,7 +1,15 @@
 //! What the tests and benchmarks of Kring stand on.
 //!
 //! - [`sim`]: thousands of simulated hosts that speak the agent's wire.
-//! - [`client`]: a client of the public API.
+//! - [`cluster`]: a controller with a database of its own, and its hosts.
+//! - [`client`], [`world`]: the public API, and what most tests need made through it.
+//! - [`snapshot`]: what is in the database and on the hosts, to be compared.
+//! - [`wait`]: waiting for conditions. - [`cmd`]: starting built programs.
 
 pub mod client;
+pub mod cluster;
+pub mod cmd;
 pub mod sim;
+pub mod snapshot;
+pub mod wait;
+pub mod world;

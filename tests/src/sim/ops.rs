@@ -113,10 +113,11 @@ async fn ensure_image(host: &Arc<Host>, cx: &TaskCx, command: EnsureImage) -> Re
 
 /// Brings an image into the cache.
 async fn cached(host: &Arc<Host>, spec: &ImageSpec) -> Result<ImageInfo> {
-    if let Some(info) = host.state().images.get(&spec.image_id).cloned() {
-        return host.state().accept_image(spec, &info);
-    }
-    let info = host.fetch(spec).await?;
+    let there = host.state().images.get(&spec.image_id).cloned();
+    let info = match there {
+        Some(info) => info,
+        None => host.fetch(spec).await?,
+    };
     host.state().accept_image(spec, &info)
 }
 

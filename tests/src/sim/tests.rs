@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use controller::agent_client::{Agents, HostRef, Order};
+use controller::agent_client::{Agents, HostRef, NoProgress, Order};
 use controller::clock::Clock;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -114,7 +114,7 @@ fn vm(start: bool) -> EnsureVm {
 
 impl Bench {
     async fn send<C: AgentCommand>(&self, order: Order, command: &C) -> Result<C::Reply, Error> {
-        self.agents.command(&self.target, order, command, async |_| ()).await
+        self.agents.command(&self.target, order, command, &NoProgress).await
     }
 }
 
@@ -177,7 +177,8 @@ async fn faults_hit_where_they_should() {
     let faults = bench.sim.faults();
     faults.add(Fault::new("vm/ensure", What::FailHalfway { code: Code::HostFailed }).times(1));
     assert_eq!(bench.send(order(1), &ensure).await.unwrap_err().code, Code::HostFailed);
-    assert_eq!((bench.host.state().vms.len(), bench.host.state().volumes.len()), (0, 1));
+    let half = bench.host.state().clone();
+    assert_eq!((half.vms.len(), half.volumes.len()), (0, 1));
     faults.add(Fault::new("vm/ensure", What::DropAfter).times(1));
     assert_eq!(bench.send(order(1), &ensure).await.unwrap_err().code, Code::HostUnreachable);
     assert_eq!(bench.host.state().vms.len(), 1);

@@ -1,0 +1,308 @@
+//! A whole Kring for one test: a controller with a database and a folder of its own on a free port, and a
+//! simulator that stands for its hosts.
+//!
+//! The controller runs in the test's process, or as the built program for tests that kill it
+//! ([`Setup::process`]). SQLite by default; with `KRING_TEST_POSTGRES=postgres://…` each cluster gets
+//! a database of its own on that server.
+
+use std::ffi::OsStr;
+use std::net::TcpListener;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use controller::app::{App, Foundation};
+use controller::config::Config;
+use controller::workflow::Probe;
+use shared::api::setting::{Setting, UpdateSetting};
+use reqwest::Method;
+use sqlx::{AssertSqlSafe, Connection};
+use tempfile::TempDir;
+use tokio::process::Child;
+
+use crate::client::{Call, Client};
+use crate::cmd;
+use crate::sim::{Options, Sim};
+use crate::snapshot::{Database, Snapshot};
+use crate::wait::eventually;
+use crate::world::World;
+
+/// How a cluster is made.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Part of the commands, 0 to 1, that hosts answer by callback.
+    pub deferred: f64,
+    /// Processors and memory of hosts, when not the usual ones.
+    pub host: Option<(u32, shared::units::Bytes)>,
+    /// Lines of the controller's configuration file.
+    pub config: String,
+    /// Whether the controller is a process of its own, which can be killed.
+    pub process: bool,
+}
+
+/// The controller, as it runs now.
+enum Running {
+    No,
+    Here(Box<App>),
+    Process(Child),
+}
+
+/// A controller with its hosts. What is asked of [`World`] is asked of it.
+pub struct Cluster {
+    world: World,
+    /// A look into the controller's database.
+    pub database: Database,
+    /// `https://127.0.0.1:PORT`
+    pub url: String,
+    controller: Running,
+    process: bool,
+    probe: Option<Arc<dyn Probe>>,
+    folder: TempDir,
+    postgres: Option<(String, String)>,
+}
+
+impl Deref for Cluster {
+    type Target = World;
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Cluster {
+    /// A controller with hosts that answer at once.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(Setup::default()).await
+    }
+
+    /// A controller and hosts like this.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_with(setup: Setup) -> anyhow::Result<Self> {
+        log();
+        let folder = tempfile::Builder::new().prefix("kring-it-").tempdir()?;
+        // Taken and given back: the controller shall come back on the same port after it was killed.
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let listen = format!("127.0.0.1:{port}");
+        let url = format!("https://{listen}");
+        let postgres = postgres(&folder).await?;
+        let database_url = match &postgres {
+            Some((_, url)) => url.clone(),
+            None => controller::db::Db::sqlite_url(&folder.path().join("data")),
+        };
+        std::fs::write(folder.path().join("controller.toml"), config(&folder, &listen, &database_url, &setup.config))?;
+        let api = init(&folder, &url, setup.process).await?;
+        let mut options = Options { deferred: setup.deferred, ..Options::new(&url) };
+        if let Some((cpus, memory)) = setup.host {
+            (options.cpus, options.memory) = (cpus, memory);
+        }
+        let world = World::new(api, Arc::new(Sim::new(options)));
+        let database = Database::open(&database_url).await?;
+        let (controller, process) = (Running::No, setup.process);
+        let mut cluster = Self { world, database, url, controller, process, probe: None, folder, postgres };
+        cluster.run().await?;
+        cluster.ground().await?;
+        cluster.set("host.ping_interval", 0.2.into()).await?;
+        Ok(cluster)
+    }
+
+    /// Starts the controller, after it was stopped or killed.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub async fn run(&mut self) -> anyhow::Result<()> {
+        let file = self.folder.path().join("controller.toml");
+        if self.process {
+            let program = cmd::program("kring-controller")?;
+            let args = [OsStr::new("serve"), OsStr::new("--config"), file.as_os_str()];
+            self.controller = Running::Process(cmd::spawn(program.as_os_str(), &args, &self.log_file())?);
+        } else {
+            let foundation = Foundation::open(Config::load(Some(&file), &[])?).await?;
+            let app = App::start(foundation).await?;
+            if let Some(probe) = &self.probe {
+                app.context().engine.set_probe(Arc::clone(probe));
+            }
+            self.controller = Running::Here(Box::new(app));
+        }
+        let log = self.log_file();
+        eventually("the controller is ready", async || {
+            if let Running::Process(child) = &mut self.controller
+                && let Some(status) = child.try_wait()?
+            {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                anyhow::bail!("the controller ended with {status}: {log}");
+            }
+            let ready = self.world.api.send(Call::new(Method::GET, "/readyz")).await?;
+            anyhow::ensure!(ready.status == 200, "not ready: {}", ready.text);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Has a probe see every job pass, in this life of the controller and the next ones.
+    pub fn set_probe(&mut self, probe: Arc<dyn Probe>) {
+        if let Running::Here(app) = &self.controller {
+            app.context().engine.set_probe(Arc::clone(&probe));
+        }
+        self.probe = Some(probe);
+    }
+
+    /// The controller, when it runs in this process.
+    #[must_use]
+    pub fn app(&self) -> Option<&App> {
+        match &self.controller {
+            Running::Here(app) => Some(app),
+            Running::Process(_) | Running::No => None,
+        }
+    }
+
+    /// What the controller has logged, when it is a process.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
+        self.folder.path().join("controller.log")
+    }
+
+    /// Ends the controller: a process as `kill -9` does, one in this process in order.
+    ///
+    /// # Errors
+    /// When the process cannot be killed.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        match std::mem::replace(&mut self.controller, Running::No) {
+            Running::Here(app) => app.shutdown().await,
+            Running::Process(mut child) => child.kill().await?,
+            Running::No => {}
+        }
+        Ok(())
+    }
+
+    /// Ends the controller and starts it again.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill().await?;
+        self.run().await
+    }
+
+    /// Id of the controller's process.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match &self.controller {
+            Running::Process(child) => child.id(),
+            Running::Here(_) | Running::No => None,
+        }
+    }
+
+    /// Changes a setting.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn set(&self, key: &str, value: serde_json::Value) -> anyhow::Result<()> {
+        self.api.put::<Setting>(&format!("/v1/settings/{key}"), &UpdateSetting { value }).await?;
+        Ok(())
+    }
+
+    /// What is in the database and on the hosts now.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        Snapshot::take(&self.database, &self.sim).await
+    }
+
+    /// Waits until everything is as it was `before`, but for caches, and checks all sums.
+    ///
+    /// # Errors
+    /// Names what differs.
+    pub async fn assert_clean(&self, before: &Snapshot) -> anyhow::Result<()> {
+        let before = before.clone().without_caches();
+        eventually("everything is as it was before", async || {
+            let difference = self.snapshot().await?.without_caches().difference(&before);
+            anyhow::ensure!(difference.is_empty(), "{}", difference.join("\n"));
+            Ok(())
+        })
+        .await?;
+        self.assert_consistent().await
+    }
+
+    /// Waits until no job is open and nothing is owed, then compares sums with rows and rows with hosts.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub async fn assert_consistent(&self) -> anyhow::Result<()> {
+        eventually("no job is open and nothing is owed", async || {
+            let open = self.database.count("SELECT COUNT(*) FROM job WHERE finished_at IS NULL").await?;
+            let owed = self.database.count("SELECT COUNT(*) FROM cleanup").await?;
+            anyhow::ensure!((open, owed) == (0, 0), "{open} jobs are open, {owed} clean-ups are owed");
+            Ok(())
+        })
+        .await?;
+        eventually("database and hosts fit each other", async || {
+            self.database.check_counters().await?;
+            self.database.check_hosts(&self.sim).await
+        })
+        .await
+    }
+
+    /// Stops everything and waits for it. Without it, all is killed when the cluster is dropped.
+    ///
+    /// # Errors
+    /// When the database cannot be removed.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.sim.shutdown().await;
+        self.kill().await?;
+        if let Some((server, url)) = &self.postgres {
+            let name = url.rsplit('/').next().unwrap_or_default();
+            let mut connection = sqlx::AnyConnection::connect(server).await?;
+            let text = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
+            sqlx::query(AssertSqlSafe(text)).execute(&mut connection).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes what the controller keeps, and a client for it.
+async fn init(folder: &TempDir, url: &str, process: bool) -> anyhow::Result<Client> {
+    let (file, cli) = (folder.path().join("controller.toml"), folder.path().join("cli.toml"));
+    if process {
+        let program = cmd::program("kring-controller")?;
+        let args = [OsStr::new("init"), "--config".as_ref(), file.as_os_str(), "--cli-config".as_ref(), cli.as_os_str()];
+        cmd::run(program.as_os_str(), &args).await?;
+        return Client::from_cli_config(&cli);
+    }
+    let foundation = Foundation::open(Config::load(Some(&file), &[])?).await?;
+    let token = foundation.admin_token.clone().context("a new controller has a new token")?;
+    Client::new(url, foundation.ca_pem(), Some(&token))
+}
+
+fn config(folder: &TempDir, listen: &str, database_url: &str, more: &str) -> String {
+    let data = folder.path().join("data");
+    format!(
+        "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"https://{listen}\"]\n[database]\nurl = \"{database_url}\"\n{more}\n",
+        data.display()
+    )
+}
+
+/// A database of its own on the server that `KRING_TEST_POSTGRES` names: (server, database).
+async fn postgres(folder: &TempDir) -> anyhow::Result<Option<(String, String)>> {
+    let Some(server) = std::env::var("KRING_TEST_POSTGRES").ok().filter(|url| !url.is_empty()) else { return Ok(None) };
+    sqlx::any::install_default_drivers();
+    let name = folder.path().file_name().map(|n| n.to_string_lossy().to_lowercase().replace('-', "_"));
+    let name = name.context("the folder has a name")?.replace('.', "_");
+    let mut connection = sqlx::AnyConnection::connect(&server).await?;
+    sqlx::query(AssertSqlSafe(format!("CREATE DATABASE \"{name}\""))).execute(&mut connection).await?;
+    let base = server.rsplit_once('/').map_or(server.as_str(), |(base, _)| base);
+    let url = format!("{base}/{name}");
+    Ok(Some((server, url)))
+}
+
+/// Logs of this process go where the test runner shows them, when `RUST_LOG` asks for any.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    // The second cluster of a process finds the first one's subscriber.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}

@@ -1,0 +1,56 @@
+//! The only place of the tests that starts processes: built programs of Kring, killed with their owner.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::Context;
+use tokio::process::{Child, Command};
+
+/// A built program. `KRING_CONTROLLER` and its like (`KRING_` and the name's last word) name another
+/// file than the one beside the test binary.
+///
+/// # Errors
+/// When it was not built.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let variable = format!("KRING_{}", name.trim_start_matches("kring-").to_uppercase());
+    if let Some(path) = std::env::var_os(&variable) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    // target/<profile>/deps/<test>, or target/<profile>/<program>.
+    let found = own.ancestors().skip(1).take(3).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("{name} is not built: cargo build -p {name}, or set {variable}"))
+}
+
+fn command(program: &OsStr, args: &[&OsStr]) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that starts processes")]
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a program to its end and gives what it printed.
+///
+/// # Errors
+/// When it fails; with what it said.
+pub async fn run(program: &OsStr, args: &[&OsStr]) -> anyhow::Result<String> {
+    let output = command(program, args).output().await.with_context(|| format!("starting {}", program.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{} ended with {}: {said}", program.display(), output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Starts a program that goes on, its output in a file. It is killed when the child is dropped.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn spawn(program: &OsStr, args: &[&OsStr], log: &std::path::Path) -> anyhow::Result<Child> {
+    let out = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+    let err = out.try_clone()?;
+    command(program, args)
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))
+}

@@ -1,0 +1,215 @@
+//! What is there: the rows of the database and what is on the simulated hosts, to be compared.
+//!
+//! - [`Snapshot`]: everything that a job which was rolled back, or a thing that was removed, must not
+//!   leave behind. - [`Database::check_counters`]: sums that are kept beside the rows they are sums of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use shared::id::HostId;
+use sqlx::any::AnyPoolOptions;
+use sqlx::{AnyPool, AssertSqlSafe, Column, Row};
+
+use crate::sim::Sim;
+use crate::sim::state::State;
+
+/// Tables whose rows are history or housekeeping.
+const NOT_COMPARED: &[&str] =
+    &["_sqlx_migrations", "controller", "counter", "event", "idempotency", "job", "join_token", "sqlite_sequence"];
+/// Columns that go on changing by themselves.
+const NOT_COMPARED_COLUMNS: &[&str] =
+    &["version", "generation", "last_seen_at", "next_ip", "state_since", "available", "agent_id", "boot_id"];
+
+type Table = BTreeSet<String>;
+
+/// A look into the database of a controller, beside it.
+pub struct Database {
+    pool: AnyPool,
+    sqlite: bool,
+}
+
+/// Rows by table, and what is on each host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    tables: BTreeMap<String, Table>,
+    hosts: BTreeMap<HostId, State>,
+}
+
+impl Database {
+    /// Opens the database at `url`.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn open(url: &str) -> anyhow::Result<Self> {
+        sqlx::any::install_default_drivers();
+        let pool = AnyPoolOptions::new().max_connections(2).connect(url).await?;
+        Ok(Self { pool, sqlite: url.starts_with("sqlite:") })
+    }
+
+    /// All rows of all tables that are compared.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn tables(&self) -> anyhow::Result<BTreeMap<String, Table>> {
+        let names = if self.sqlite {
+            "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
+        } else {
+            "SELECT table_name::text AS name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1"
+        };
+        let names: Vec<String> =
+            sqlx::query(names).fetch_all(&self.pool).await?.iter().map(|row| row.get("name")).collect();
+        let mut tables = BTreeMap::new();
+        for name in names.into_iter().filter(|name| !NOT_COMPARED.contains(&name.as_str())) {
+            let rows = sqlx::query(AssertSqlSafe(format!("SELECT * FROM {name}"))).fetch_all(&self.pool).await?;
+            tables.insert(name, rows.iter().map(text).collect());
+        }
+        Ok(tables)
+    }
+
+    /// How many rows a query counts.
+    ///
+    /// # Errors
+    /// When the query is refused.
+    pub async fn count(&self, query: &'static str) -> anyhow::Result<i64> {
+        Ok(sqlx::query_scalar::<_, i64>(query).fetch_one(&self.pool).await?)
+    }
+
+    /// Compares each sum that the database keeps with the rows that it is the sum of.
+    ///
+    /// # Errors
+    /// Names every sum that is wrong.
+    pub async fn check_counters(&self) -> anyhow::Result<()> {
+        const SUMS: &[(&str, &str)] = &[
+            (
+                "vcpus reserved on a host",
+                "SELECT COUNT(*) FROM host h WHERE h.vcpus_reserved <> (SELECT CAST(COALESCE(SUM(v.vcpus), 0) AS BIGINT)
+                 FROM vm v WHERE v.host_id = h.id AND v.holds_compute = 1)",
+            ),
+            (
+                "memory reserved on a host",
+                "SELECT COUNT(*) FROM host h WHERE h.memory_reserved <> (SELECT CAST(COALESCE(SUM(v.memory), 0) AS BIGINT)
+                 FROM vm v WHERE v.host_id = h.id AND v.holds_compute = 1)",
+            ),
+            (
+                "bytes reserved of a storage",
+                "SELECT COUNT(*) FROM storage_host s WHERE s.reserved <> (SELECT CAST(COALESCE(SUM(v.size), 0) AS BIGINT)
+                 FROM volume v WHERE v.host_id = s.host_id AND v.storage_id = s.storage_id)",
+            ),
+            ("more vcpus reserved than there are", "SELECT COUNT(*) FROM host WHERE vcpus_reserved > vcpus_total"),
+            ("more memory reserved than there is", "SELECT COUNT(*) FROM host WHERE memory_reserved > memory_total"),
+            (
+                "leases of no VM",
+                "SELECT COUNT(*) FROM nic n WHERE NOT EXISTS (SELECT 1 FROM vm v WHERE v.id = n.vm_id)",
+            ),
+            (
+                "root volumes of no VM",
+                "SELECT COUNT(*) FROM volume o WHERE o.kind = 'root'
+                 AND NOT EXISTS (SELECT 1 FROM vm v WHERE v.root_volume_id = o.id)",
+            ),
+        ];
+        let mut wrong = Vec::new();
+        for (what, query) in SUMS {
+            let n = self.count(query).await?;
+            if n != 0 {
+                wrong.push(format!("{what}: {n}"));
+            }
+        }
+        anyhow::ensure!(wrong.is_empty(), "counters do not fit the rows: {}", wrong.join(", "));
+        Ok(())
+    }
+
+    /// Compares what the database says of each host with what is there: VMs and volumes.
+    ///
+    /// # Errors
+    /// Names what is on one side alone.
+    pub async fn check_hosts(&self, sim: &Sim) -> anyhow::Result<()> {
+        let vms = self.pairs("SELECT id, host_id FROM vm WHERE host_id IS NOT NULL AND deleted_at IS NULL").await?;
+        let volumes = self.pairs("SELECT id, host_id FROM volume WHERE host_id IS NOT NULL").await?;
+        let mut wrong = Vec::new();
+        for host in sim.hosts() {
+            let state = host.state().clone();
+            let there = |list: &BTreeSet<(String, String)>| {
+                let mine = list.iter().filter(|(_, on)| *on == host.id.to_string());
+                mine.map(|(id, _)| id.clone()).collect::<BTreeSet<_>>()
+            };
+            compare("VM", &host.name, &there(&vms), &state.vms.keys().map(ToString::to_string).collect(), &mut wrong);
+            let found = state.volumes.keys().map(ToString::to_string).collect();
+            compare("volume", &host.name, &there(&volumes), &found, &mut wrong);
+        }
+        anyhow::ensure!(wrong.is_empty(), "database and hosts differ: {}", wrong.join("; "));
+        Ok(())
+    }
+
+    async fn pairs(&self, query: &'static str) -> anyhow::Result<BTreeSet<(String, String)>> {
+        let rows = sqlx::query(query).fetch_all(&self.pool).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+}
+
+fn compare(
+    noun: &str,
+    host: &shared::name::Name,
+    rows: &BTreeSet<String>,
+    found: &BTreeSet<String>,
+    wrong: &mut Vec<String>,
+) {
+    wrong.extend(rows.difference(found).map(|id| format!("{noun} {id} is not on {host}")));
+    wrong.extend(found.difference(rows).map(|id| format!("{noun} {id} on {host} is in no row")));
+}
+
+/// A row as text, without what changes by itself.
+fn text(row: &sqlx::any::AnyRow) -> String {
+    let mut text = String::new();
+    for column in row.columns().iter().filter(|c| !NOT_COMPARED_COLUMNS.contains(&c.name())) {
+        let at = column.ordinal();
+        let value = row
+            .try_get::<Option<String>, _>(at)
+            .or_else(|_| row.try_get::<Option<i64>, _>(at).map(|n| n.map(|n| n.to_string())))
+            .unwrap_or_default();
+        let _ = write!(text, "{}={} ", column.name(), value.as_deref().unwrap_or("-"));
+    }
+    text
+}
+
+impl Snapshot {
+    /// What is in the database and on the hosts now.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn take(database: &Database, sim: &Sim) -> anyhow::Result<Self> {
+        let hosts = sim.hosts().iter().map(|host| (host.id, host.state().clone())).collect();
+        Ok(Self { tables: database.tables().await?, hosts })
+    }
+
+    /// Leaves out what stays on a host for later use, and counts as nothing: cached images and
+    /// networks that are set up, with the rows that note them.
+    #[must_use]
+    pub fn without_caches(mut self) -> Self {
+        self.tables.remove("image_host");
+        for state in self.hosts.values_mut() {
+            state.images.clear();
+            state.networks.clear();
+        }
+        self
+    }
+
+    /// What this has and `before` has not, and the other way round; empty when they are equal.
+    #[must_use]
+    pub fn difference(&self, before: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let empty = Table::new();
+        let names: BTreeSet<_> = self.tables.keys().chain(before.tables.keys()).collect();
+        for name in names {
+            let (now, then) = (self.tables.get(name).unwrap_or(&empty), before.tables.get(name).unwrap_or(&empty));
+            lines.extend(now.difference(then).map(|row| format!("+ {name}: {row}")));
+            lines.extend(then.difference(now).map(|row| format!("- {name}: {row}")));
+        }
+        for (id, now) in &self.hosts {
+            let then = before.hosts.get(id);
+            if then != Some(now) {
+                lines.push(format!("~ host {id}: {now:?}, before {then:?}"));
+            }
+        }
+        lines
+    }
+}
