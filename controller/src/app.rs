@@ -31,6 +31,9 @@ use crate::settings::Settings;
 use crate::workflow::{Engine, Flows};
 use crate::{bootstrap, reconcile};
 
+/// How long jobs may take to come to a stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
 /// Why a controller did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -216,7 +219,16 @@ impl App {
             tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
         }
         self.tasks.close();
-        // Jobs stop at their next wait; whatever does not is cut off and resumed at the next start.
+        // Jobs stop at their next wait; one that does not is cut off and resumed at the next start.
+        let engine = &self.context.engine;
+        let idle = async {
+            while engine.in_lanes() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN, idle).await.is_err() {
+            tracing::warn!(jobs = engine.in_lanes(), "jobs were cut off; they go on at the next start");
+        }
         if tokio::time::timeout(Duration::from_secs(10), self.db.close()).await.is_err() {
             tracing::warn!("the database did not close in time");
         }

@@ -140,7 +140,7 @@ async fn serve(config: Config) -> Result<()> {
 fn notify(state: &str) {
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
         let pairs: Vec<_> = state.lines().filter_map(|line| line.split_once('=')).collect();
-        if let Err(error) = systemd::daemon::notify(false, pairs.into_iter()) {
+        if let Err(error) = systemd::daemon::notify(pairs.iter()) {
             tracing::warn!(%error, "systemd could not be told");
         }
     }

@@ -96,3 +96,17 @@ async fn pragmas(conn: &mut AnyConnection, settings: &[&str]) -> sqlx::Result<()
     }
     Ok(())
 }
+
+/// Whether what the database says may pass by itself: busy, locked or full (SQLite), connection,
+/// resources, operator or serialisation (classes 08, 53, 57, 40 of PostgreSQL).
+pub(super) fn is_transient(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let code = error.code().unwrap_or_default();
+    match code.len() {
+        // SQLSTATE.
+        5 if !code.bytes().all(|b| b.is_ascii_digit()) || code.starts_with(['0', '4', '5']) => {
+            ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class))
+        }
+        // SQLite's extended codes: the primary code is the low byte.
+        _ => matches!(code.parse::<u32>().map(|code| code & 0xff), Ok(5 | 6 | 10 | 13 | 14)),
+    }
+}

@@ -94,6 +94,24 @@ impl Error {
         matches!(self, Self::Sql(sqlx::Error::Database(error)) if error.is_unique_violation())
     }
 
+    /// Whether the same write may succeed later: the database is away, busy or full.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Sql(sqlx::Error::Database(error)) => dialect::is_transient(error.as_ref()),
+            Self::Sql(error) => !matches!(
+                error,
+                sqlx::Error::RowNotFound
+                    | sqlx::Error::ColumnNotFound(_)
+                    | sqlx::Error::ColumnDecode { .. }
+                    | sqlx::Error::Decode(_)
+                    | sqlx::Error::Encode(_)
+                    | sqlx::Error::TypeNotFound { .. }
+            ),
+            Self::Closed | Self::Migrate(_) | Self::Refused(_) | Self::Column { .. } => false,
+        }
+    }
+
     /// Whether a row that others refer to stood in the way.
     #[must_use]
     pub fn is_foreign_key_violation(&self) -> bool {

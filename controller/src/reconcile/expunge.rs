@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use shared::api::host::HostConnection;
 use shared::id::ResourceId;
 use shared::{Code, Result};
 
 use crate::cx::Cx;
-use crate::db;
+use crate::db::{self, vm::VmRow};
 use crate::messages::vm::ExpungeVm;
 use crate::services::Context;
 
@@ -22,11 +23,7 @@ pub(super) async fn run(context: Context) -> Result<()> {
     };
     let cx = Cx::system(Duration::from_secs(30));
     for row in due.into_iter().filter(|row| context.deps.ring.is_mine(row.vm.id.uuid())) {
-        let busy = {
-            let mut conn = context.deps.db.read().await?;
-            db::job::has_open(&mut conn, row.vm.id.uuid()).await?
-        };
-        if busy {
+        if !possible(&context, &row).await? {
             continue;
         }
         match context.bus()?.call(&cx, ExpungeVm { id: row.vm.id }).await {
@@ -37,4 +34,15 @@ pub(super) async fn run(context: Context) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether an attempt can succeed now: no job holds the VM, and its host answers.
+async fn possible(context: &Context, row: &VmRow) -> Result<bool> {
+    let mut conn = context.deps.db.read().await?;
+    if db::job::has_open(&mut conn, row.vm.id.uuid()).await? {
+        return Ok(false);
+    }
+    let Some(host) = row.vm.host_id else { return Ok(true) };
+    let host = db::host::get(&mut conn, host).await?;
+    Ok(host.is_some_and(|row| row.host.connection == HostConnection::Connected))
 }

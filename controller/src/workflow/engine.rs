@@ -85,7 +85,8 @@ impl Engine {
     }
 
     /// Accepts a job: when this answers, the job is durable and will be done or rolled back. A
-    /// repetition under the same idempotency key answers the first job.
+    /// repetition under the same idempotency key answers the first job; a dry run checks what can be
+    /// checked now and accepts nothing.
     pub async fn submit<F: Flow>(self: &Arc<Self>, cx: &Cx, account: AccountId, state: F::State) -> Result<JobRef> {
         let at = At {
             job_id: JobId::new(),
@@ -97,6 +98,8 @@ impl Engine {
         };
         let key = cx.idempotency.clone();
         let caller = cx.caller.account().unwrap_or(account);
+        let dry_run = cx.dry_run;
+        let (answer, mut planned) = oneshot::channel();
         let written = self.deps.db.write(move |tx| {
             Box::pin(async move {
                 if let Some(key) = &key
@@ -105,15 +108,25 @@ impl Engine {
                     return Ok(reply);
                 }
                 let reply = accept::<F>(tx, &at, state).await?;
+                if dry_run {
+                    // Refusing rolls back; the caller takes the reply from beside.
+                    let _ = answer.send(reply);
+                    return Err(Error::new(Code::Cancelled, "a dry run changes nothing").into());
+                }
                 if let Some(key) = &key {
                     db::idempotency::record(tx, caller, key, &reply, at.now).await?;
                 }
                 Ok(reply)
             })
         });
-        let reply = written.await?;
-        self.enqueue(reply.job_id, reply.resource.id);
-        Ok(reply)
+        match written.await {
+            Err(_) if dry_run && let Ok(reply) = planned.try_recv() => Ok(reply),
+            Err(error) => Err(error.into()),
+            Ok(reply) => {
+                self.enqueue(reply.job_id, reply.resource.id);
+                Ok(reply)
+            }
+        }
     }
 
     /// Puts a job into the lane of its resource, unless it is there already.

@@ -329,6 +329,7 @@ impl<'a, F: Flow> Run<'a, F> {
                 Err(db::Error::Refused(error)) if error.code == Code::StaleGeneration => return Err(error),
                 Err(db::Error::Refused(error)) => return Ok(Err(error)),
                 Err(db::Error::Closed) => return Err(stopping()),
+                Err(error) if !error.is_transient() => return Ok(Err(error.into())),
                 Err(error) => {
                     tracing::error!(job.id = %self.at.job_id, error = &error as &dyn std::error::Error, attempt,
                         "the journal of a job could not be written; trying again");

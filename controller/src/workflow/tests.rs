@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use shared::api::job::{JobRef, JobState};
 use shared::id::{AccountId, ControllerId, JobId};
 use shared::{Code, Error, Result};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -157,6 +158,14 @@ struct At1 {
     failures: Mutex<u32>,
     code: Code,
     crash: bool,
+    reached: Notify,
+}
+
+impl At1 {
+    fn crash(step: &'static str, point: Point) -> Arc<Self> {
+        let failures = Mutex::new(0);
+        Arc::new(Self { step, point, failures, code: Code::Internal, crash: true, reached: Notify::new() })
+    }
 }
 
 #[async_trait]
@@ -166,6 +175,7 @@ impl Probe for At1 {
             return Ok(());
         }
         if self.crash {
+            self.reached.notify_one();
             std::future::pending::<()>().await;
         }
         let mut failures = self.failures.lock().unwrap();
@@ -178,7 +188,7 @@ impl Probe for At1 {
 }
 
 fn probe(step: &'static str, point: Point, failures: u32, code: Code) -> Arc<At1> {
-    Arc::new(At1 { step, point, failures: Mutex::new(failures), code, crash: false })
+    Arc::new(At1 { step, point, failures: Mutex::new(failures), code, crash: false, reached: Notify::new() })
 }
 
 #[tokio::test]
@@ -224,8 +234,10 @@ async fn a_crash_at_any_point_is_followed_by_the_end_of_the_job() {
     let points = [Point::BeforeApply, Point::AfterApply];
     for (step, point) in ["one", "two"].into_iter().flat_map(|step| points.map(|point| (step, point))) {
         let bench = bench().await;
-        bench.engine.set_probe(Arc::new(At1 { step, point, failures: Mutex::new(0), code: Code::Internal, crash: true }));
+        let probe = At1::crash(step, point);
+        bench.engine.set_probe(probe.clone());
         let job = bench.submit(&cx()).await.unwrap();
+        probe.reached.notified().await;
         // The first engine hangs in the step for ever; the second takes over under a newer generation.
         bench.deps.ring.install(2, &[bench.deps.ring.me()]);
         let second = engine(&bench.deps);
@@ -260,14 +272,10 @@ async fn undoing_that_fails_is_owed_and_paid_later() {
 #[tokio::test]
 async fn a_cancelled_job_is_rolled_back() {
     let bench = bench().await;
-    bench.engine.set_probe(Arc::new(At1 {
-        step: "two",
-        point: Point::BeforeApply,
-        failures: Mutex::new(0),
-        code: Code::Internal,
-        crash: true,
-    }));
+    let probe = At1::crash("two", Point::BeforeApply);
+    bench.engine.set_probe(probe.clone());
     let job = bench.submit(&cx()).await.unwrap();
+    probe.reached.notified().await;
     bench.engine.cancel(job.job_id).await.unwrap();
     let row = bench.ended(&bench.engine, job.job_id).await;
     assert_eq!(row.job.state, JobState::Cancelled);
@@ -291,14 +299,10 @@ async fn the_same_idempotency_key_gives_the_same_job() {
 #[tokio::test]
 async fn a_stale_owner_cannot_journal() {
     let bench = bench().await;
-    bench.engine.set_probe(Arc::new(At1 {
-        step: "one",
-        point: Point::BeforeApply,
-        failures: Mutex::new(0),
-        code: Code::Internal,
-        crash: true,
-    }));
+    let probe = At1::crash("one", Point::BeforeApply);
+    bench.engine.set_probe(probe.clone());
     let job = bench.submit(&cx()).await.unwrap();
+    probe.reached.notified().await;
     bench.deps.ring.install(2, &[bench.deps.ring.me()]);
     let second = engine(&bench.deps);
     second.recover().await.unwrap();
@@ -326,4 +330,15 @@ async fn a_stale_owner_cannot_journal() {
         })
         .await;
     assert!(matches!(stale, Err(db::Error::Refused(e)) if e.code == Code::StaleGeneration));
+}
+
+#[tokio::test]
+async fn a_dry_run_accepts_nothing() {
+    let bench = bench().await;
+    let mut cx = cx();
+    cx.dry_run = true;
+    let job = bench.submit(&cx).await.unwrap();
+    let mut conn = bench.deps.db.read().await.unwrap();
+    assert!(db::job::get(&mut conn, job.job_id).await.unwrap().is_none());
+    assert_eq!(bench.records(job.resource.id).await, 0);
 }

@@ -88,7 +88,10 @@ async fn refresh(context: &Context, table: &Table) -> shared::Result<()> {
             connection: row.host.connection,
             boot_id: row.boot_id,
             agent_id: row.agent_id,
-            next: known.as_ref().map_or_else(|| Instant::now() + phase(row.host.id, interval), |k| k.next),
+            next: known.as_ref().map_or_else(
+                || Instant::now() + phase(row.host.id, pause(row.host.connection, interval)),
+                |k| k.next,
+            ),
             misses: known.as_ref().map_or(0, |k| k.misses),
             digest: known.as_ref().and_then(|k| k.digest),
             busy: known.as_ref().is_some_and(|k| k.busy),
@@ -104,6 +107,14 @@ fn phase(id: HostId, interval: Duration) -> Duration {
     interval.mul_f64((hash >> 11) as f64 / (1_u64 << 53) as f64)
 }
 
+/// Time between two pings: a host that has just joined is awaited.
+fn pause(connection: HostConnection, interval: Duration) -> Duration {
+    match connection {
+        HostConnection::Connecting => interval.min(Duration::from_secs(1)),
+        HostConnection::Connected | HostConnection::Disconnected => interval,
+    }
+}
+
 fn due(context: &Context, table: &Table) -> Vec<HostRef> {
     let now = Instant::now();
     let interval = context.deps.settings.seconds("host.ping_interval");
@@ -111,7 +122,7 @@ fn due(context: &Context, table: &Table) -> Vec<HostRef> {
     let due = table.iter_mut().filter(|(_, known)| known.next <= now && !known.busy);
     due.map(|(id, known)| {
         known.busy = true;
-        known.next = now + interval;
+        known.next = now + pause(known.connection, interval);
         HostRef { id: *id, address: known.address.clone() }
     })
     .collect()
