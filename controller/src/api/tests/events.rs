@@ -71,7 +71,7 @@ async fn a_stream_goes_on_behind_the_last_event_that_was_seen() {
         assert!(text.contains("content-type: text/event-stream") && text.contains("\nretry: 2000\n"), "{text}");
         assert_eq!(ids(&text), seen, "{head}");
     }
-    let text = read(&gateway, "/v1/events?after=4 HTTP/1.1", "\"}}").await;
+    let text = read(&gateway, "/v1/events?after=4 HTTP/1.1", "Z\"}").await;
     let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
     assert_eq!(serde_json::from_str::<Event>(data).unwrap(), event(5));
 }

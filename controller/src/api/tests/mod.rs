@@ -28,7 +28,6 @@ use shared::id::{AccountId, ControllerId, HostId, TaskId};
 use shared::wire::TaskReport;
 use shared::{Code, Error};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
