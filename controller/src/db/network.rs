@@ -16,7 +16,7 @@ use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, word};
+use super::row::{RowExt, json, name_taken, places, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of networks.
@@ -236,8 +236,7 @@ async fn taken_of(conn: &mut Conn, id: NetworkId, ips: &[Ipv4Addr]) -> Result<Ha
     if ips.is_empty() {
         return Ok(HashSet::new());
     }
-    let places: Vec<_> = (0..ips.len()).map(|n| format!("${}", n + 2)).collect();
-    let sql = format!("SELECT ip FROM nic WHERE network_id = $1 AND ip IN ({})", places.join(", "));
+    let sql = format!("SELECT ip FROM nic WHERE network_id = $1 AND ip IN ({})", places(2, ips.len()));
     // The text is made of pieces of this program and `$n`.
     let mut query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_string());
     for ip in ips {

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use shared::api::vm::Nic;
 use shared::id::{NetworkId, VmId};
+use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
-use sqlx::{Any, QueryBuilder};
 
-use super::row::RowExt;
+use super::row::{RowExt, places};
 use super::{Conn, Result, Tx};
 
 /// Adds a card. Its address must have been leased in the same transaction.
@@ -39,13 +39,13 @@ pub async fn of_vms(conn: &mut Conn, vms: &[VmId]) -> Result<HashMap<VmId, Vec<N
     if vms.is_empty() {
         return Ok(of_vm);
     }
-    let mut query = QueryBuilder::<Any>::new("SELECT * FROM nic WHERE vm_id IN (");
-    let mut ids = query.separated(", ");
+    let sql = format!("SELECT * FROM nic WHERE vm_id IN ({}) ORDER BY vm_id, position", places(1, vms.len()));
+    // The text is made of pieces of this program and `$n`.
+    let mut query = sqlx::query(AssertSqlSafe(sql));
     for vm in vms {
-        ids.push_bind(vm.to_string());
+        query = query.bind(vm.to_string());
     }
-    query.push(") ORDER BY vm_id, position");
-    for row in query.build().fetch_all(conn).await? {
+    for row in query.fetch_all(conn).await? {
         of_vm.entry(row.parse("vm_id")?).or_default().push(from_row(&row)?);
     }
     Ok(of_vm)
@@ -70,4 +70,47 @@ fn from_row(row: &AnyRow) -> Result<Nic> {
         mac: row.text("mac")?,
         ip: row.parse("ip")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use shared::id::NicId;
+
+    use super::*;
+    use crate::db::testing::{Seed, dbs};
+
+    #[tokio::test]
+    async fn cards_are_read_for_one_vm_and_for_many_in_order() {
+        for db in dbs().await {
+            let seed = Seed::planted(&db).await;
+            let network_id = seed.network.id;
+            let insert_both = db.write(move |tx| {
+                async move {
+                    let mut vms = Vec::new();
+                    for name in ["a", "b"] {
+                        let vm = seed.insert_vm(tx, name).await?;
+                        for position in [1, 0] {
+                            let ip = crate::db::network::lease_ip(tx, network_id, None).await?;
+                            let id = NicId::new();
+                            insert(tx, vm, position, &Nic { id, network_id, mac: id.to_string(), ip }).await?;
+                        }
+                        vms.push(vm);
+                    }
+                    Ok(vms)
+                }
+                .boxed()
+            });
+            let vms = insert_both.await.unwrap();
+            let mut conn = db.read().await.unwrap();
+            let all = of_vms(&mut conn, &vms).await.unwrap();
+            for vm in &vms {
+                let nics = of_vm(&mut conn, *vm).await.unwrap();
+                assert!(nics.len() == 2 && nics[0].ip > nics[1].ip, "{nics:?}");
+                assert_eq!(all[vm], nics);
+            }
+            assert_eq!((all.len(), count_in(&mut conn, network_id).await.unwrap()), (2, 4));
+            assert!(of_vms(&mut conn, &[]).await.unwrap().is_empty());
+        }
+    }
 }

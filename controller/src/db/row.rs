@@ -100,6 +100,13 @@ pub(in crate::db) fn json<T: serde::Serialize>(value: &T) -> Result<String> {
         .map_err(|e| Error::Refused(shared::Error::internal(format_args!("a value could not be written as JSON: {e}"))))
 }
 
+/// The parameters `$first`, `$first+1`, …, `count` of them, for an `IN (…)`. What sqlx builds by itself
+/// for either database is `?`, which PostgreSQL does not understand.
+pub(in crate::db) fn places(first: usize, count: usize) -> String {
+    let places: Vec<_> = (first..first + count).map(|n| format!("${n}")).collect();
+    places.join(", ")
+}
+
 /// Turns a violated unique key of an insert or a rename into `name_taken`.
 pub(in crate::db) fn name_taken<T>(done: sqlx::Result<T>, noun: &str, name: &shared::name::Name) -> Result<()> {
     let error = match done {

@@ -13,7 +13,7 @@ use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken, word};
+use super::row::{RowExt, name_taken, places, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of storages.
@@ -79,8 +79,8 @@ pub async fn fill_hosts(conn: &mut Conn, storages: &mut [Storage]) -> Result<()>
     if storages.is_empty() {
         return Ok(());
     }
-    let places: Vec<_> = (1..=storages.len()).map(|n| format!("${n}")).collect();
-    let sql = format!("SELECT * FROM storage_host WHERE storage_id IN ({}) ORDER BY host_id", places.join(", "));
+    let places = places(1, storages.len());
+    let sql = format!("SELECT * FROM storage_host WHERE storage_id IN ({places}) ORDER BY host_id");
     // The text is made of pieces of this program and `$n`.
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for storage in storages.iter() {
