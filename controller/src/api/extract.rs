@@ -84,6 +84,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     if bytes.is_empty() {
         return Err(Error::new(Code::InvalidRequest, "a JSON body is needed"));
     }
+    // The parser would also take the values of a structure as a list.
+    if bytes.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| matches!(b, b'[' | b'"' | b'0'..=b'9')) {
+        return Err(Error::invalid("body", "must be a JSON object, {…}"));
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path: String = error.path().to_string().chars().take(MAX_ECHO).collect();
@@ -92,12 +96,23 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
         if inner.is_data() {
             // The place in the text says less than the field.
             let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text).to_string();
-            return Error::invalid(if path == "." { "body".to_string() } else { path }, text);
+            return Error::invalid(field_of(&path, &text), text);
         }
         Error::new(Code::InvalidRequest, format!("the body is not JSON: {text}"))
     })?;
     reader.end().map_err(|e| Error::new(Code::InvalidRequest, format!("the body is not JSON: {e}")))?;
     Ok(value)
+}
+
+/// The field that an error is about: the path, and the name that the parser found missing or twice there.
+fn field_of(path: &str, text: &str) -> String {
+    let name = ["missing field `", "duplicate field `"].iter().find_map(|start| text.strip_prefix(start)?.strip_suffix('`'));
+    match (path, name) {
+        (".", None) => "body".to_string(),
+        (".", Some(name)) => name.to_string(),
+        (path, None) => path.to_string(),
+        (path, Some(name)) => format!("{path}.{name}"),
+    }
 }
 
 /// The query parameters of a list.
