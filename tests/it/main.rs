@@ -1,4 +1,6 @@
 //! The integration tests: one binary, one module per noun, each test with a controller of its own.
 
 mod architecture;
+mod flows;
+mod image;
 mod vm;

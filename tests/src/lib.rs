@@ -4,11 +4,13 @@
 //! - [`cluster`]: a controller with a database of its own, and its hosts.
 //! - [`client`], [`world`]: the public API, and what most tests need made through it.
 //! - [`snapshot`]: what is in the database and on the hosts, to be compared.
+//! - [`kit`]: breaks every step of every flow.
 //! - [`wait`]: waiting for conditions. - [`cmd`]: starting built programs.
 
 pub mod client;
 pub mod cluster;
 pub mod cmd;
+pub mod kit;
 pub mod sim;
 pub mod snapshot;
 pub mod wait;

@@ -118,23 +118,33 @@ impl Database {
         Ok(())
     }
 
-    /// Compares what the database says of each host with what is there: VMs and volumes.
+    /// Compares what the database says of each host with what is there: VMs with what they do, and
+    /// volumes. A stopped VM may have no domain: it gets one when it starts.
     ///
     /// # Errors
-    /// Names what is on one side alone.
+    /// Names what does not fit.
     pub async fn check_hosts(&self, sim: &Sim) -> anyhow::Result<()> {
-        let vms = self.pairs("SELECT id, host_id FROM vm WHERE host_id IS NOT NULL AND deleted_at IS NULL").await?;
+        let query = "SELECT id, host_id, state FROM vm WHERE host_id IS NOT NULL AND deleted_at IS NULL";
+        let rows = sqlx::query(query).fetch_all(&self.pool).await?;
+        let vms: Vec<(String, String, String)> =
+            rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
         let volumes = self.pairs("SELECT id, host_id FROM volume WHERE host_id IS NOT NULL").await?;
         let mut wrong = Vec::new();
         for host in sim.hosts() {
-            let state = host.state().clone();
-            let there = |list: &BTreeSet<(String, String)>| {
-                let mine = list.iter().filter(|(_, on)| *on == host.id.to_string());
-                mine.map(|(id, _)| id.clone()).collect::<BTreeSet<_>>()
-            };
-            compare("VM", &host.name, &there(&vms), &state.vms.keys().map(ToString::to_string).collect(), &mut wrong);
-            let found = state.volumes.keys().map(ToString::to_string).collect();
-            compare("volume", &host.name, &there(&volumes), &found, &mut wrong);
+            let (state, id) = (host.state().clone(), host.id.to_string());
+            let mut found: BTreeMap<String, &str> =
+                state.vms.iter().map(|(vm, domain)| (vm.to_string(), domain.power.as_str())).collect();
+            for (vm, _, row) in vms.iter().filter(|(_, on, _)| *on == id) {
+                match found.remove(vm) {
+                    Some(power) if power == row => {}
+                    None if row == "stopped" => {}
+                    there => wrong.push(format!("VM {vm} is {row}, on {} it is {there:?}", host.name)),
+                }
+            }
+            wrong.extend(found.keys().map(|vm| format!("VM {vm} on {} is in no row", host.name)));
+            let rows = volumes.iter().filter(|(_, on)| *on == id).map(|(volume, _)| volume.clone()).collect();
+            let found: BTreeSet<_> = state.volumes.keys().map(ToString::to_string).collect();
+            wrong.extend(found.symmetric_difference(&rows).map(|v| format!("volume {v} is on one side alone")));
         }
         anyhow::ensure!(wrong.is_empty(), "database and hosts differ: {}", wrong.join("; "));
         Ok(())
@@ -144,17 +154,6 @@ impl Database {
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
-}
-
-fn compare(
-    noun: &str,
-    host: &shared::name::Name,
-    rows: &BTreeSet<String>,
-    found: &BTreeSet<String>,
-    wrong: &mut Vec<String>,
-) {
-    wrong.extend(rows.difference(found).map(|id| format!("{noun} {id} is not on {host}")));
-    wrong.extend(found.difference(rows).map(|id| format!("{noun} {id} on {host} is in no row")));
 }
 
 /// A row as text, without what changes by itself.
