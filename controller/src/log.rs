@@ -31,8 +31,8 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn init(config: &LogConfig) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&config.filter)
-        .map_err(|source| Error::Filter { filter: config.filter.clone(), source })?;
+    let filter =
+        EnvFilter::try_new(&config.filter).map_err(|source| Error::Filter { filter: config.filter.clone(), source })?;
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match config.format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
@@ -56,7 +56,8 @@ impl<S: Subscriber> Layer<S> for Journal {
             Level::INFO => 6,
             Level::DEBUG | Level::TRACE => 7,
         };
-        let mut entry = Entry { fields: vec![format!("PRIORITY={priority}")], message: String::new(), suffix: String::new() };
+        let mut entry =
+            Entry { fields: vec![format!("PRIORITY={priority}")], message: String::new(), suffix: String::new() };
         entry.fields.push(format!("TARGET={}", event.metadata().target()));
         event.record(&mut entry);
         entry.fields.insert(0, format!("MESSAGE={}{}", entry.message, entry.suffix));

@@ -90,5 +90,8 @@ impl Metrics {
 }
 
 fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
-    Key::from_parts(name, labels.iter().map(|(name, value)| Label::new(*name, (*value).to_string())).collect::<Vec<_>>())
+    Key::from_parts(
+        name,
+        labels.iter().map(|(name, value)| Label::new(*name, (*value).to_string())).collect::<Vec<_>>(),
+    )
 }

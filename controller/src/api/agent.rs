@@ -18,13 +18,13 @@ use shared::wire::host::{Join, Renew};
 use shared::{Code, Error};
 use tokio::time::Instant;
 
+use super::Api;
 use super::context::read_body;
 use super::error::Failure;
 use super::extract::Id;
 use super::front::{Named, Peer};
 use super::image_content;
 use super::reply::{self, Answer};
-use super::Api;
 use crate::cx::Cx;
 use crate::messages::host::{GetHost, HostEvents, JoinHost, RenewHost};
 
@@ -59,7 +59,9 @@ impl FromRequestParts<Arc<Api>> for AgentCx {
     type Rejection = Failure;
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Failure> {
         let (named, peer) = (parts.extensions.get::<Named>(), parts.extensions.get::<Peer>());
-        let (Some(named), Some(peer)) = (named, peer) else { return Err(Error::internal("a request without a peer").into()) };
+        let (Some(named), Some(peer)) = (named, peer) else {
+            return Err(Error::internal("a request without a peer").into());
+        };
         let mut cx = Cx::system(api.config.api.timeout());
         (cx.request_id, cx.trace) = (Arc::clone(&named.request_id), named.trace);
         Ok(Self { cx, from: peer.address.to_canonical() })
@@ -91,12 +93,22 @@ pub async fn join(State(api): State<Arc<Api>>, AgentCx { cx, from }: AgentCx, To
 }
 
 /// `POST /agent/v1/renew`
-pub async fn renew(State(api): State<Arc<Api>>, Host(id): Host, AgentCx { cx, .. }: AgentCx, Told(renew): Told<Renew>) -> Answer {
+pub async fn renew(
+    State(api): State<Arc<Api>>,
+    Host(id): Host,
+    AgentCx { cx, .. }: AgentCx,
+    Told(renew): Told<Renew>,
+) -> Answer {
     reply::ok(&api.bus.call(&cx, RenewHost { id, renew }).await?)
 }
 
 /// `POST /agent/v1/events`
-pub async fn events(State(api): State<Arc<Api>>, Host(id): Host, AgentCx { cx, .. }: AgentCx, Told(told): Told<AgentEvents>) -> Answer {
+pub async fn events(
+    State(api): State<Arc<Api>>,
+    Host(id): Host,
+    AgentCx { cx, .. }: AgentCx,
+    Told(told): Told<AgentEvents>,
+) -> Answer {
     if told.host_id != id {
         return Err(Failure::new(Code::Forbidden, format!("host {id} may not report on host {}", told.host_id)));
     }

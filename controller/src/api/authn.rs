@@ -144,18 +144,15 @@ impl Gate {
 /// An address, or the /64 that an IPv6 address is in: one customer's network.
 fn network(address: IpAddr) -> IpAddr {
     match address {
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
-            IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64))
-        }
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64)),
         other => other.to_canonical(),
     }
 }
 
 /// The token in `Authorization: Bearer …`.
 fn bearer(headers: &HeaderMap) -> Result<&str, Failure> {
-    let missing = || {
-        Failure::new(Code::Unauthenticated, "a token is needed: send the header Authorization: Bearer TOKEN")
-    };
+    let missing =
+        || Failure::new(Code::Unauthenticated, "a token is needed: send the header Authorization: Bearer TOKEN");
     let header = headers.get(header::AUTHORIZATION).ok_or_else(missing)?.to_str().map_err(|_| missing())?;
     let (scheme, token) = header.split_once(' ').ok_or_else(missing)?;
     let token = token.trim();

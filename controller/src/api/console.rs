@@ -76,15 +76,20 @@ impl Tickets {
     /// Takes a ticket: it is good once.
     fn take(&self, name: &str) -> Result<Ticket, Error> {
         let ticket = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        ticket
-            .filter(|ticket| ticket.until > Instant::now())
-            .ok_or_else(|| Error::new(Code::NotFound, "this console ticket is used, too old or unknown: ask for another one"))
+        ticket.filter(|ticket| ticket.until > Instant::now()).ok_or_else(|| {
+            Error::new(Code::NotFound, "this console ticket is used, too old or unknown: ask for another one")
+        })
     }
 }
 
 /// Opens a console: answers a one-time ticket for a WebSocket.
 #[utoipa::path(post, path = "/vms/{id}/console", tag = "vms", params(("id" = VmId, Path)), request_body = OpenConsole, responses((status = 201, body = ConsoleTicket)))]
-pub async fn open_console(State(api): State<Arc<Api>>, cx: Cx, Id(vm): Id<VmId>, Json(body): Json<OpenConsole>) -> Answer {
+pub async fn open_console(
+    State(api): State<Arc<Api>>,
+    cx: Cx,
+    Id(vm): Id<VmId>,
+    Json(body): Json<OpenConsole>,
+) -> Answer {
     let kind = body.kind;
     let route = api.call(&cx, RouteConsole { id: vm, kind }).await?;
     let host = HostRef { id: route.host_id, address: route.address };
@@ -126,14 +131,16 @@ pub async fn attach_console(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer {
     // A request that is no WebSocket does not use the ticket up.
-    let upgrade = upgrade.map_err(|e| Error::new(Code::InvalidRequest, format!("a console is a WebSocket: {}", e.body_text())))?;
+    let upgrade = upgrade
+        .map_err(|e| Error::new(Code::InvalidRequest, format!("a console is a WebSocket: {}", e.body_text())))?;
     let ticket = api.tickets.take(&name)?;
     let place = api.open_stream()?;
     let kind = match ticket.kind {
         ConsoleKind::Serial => "serial",
         ConsoleKind::Vnc => "vnc",
     };
-    let stream = api.agents.open_console(&ticket.host, &format!("/v1/vms/{}/console/{kind}", ticket.vm), CONNECT).await?;
+    let stream =
+        api.agents.open_console(&ticket.host, &format!("/v1/vms/{}/console/{kind}", ticket.vm), CONNECT).await?;
     tracing::info!(vm.id = %ticket.vm, host.id = %ticket.host.id, kind, "a console opens");
     let (tasks, stop) = (api.tasks.clone(), api.stop.clone());
     let pumping = move |socket| {

@@ -58,9 +58,10 @@ fn timeout(headers: &HeaderMap, config: &ApiConfig) -> Result<Duration, Error> {
     let seconds: Option<usize> = given.to_str().ok().and_then(|text| text.trim().parse().ok());
     match seconds {
         Some(seconds) if (1..=config.max_timeout_s).contains(&seconds) => Ok(Duration::from_secs(seconds as u64)),
-        _ => {
-            Err(Error::invalid("X-Kring-Timeout", format!("must be a whole number of seconds, 1 to {}", config.max_timeout_s)))
-        }
+        _ => Err(Error::invalid(
+            "X-Kring-Timeout",
+            format!("must be a whole number of seconds, 1 to {}", config.max_timeout_s),
+        )),
     }
 }
 
@@ -94,7 +95,10 @@ pub(super) fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, Error> {
         return Ok(Vec::new());
     }
     let Query(pairs) = Query::try_from_uri(uri).map_err(|_| {
-        Error::new(Code::InvalidRequest, "the query parameters could not be read: encode them as a form (%20 for a space)")
+        Error::new(
+            Code::InvalidRequest,
+            "the query parameters could not be read: encode them as a form (%20 for a space)",
+        )
     })?;
     Ok(pairs)
 }
@@ -106,9 +110,15 @@ pub(super) fn unknown_parameter(name: &str, known: &str) -> Error {
 }
 
 /// Reads a whole body of at most `limit` bytes.
-pub(super) async fn read_body(body: Body, headers: &HeaderMap, limit: usize, deadline: Instant) -> Result<Bytes, Error> {
+pub(super) async fn read_body(
+    body: Body,
+    headers: &HeaderMap,
+    limit: usize,
+    deadline: Instant,
+) -> Result<Bytes, Error> {
     let too_large = || Error::new(Code::TooLarge, format!("the body is larger than {limit} bytes"));
-    let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let announced =
+        headers.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
@@ -116,7 +126,8 @@ pub(super) async fn read_body(body: Body, headers: &HeaderMap, limit: usize, dea
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => {
-            Err(Error::new(Code::InvalidRequest, "the body could not be read to its end").with_detail(error.to_string()))
+            Err(Error::new(Code::InvalidRequest, "the body could not be read to its end")
+                .with_detail(error.to_string()))
         }
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "the body did not come in time")),
     }

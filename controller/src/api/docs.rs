@@ -70,7 +70,9 @@ const fn advice(code: Code) -> &'static str {
         Code::TooLarge => "Send less; the message names the limit.",
         Code::UnsupportedMediaType => "Send JSON, with `Content-Type: application/json`.",
         Code::RateLimited => "Wait as long as `Retry-After` says, and send requests more slowly.",
-        Code::DeadlineExceeded => "Look whether it was done after all, then try again, with a longer `X-Kring-Timeout`.",
+        Code::DeadlineExceeded => {
+            "Look whether it was done after all, then try again, with a longer `X-Kring-Timeout`."
+        }
         Code::Cancelled => "Nothing: a user cancelled it, and what was begun is undone.",
         Code::HostUnreachable => "Try again; when it stays, an operator must look at the host and the way to it.",
         Code::HostFailed => "Read the causes; when they do not help, the agent's log on the host says more.",
@@ -82,7 +84,9 @@ const fn advice(code: Code) -> &'static str {
         Code::Unavailable => "Wait as long as `Retry-After` says, and send it again; or ask another controller.",
         Code::UnknownMessage => "Bring all controllers to the same version.",
         Code::OwnerLeft => "Send it again: the controller that worked on it is gone, another one takes over.",
-        Code::Internal | Code::Unknown => "Give the operator the `request_id`: the log says what happened. Please report it.",
+        Code::Internal | Code::Unknown => {
+            "Give the operator the `request_id`: the log says what happened. Please report it."
+        }
     }
 }
 

@@ -53,9 +53,11 @@ pub async fn list_events(State(api): State<Arc<Api>>, cx: Cx, request: Request) 
     let (after, pairs): (Vec<_>, Vec<_>) = pairs(request.uri())?.into_iter().partition(|(key, _)| key == "after");
     let after = cursor(after.first().map(|(_, value)| value.as_str()), "after")?;
     let last = cursor(request.headers().get("last-event-id").and_then(|id| id.to_str().ok()), "Last-Event-ID")?;
-    let streams = request.headers().get_all(header::ACCEPT).iter().any(|accept| {
-        accept.to_str().is_ok_and(|text| text.contains("text/event-stream"))
-    });
+    let streams = request
+        .headers()
+        .get_all(header::ACCEPT)
+        .iter()
+        .any(|accept| accept.to_str().is_ok_and(|text| text.contains("text/event-stream")));
     if streams || after.is_some() || last.is_some() {
         if let Some((key, _)) = pairs.first() {
             return Err(Error::invalid(key.as_str(), "a stream of events takes only \"after\"").into());
@@ -67,13 +69,16 @@ pub async fn list_events(State(api): State<Arc<Api>>, cx: Cx, request: Request) 
 
 fn cursor(text: Option<&str>, name: &str) -> Result<Option<i64>, Error> {
     let read = |text: &str| text.parse().ok().filter(|n: &i64| *n >= 0);
-    text.map(|text| read(text).ok_or_else(|| Error::invalid(name, "must be the cursor of an event, a whole number"))).transpose()
+    text.map(|text| read(text).ok_or_else(|| Error::invalid(name, "must be the cursor of an event, a whole number")))
+        .transpose()
 }
 
 fn open(api: Arc<Api>, cx: Cx, request: &Request, after: Option<i64>) -> Answer {
     let place = api.open_stream()?;
     let (named, peer) = (request.extensions().get::<Named>().cloned(), request.extensions().get::<Peer>().copied());
-    let (Some(named), Some(peer)) = (named, peer) else { return Err(Error::internal("a stream without a peer").into()) };
+    let (Some(named), Some(peer)) = (named, peer) else {
+        return Err(Error::internal("a stream without a peer").into());
+    };
     let follower =
         Follower { api, cx, after, named, peer, token: token_hash(request.headers()), begun: false, _place: place };
     let body = Body::from_stream(stream::unfold(follower, |mut follower| async move {

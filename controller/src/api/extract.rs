@@ -33,8 +33,9 @@ pub struct Id<T>(pub T);
 impl<T: FromStr<Err: Display> + Send> FromRequestParts<Arc<Api>> for Id<T> {
     type Rejection = Failure;
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Failure> {
-        let Path(text): Path<String> =
-            Path::from_request_parts(parts, api).await.map_err(|e: PathRejection| Error::invalid("id", e.body_text()))?;
+        let Path(text): Path<String> = Path::from_request_parts(parts, api)
+            .await
+            .map_err(|e: PathRejection| Error::invalid("id", e.body_text()))?;
         text.parse().map(Self).map_err(|e: T::Err| Error::invalid("id", e.to_string()).into())
     }
 }
@@ -72,7 +73,10 @@ async fn body(request: Request, api: &Api) -> Result<(Bytes, ()), Error> {
     let is_json = essence.as_deref().is_some_and(|text| text == "application/json" || text.ends_with("+json"));
     let bytes = read_body(body, &parts.headers, api.config.api.max_body_bytes(), deadline).await?;
     if !is_json && !bytes.is_empty() {
-        return Err(Error::new(Code::UnsupportedMediaType, "the body must be JSON: send Content-Type: application/json"));
+        return Err(Error::new(
+            Code::UnsupportedMediaType,
+            "the body must be JSON: send Content-Type: application/json",
+        ));
     }
     Ok((bytes, ()))
 }
@@ -106,7 +110,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 
 /// The field that an error is about: the path, and the name that the parser found missing or twice there.
 fn field_of(path: &str, text: &str) -> String {
-    let name = ["missing field `", "duplicate field `"].iter().find_map(|start| text.strip_prefix(start)?.strip_suffix('`'));
+    let name =
+        ["missing field `", "duplicate field `"].iter().find_map(|start| text.strip_prefix(start)?.strip_suffix('`'));
     match (path, name) {
         (".", None) => "body".to_string(),
         (".", Some(name)) => name.to_string(),
@@ -162,8 +167,10 @@ fn set<T>(slot: &mut Option<T>, key: &str, value: T) -> Result<(), Error> {
 /// The names in `fields=`.
 pub(super) fn fields(text: &str) -> Result<Vec<&str>, Error> {
     let names: Vec<&str> = text.split(',').map(str::trim).collect();
-    let is_name = |name: &&str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit());
-    if names.len() <= 50 && names.iter().all(|name| is_name(&name)) {
+    let is_name = |name: &&str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit())
+    };
+    if names.len() <= 50 && names.iter().all(is_name) {
         Ok(names)
     } else {
         Err(Error::invalid("fields", "must be names of fields with commas between them, such as id,name,state"))
@@ -185,7 +192,8 @@ impl FromRequestParts<Arc<Api>> for Wait {
                 }
                 let seconds: Option<u64> = value.trim().trim_matches('"').parse().ok();
                 // A preference that cannot be met is not an error (RFC 7240), a malformed one is.
-                let seconds = seconds.ok_or_else(|| Error::invalid("Prefer", "wait must be a whole number of seconds"))?;
+                let seconds =
+                    seconds.ok_or_else(|| Error::invalid("Prefer", "wait must be a whole number of seconds"))?;
                 return Ok(Self(Some(Duration::from_secs(seconds.min(max as u64))).filter(|wait| !wait.is_zero())));
             }
         }

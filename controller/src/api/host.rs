@@ -27,7 +27,12 @@ pub async fn get_host(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<HostId>) -
 
 /// Renames a host, or takes it out of use and back.
 #[utoipa::path(patch, path = "/hosts/{id}", tag = "hosts", params(("id" = HostId, Path)), request_body = UpdateBody, responses((status = 200, body = Host)))]
-pub async fn update_host(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<HostId>, Json(body): Json<UpdateBody>) -> Answer {
+pub async fn update_host(
+    State(api): State<Arc<Api>>,
+    cx: Cx,
+    Id(id): Id<HostId>,
+    Json(body): Json<UpdateBody>,
+) -> Answer {
     reply::ok(&api.call(&cx, UpdateHost { id, body }).await?)
 }
 

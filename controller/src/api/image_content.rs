@@ -25,10 +25,10 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
 
+use super::Api;
 use super::error::Failure;
 use super::extract::{Id, Wait};
 use super::reply::{self, Answer};
-use super::Api;
 use crate::auth::token::hex;
 use crate::cx::{Cx, Idempotency};
 use crate::messages::image::{FinishUpload, GetImage, Uploaded};
@@ -45,12 +45,19 @@ const PIECE: usize = 256 * 1024;
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 202, body = JobRef), (status = 200, body = Job))
 )]
-pub async fn put_image_content(State(api): State<Arc<Api>>, mut cx: Cx, wait: Wait, Id(id): Id<ImageId>, request: Request) -> Answer {
+pub async fn put_image_content(
+    State(api): State<Arc<Api>>,
+    mut cx: Cx,
+    wait: Wait,
+    Id(id): Id<ImageId>,
+    request: Request,
+) -> Answer {
     expects_content(&api.call(&cx, GetImage { id }).await?)?;
     if cx.dry_run {
         return reply::ok(&json!({"dry_run": true}));
     }
-    let key = request.headers().get(super::context::IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok()).map(str::to_string);
+    let key =
+        request.headers().get(super::context::IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok()).map(str::to_string);
     let _alone = Alone::take(&api, id)?;
     let body = receive(&api, id, request).await?;
     cx.idempotency = key.map(|key| Arc::new(Idempotency { key, request_hash: format!("PUT {id} {}", body.sha256) }));
@@ -165,7 +172,8 @@ async fn sync_dir(dir: &Path) -> io::Result<()> {
 fn failed(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::new(Code::NoSpace, "the controller's disk is full: the operator must make room").with_detail(error.to_string())
+            Error::new(Code::NoSpace, "the controller's disk is full: the operator must make room")
+                .with_detail(error.to_string())
         }
         _ => Error::internal(format_args!("the content of an image: {error}")),
     }

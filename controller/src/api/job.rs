@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use shared::Code;
 use shared::api::job::Job;
 use shared::api::page::{ListParams, Page};
-use shared::Code;
 use shared::id::JobId;
 
 use super::Api;

@@ -68,7 +68,8 @@ fn decorate(api: &mut OpenApi) {
     for (name, schema) in schemas {
         components.schemas.entry(name).or_insert(schema);
     }
-    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A token, from POST /v1/tokens.")).build();
+    let bearer =
+        HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A token, from POST /v1/tokens.")).build();
     components.add_security_scheme("token", SecurityScheme::Http(bearer));
     api.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
     api.paths.paths.values_mut().for_each(decorate_path);

@@ -37,7 +37,9 @@ pub async fn readyz(State(api): State<Arc<Api>>) -> Answer {
 /// Figures for Prometheus: to this machine, and to admins.
 pub async fn metrics(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let (named, peer) = (request.extensions().get::<Named>(), request.extensions().get::<Peer>());
-    let (Some(named), Some(peer)) = (named, peer) else { return Err(Error::internal("a request without a peer").into()) };
+    let (Some(named), Some(peer)) = (named, peer) else {
+        return Err(Error::internal("a request without a peer").into());
+    };
     if !peer.address.to_canonical().is_loopback() {
         let identity = authn::identify(&api, request.headers(), named, peer.address).await?;
         if identity.kind != AccountKind::Admin {

@@ -12,9 +12,9 @@ use shared::api::job::{Job, JobRef};
 use shared::api::page::{ListParams, Page};
 use tokio::time::Instant;
 
+use super::Api;
 use super::error::Failure;
 use super::extract::{Wait, fields};
-use super::Api;
 use crate::bus::ApiRequest;
 use crate::cx::Cx;
 use crate::messages::job::WaitJob;

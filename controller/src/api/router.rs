@@ -86,7 +86,6 @@ fn open() -> Router<Arc<Api>> {
 }
 
 /// All of it, for a listener.
-#[must_use]
 pub fn router(api: Arc<Api>) -> Router {
     let (v1, _) = OpenApiRouter::new().nest("/v1", v1()).split_for_parts();
     v1.route_layer(from_fn_with_state(Arc::clone(&api), authn::authenticate))

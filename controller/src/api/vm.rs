@@ -12,7 +12,10 @@ use super::Api;
 use super::extract::{Id, Json, JsonOrDefault, List, Wait};
 use super::reply::{self, Answer};
 use crate::cx::Cx;
-use crate::messages::vm::{CreateVm, DeleteVm, ExpungeVm, GetVm, ListVms, PauseVm, PlanVm, RebootVm, RecoverVm, ResumeVm, StartVm, StopVm, UpdateVm};
+use crate::messages::vm::{
+    CreateVm, DeleteVm, ExpungeVm, GetVm, ListVms, PauseVm, PlanVm, RebootVm, RecoverVm, ResumeVm, StartVm, StopVm,
+    UpdateVm,
+};
 
 /// Lists VMs.
 #[utoipa::path(get, path = "/vms", tag = "vms", params(ListParams), responses((status = 200, body = Page<Vm>)))]
@@ -56,13 +59,25 @@ pub async fn start_vm(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(id): I
 
 /// Stops a VM.
 #[utoipa::path(post, path = "/vms/{id}/stop", tag = "vms", params(("id" = VmId, Path)), request_body = StopBody, responses((status = 202, body = JobRef), (status = 200, body = Job)))]
-pub async fn stop_vm(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(id): Id<VmId>, JsonOrDefault(body): JsonOrDefault<StopBody>) -> Answer {
+pub async fn stop_vm(
+    State(api): State<Arc<Api>>,
+    cx: Cx,
+    wait: Wait,
+    Id(id): Id<VmId>,
+    JsonOrDefault(body): JsonOrDefault<StopBody>,
+) -> Answer {
     reply::job(&api, &cx, wait, api.call(&cx, StopVm { id, body }).await?).await
 }
 
 /// Restarts a running VM.
 #[utoipa::path(post, path = "/vms/{id}/reboot", tag = "vms", params(("id" = VmId, Path)), request_body = StopBody, responses((status = 202, body = JobRef), (status = 200, body = Job)))]
-pub async fn reboot_vm(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(id): Id<VmId>, JsonOrDefault(body): JsonOrDefault<StopBody>) -> Answer {
+pub async fn reboot_vm(
+    State(api): State<Arc<Api>>,
+    cx: Cx,
+    wait: Wait,
+    Id(id): Id<VmId>,
+    JsonOrDefault(body): JsonOrDefault<StopBody>,
+) -> Answer {
     reply::job(&api, &cx, wait, api.call(&cx, RebootVm { id, body }).await?).await
 }
 

@@ -41,7 +41,13 @@ pub async fn delete_volume(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(i
 
 /// Attaches a data volume to a VM, hot when the VM runs.
 #[utoipa::path(post, path = "/volumes/{id}/attach", tag = "volumes", params(("id" = VolumeId, Path)), request_body = AttachBody, responses((status = 202, body = JobRef), (status = 200, body = Job)))]
-pub async fn attach_volume(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(id): Id<VolumeId>, Json(body): Json<AttachBody>) -> Answer {
+pub async fn attach_volume(
+    State(api): State<Arc<Api>>,
+    cx: Cx,
+    wait: Wait,
+    Id(id): Id<VolumeId>,
+    Json(body): Json<AttachBody>,
+) -> Answer {
     reply::job(&api, &cx, wait, api.call(&cx, AttachVolume { id, body }).await?).await
 }
 

@@ -49,7 +49,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// One of the two files of the authority is there without the other.
-    #[error("{0} is missing beside its counterpart: put it back, or remove both to begin anew (every host must then join again)")]
+    #[error(
+        "{0} is missing beside its counterpart: put it back, or remove both to begin anew (every host must then join again)"
+    )]
     Half(PathBuf),
     /// A certificate or key does not say what it must.
     #[error("{what} cannot be used")]
@@ -74,7 +76,9 @@ impl Error {
 impl From<Error> for shared::Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::Request(why) => Self::new(Code::InvalidRequest, format!("the certificate request is not acceptable: {why}")),
+            Error::Request(why) => {
+                Self::new(Code::InvalidRequest, format!("the certificate request is not acceptable: {why}"))
+            }
             other => Self::internal(&other).caused_by(&other),
         }
     }
@@ -158,8 +162,7 @@ impl Ca {
         if csr_pem.len() > MAX_CSR {
             return Err(Error::Request(format!("it is larger than {MAX_CSR} bytes")));
         }
-        let request =
-            CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| Error::Request(e.to_string()))?;
+        let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| Error::Request(e.to_string()))?;
         let algorithm = PublicKeyData::algorithm(&request.public_key);
         if *algorithm != PKCS_ECDSA_P256_SHA256 {
             return Err(Error::Request("its key must be ECDSA on P-256".into()));

@@ -77,7 +77,8 @@ impl Pki {
     pub fn open(dir: PathBuf, names: &[String], config: PkiConfig, clock: Clock) -> Result<Self, Error> {
         let ca = Ca::open(&dir, clock.clone())?;
         let names = all_names(names);
-        let kept = read(&dir.join("controller.pem")).and_then(|chain| read_issued(&chain, &read(&dir.join("controller.key"))?));
+        let kept = read(&dir.join("controller.pem"))
+            .and_then(|chain| read_issued(&chain, &read(&dir.join("controller.key"))?));
         let issued = match kept {
             Ok(kept) if fits(&kept, &ca, &names, &clock) => kept,
             _ => issue(&ca, &dir, &names, config)?,
@@ -120,7 +121,10 @@ impl Pki {
             match self.renew_if_due() {
                 Ok(false) => {}
                 Ok(true) => tracing::info!("the controller's certificate was renewed"),
-                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "the controller's certificate could not be renewed; it is tried again"),
+                Err(error) => tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the controller's certificate could not be renewed; it is tried again"
+                ),
             }
         }
     }
@@ -212,7 +216,9 @@ fn fits(kept: &Issued, ca: &Ca, names: &BTreeSet<String>, clock: &Clock) -> bool
     let Some(leaf) = kept.chain.first() else { return false };
     let ours = kept.pem.0.ends_with(ca.pem());
     let key = CertifiedKey::from_der(kept.chain.clone(), kept.key.clone_key(), &provider());
-    ours && key.is_ok_and(|key| key.keys_match().is_ok()) && names_of(leaf).as_ref() == Some(names) && !is_due(leaf, clock)
+    ours && key.is_ok_and(|key| key.keys_match().is_ok())
+        && names_of(leaf).as_ref() == Some(names)
+        && !is_due(leaf, clock)
 }
 
 fn names_of(cert: &CertificateDer<'_>) -> Option<BTreeSet<String>> {

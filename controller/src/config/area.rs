@@ -188,7 +188,9 @@ pub(super) fn loopback_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option
     if address.ip().is_loopback() {
         Ok(Some(address))
     } else {
-        Err(D::Error::custom("must be a loopback address, such as 127.0.0.1:8080: without TLS, tokens could be read on the way"))
+        Err(D::Error::custom(
+            "must be a loopback address, such as 127.0.0.1:8080: without TLS, tokens could be read on the way",
+        ))
     }
 }
 

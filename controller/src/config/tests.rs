@@ -21,7 +21,10 @@ fn the_manual_says_what_the_defaults_say_and_names_every_key() {
     for line in debug.lines().filter(|line| line.starts_with("    ")) {
         let key = line.trim().split(':').next().unwrap_or_default();
         if !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
-            assert!(DEFAULT_TOML.contains(&format!("\n{key} = ")) || DEFAULT_TOML.contains(&format!("\n[{key}]")), "{key}");
+            assert!(
+                DEFAULT_TOML.contains(&format!("\n{key} = ")) || DEFAULT_TOML.contains(&format!("\n[{key}]")),
+                "{key}"
+            );
         }
     }
 }
@@ -72,7 +75,13 @@ fn an_error_names_the_place_the_key_and_what_to_give() {
     let text = all.join("\n\n");
     insta::assert_snapshot!(text);
     // A password in a URL is not repeated, except in the line of the file that is shown.
-    assert!(!format!("{:?}", Config { database: DatabaseConfig { url: "postgres://a:secret@b/c".into() }, ..Config::default() }).contains("secret"));
+    assert!(
+        !format!(
+            "{:?}",
+            Config { database: DatabaseConfig { url: "postgres://a:secret@b/c".into() }, ..Config::default() }
+        )
+        .contains("secret")
+    );
 }
 
 #[test]

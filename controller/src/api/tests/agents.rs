@@ -13,23 +13,26 @@ fn joined(id: HostId) -> Joined {
 }
 
 async fn gateway(known: HostId) -> Gateway {
-    Gateway::start_with(|config| config.auth_failures_per_min = 3, |services| {
-        services.serve(|_, m: JoinHost| async move {
-            assert_eq!(m.from, "127.0.0.1");
-            match m.join.token.as_str() {
-                "good" => Ok(joined(m.id)),
-                _ => Err(Error::new(Code::Unauthenticated, "the join token is unknown, used or too old")),
-            }
-        });
-        services.serve(|_, m: RenewHost| async move { Ok(joined(m.id)) });
-        services.serve(move |_, m: HostEvents| async move {
-            if m.id == known { Ok(()) } else { Err(Error::not_found("host", m.id)) }
-        });
-        services.serve(move |_, m: GetHost| async move {
-            // Whether the host is known is all that matters here.
-            if m.id == known { Ok(host(m.id)) } else { Err(Error::not_found("host", m.id)) }
-        });
-    })
+    Gateway::start_with(
+        |config| config.auth_failures_per_min = 3,
+        |services| {
+            services.serve(|_, m: JoinHost| async move {
+                assert_eq!(m.from, "127.0.0.1");
+                match m.join.token.as_str() {
+                    "good" => Ok(joined(m.id)),
+                    _ => Err(Error::new(Code::Unauthenticated, "the join token is unknown, used or too old")),
+                }
+            });
+            services.serve(|_, m: RenewHost| async move { Ok(joined(m.id)) });
+            services.serve(move |_, m: HostEvents| async move {
+                if m.id == known { Ok(()) } else { Err(Error::not_found("host", m.id)) }
+            });
+            services.serve(move |_, m: GetHost| async move {
+                // Whether the host is known is all that matters here.
+                if m.id == known { Ok(host(m.id)) } else { Err(Error::not_found("host", m.id)) }
+            });
+        },
+    )
     .await
 }
 

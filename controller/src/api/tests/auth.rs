@@ -34,7 +34,8 @@ async fn owned_image(gateway: &Gateway, owner: AccountId) -> String {
 #[tokio::test]
 async fn a_tenant_sees_its_own_and_cannot_tell_foreign_from_none() {
     let gateway = Gateway::start(|services| {
-        services.serve(|_, m: GetImage| async move { Err(Error::new(Code::InvalidState, format!("asked for {}", m.id))) });
+        services
+            .serve(|_, m: GetImage| async move { Err(Error::new(Code::InvalidState, format!("asked for {}", m.id))) });
     })
     .await;
     let mine = owned_image(&gateway, gateway.tenant).await;
@@ -72,9 +73,8 @@ async fn infrastructure_is_for_admins_and_the_caller_is_passed_on() {
 #[tokio::test]
 async fn a_token_is_asked_for_once_in_a_while_and_wrong_ones_are_slowed_down() {
     let gateway = Gateway::start_with(|config| config.auth_failures_per_min = 5, |_| ()).await;
-    let asked = || {
-        gateway.server.api().bus.services().find(|(name, _)| *name == "account").unwrap().1.stats.figures().handled
-    };
+    let asked =
+        || gateway.server.api().bus.services().find(|(name, _)| *name == "account").unwrap().1.stats.figures().handled;
     for _ in 0..5 {
         gateway.get("/v1/services").admin().send().await;
     }
@@ -107,7 +107,11 @@ async fn figures_are_for_this_machine_and_probes_for_everybody() {
     let gateway = Gateway::start(|_| ()).await;
     gateway.get("/v1/services").admin().send().await;
     let text = String::from_utf8(gateway.get("/metrics").send().await.body.to_vec()).unwrap();
-    for part in ["kring_http_requests_total{route=\"/v1/services\",status=\"200\"} 1", "kring_bus_handled_total{service=\"account\"} 1", "kring_http_request_seconds_bucket"] {
+    for part in [
+        "kring_http_requests_total{route=\"/v1/services\",status=\"200\"} 1",
+        "kring_bus_handled_total{service=\"account\"} 1",
+        "kring_http_request_seconds_bucket",
+    ] {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert_eq!(gateway.get("/healthz").send().await.status, 200);
@@ -124,7 +128,10 @@ async fn a_request_has_the_trace_and_the_deadline_of_its_caller() {
     let gateway = Gateway::start(|services| {
         services.serve(|cx, _: CreateZone| async move {
             LEFT.store(cx.left().unwrap().as_secs() as u32, SeqCst);
-            Err::<shared::api::zone::Zone, _>(Error::new(Code::NameTaken, format!("{:032x} {}", cx.trace.trace_id, cx.request_id)))
+            Err::<shared::api::zone::Zone, _>(Error::new(
+                Code::NameTaken,
+                format!("{:032x} {}", cx.trace.trace_id, cx.request_id),
+            ))
         });
     })
     .await;

@@ -37,7 +37,10 @@ fn job(id: JobId, state: JobState) -> Job {
 }
 
 fn job_ref(vm: VmId) -> JobRef {
-    JobRef { job_id: JobId::from_uuid(Uuid::from_u128(7)), resource: JobResource { kind: "vm".into(), id: Uuid::from_u128(vm.to_string().len() as u128) } }
+    JobRef {
+        job_id: JobId::from_uuid(Uuid::from_u128(7)),
+        resource: JobResource { kind: "vm".into(), id: Uuid::from_u128(vm.to_string().len() as u128) },
+    }
 }
 
 async fn gateway(state: JobState) -> Gateway {
@@ -48,7 +51,9 @@ async fn gateway(state: JobState) -> Gateway {
             Ok(Zone { id: m.id, name: m.body.name, description, created_at: Timestamp(0), links: Default::default() })
         });
         services.serve(|_, m: StartVm| async move { Ok(job_ref(m.id)) });
-        services.serve(|_, m: StopVm| async move { Err::<JobRef, _>(Error::new(Code::InvalidState, format!("{:?} {:?}", m.body.mode, m.body.timeout_s))) });
+        services.serve(|_, m: StopVm| async move {
+            Err::<JobRef, _>(Error::new(Code::InvalidState, format!("{:?} {:?}", m.body.mode, m.body.timeout_s)))
+        });
         services.serve(|_, m: CreateVm| async move { Ok(job_ref(m.id)) });
         services.serve(|_, _: PlanVm| async move { Ok(PlacementReport { considered: 3, ..Default::default() }) });
         services.serve(move |_, m: WaitJob| async move { Ok(job(m.id, state)) });

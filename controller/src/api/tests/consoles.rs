@@ -45,7 +45,10 @@ async fn agent(gateway: &Gateway, host: HostId, listener: &TcpListener) -> Strin
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
     }
-    stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: kring-stream\r\n\r\nhello ").await.unwrap();
+    stream
+        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: kring-stream\r\n\r\nhello ")
+        .await
+        .unwrap();
     let mut piece = [0; 1000];
     while let Ok(n @ 1..) = stream.read(&mut piece).await {
         if piece[..n].contains(&b'.') {
@@ -64,7 +67,10 @@ async fn ticket(gateway: &Gateway, vm: VmId) -> String {
     reply.json()["path"].as_str().unwrap().to_string()
 }
 
-async fn open(gateway: &Gateway, path: &str) -> Result<tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>, tungstenite::Error> {
+async fn open(
+    gateway: &Gateway,
+    path: &str,
+) -> Result<tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>, tungstenite::Error> {
     use tungstenite::client::IntoClientRequest as _;
     let mut request = format!("ws://controller.kring{path}").into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", "binary".parse().unwrap());
@@ -99,7 +105,10 @@ async fn bytes_go_both_ways_until_the_console_ends() {
     };
     let (seen, head) = tokio::join!(user, agent(&gateway, host, &listener));
     assert_eq!(seen, "hello LS[the console ended]");
-    assert!(head.starts_with(&format!("GET /v1/vms/{vm}/console/serial HTTP/1.1")) && head.contains("kring-stream"), "{head}");
+    assert!(
+        head.starts_with(&format!("GET /v1/vms/{vm}/console/serial HTTP/1.1")) && head.contains("kring-stream"),
+        "{head}"
+    );
     // The ticket is used up.
     let again = open(&gateway, &path).await.unwrap_err();
     assert!(matches!(again, tungstenite::Error::Http(response) if response.status() == 404));
@@ -121,7 +130,8 @@ async fn a_host_that_does_not_answer_is_a_problem_and_no_dead_socket() {
 async fn the_log_is_read_in_pieces() {
     let (gateway, _listener) = gateway(HostId::new()).await;
     let path = format!("/v1/vms/{}/console/log", VmId::new());
-    let text = async |query: &str| gateway.get(&format!("{path}{query}")).admin().send().await.json()["text"].to_string();
+    let text =
+        async |query: &str| gateway.get(&format!("{path}{query}")).admin().send().await.json()["text"].to_string();
     assert!(text("").await.contains("offset: None, max: 65536"));
     assert!(text("?offset=5&max=10").await.contains("offset: Some(5), max: 10"));
     for bad in ["?offset=-1", "?max=0", "?max=999999999", "?tail=5"] {

@@ -13,7 +13,11 @@ fn compare(path: &str, made: &str) {
         std::fs::write(&path, made).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == made, "{} is stale: run UPDATE_CONTRACTS=1 cargo test -p kring-controller contracts", path.display());
+    assert!(
+        kept == made,
+        "{} is stale: run UPDATE_CONTRACTS=1 cargo test -p kring-controller contracts",
+        path.display()
+    );
 }
 
 #[test]
@@ -70,7 +74,12 @@ async fn the_description_and_its_pages_are_served_to_everybody() {
     let gateway = Gateway::start(|_| ()).await;
     let served = gateway.get("/v1/openapi.json").send().await;
     assert_eq!(served.body, openapi::json());
-    for (path, part) in [("/docs", "docs.js"), ("/docs/docs.js", "openapi.json"), ("/docs/docs.css", "body"), ("/docs/errors", "id=\"no_host_fits\"")] {
+    for (path, part) in [
+        ("/docs", "docs.js"),
+        ("/docs/docs.js", "openapi.json"),
+        ("/docs/docs.css", "body"),
+        ("/docs/errors", "id=\"no_host_fits\""),
+    ] {
         let page = gateway.get(path).send().await;
         assert!(page.status == 200 && String::from_utf8_lossy(&page.body).contains(part), "{path}");
         assert!(page.header("content-security-policy").contains("default-src 'none'"));

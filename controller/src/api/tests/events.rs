@@ -32,7 +32,9 @@ async fn gateway() -> Gateway {
             }
             Ok(NextEventsReply { cursor: events.last().map_or(after, |e| e.cursor), events })
         });
-        services.serve(|_, _: ListEvents| async move { Ok(Page { items: vec![event(1)], next_cursor: None, count: None }) });
+        services.serve(
+            |_, _: ListEvents| async move { Ok(Page { items: vec![event(1)], next_cursor: None, count: None }) },
+        );
     })
     .await
 }
@@ -40,7 +42,8 @@ async fn gateway() -> Gateway {
 /// Opens a stream and reads until `end` has been seen or the stream ends.
 async fn read(gateway: &Gateway, head: &str, end: &str) -> String {
     let mut stream = gateway.connect(None).await;
-    let request = format!("GET {head}\r\nHost: controller.kring\r\nAuthorization: Bearer {ADMIN}\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("GET {head}\r\nHost: controller.kring\r\nAuthorization: Bearer {ADMIN}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = Vec::new();
     let mut piece = [0; 4096];
@@ -103,12 +106,15 @@ async fn streams_end_when_the_controller_stops() {
 
 #[tokio::test]
 async fn the_number_of_streams_is_bounded() {
-    let gateway = Gateway::start_with(|config| config.max_streams = 1, |services| {
-        services.serve(|cx, _: NextEvents| async move {
-            tokio::time::sleep_until(cx.deadline).await;
-            Ok(NextEventsReply { events: Vec::new(), cursor: 0 })
-        });
-    })
+    let gateway = Gateway::start_with(
+        |config| config.max_streams = 1,
+        |services| {
+            services.serve(|cx, _: NextEvents| async move {
+                tokio::time::sleep_until(cx.deadline).await;
+                Ok(NextEventsReply { events: Vec::new(), cursor: 0 })
+            });
+        },
+    )
     .await;
     let held = gateway.server.api().open_stream().unwrap();
     assert_eq!(gateway.get("/v1/events?after=0").admin().send().await.problem().0, 503);

@@ -12,15 +12,18 @@ use crate::messages::zone::GetZone;
 async fn beyond_the_bound_requests_are_shed_and_probes_go_through() {
     let gate = Arc::new(Semaphore::new(0));
     let held = Arc::clone(&gate);
-    let gateway = Gateway::start_with(|config| config.max_in_flight = 1, move |services| {
-        services.serve(move |_, m: GetZone| {
-            let held = Arc::clone(&held);
-            async move {
-                let _permit = held.acquire().await;
-                Err::<shared::api::zone::Zone, _>(Error::not_found("zone", m.id))
-            }
-        });
-    })
+    let gateway = Gateway::start_with(
+        |config| config.max_in_flight = 1,
+        move |services| {
+            services.serve(move |_, m: GetZone| {
+                let held = Arc::clone(&held);
+                async move {
+                    let _permit = held.acquire().await;
+                    Err::<shared::api::zone::Zone, _>(Error::not_found("zone", m.id))
+                }
+            });
+        },
+    )
     .await;
     let path = format!("/v1/zones/{}", shared::id::ZoneId::new());
     let (first, ()) = tokio::join!(gateway.get(&path).admin().send(), async {
@@ -80,11 +83,17 @@ async fn a_head_that_is_too_large_or_broken_is_refused() {
         let _ = stream.read_exact(&mut text).await;
         String::from_utf8_lossy(&text).into_owned()
     };
-    assert_eq!(head(format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(20_000))).await, "HTTP/1.1 431");
+    assert_eq!(
+        head(format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(20_000))).await,
+        "HTTP/1.1 431"
+    );
     let many = "A: b\r\n".repeat(200);
     assert_eq!(head(format!("GET /healthz HTTP/1.1\r\n{many}\r\n")).await, "HTTP/1.1 431");
     assert_eq!(head("GET\0 / HTTP/1.1\r\n\r\n".to_string()).await, "HTTP/1.1 400");
-    assert_eq!(head("GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n".to_string()).await, "HTTP/1.1 400");
+    assert_eq!(
+        head("GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n".to_string()).await,
+        "HTTP/1.1 400"
+    );
     assert_eq!(gateway.get("/healthz").send().await.status, 200);
 }
 
@@ -107,7 +116,8 @@ async fn who_says_nothing_is_let_go() {
 
 #[tokio::test]
 async fn the_plain_listener_serves_the_same() {
-    let gateway = Gateway::start_with(|config| config.plain_listen = Some("127.0.0.1:0".parse().unwrap()), |_| ()).await;
+    let gateway =
+        Gateway::start_with(|config| config.plain_listen = Some("127.0.0.1:0".parse().unwrap()), |_| ()).await;
     let mut stream = TcpStream::connect(gateway.server.plain_address().unwrap()).await.unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut text = String::new();

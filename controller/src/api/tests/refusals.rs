@@ -17,7 +17,9 @@ async fn gateway() -> Gateway {
                 false => Err(Error::not_found("zone", m.id)),
             }
         });
-        services.serve(|_, _: CreateZone| async move { Err::<shared::api::zone::Zone, _>(Error::internal("disk on fire")) });
+        services.serve(
+            |_, _: CreateZone| async move { Err::<shared::api::zone::Zone, _>(Error::internal("disk on fire")) },
+        );
     })
     .await
 }
@@ -42,15 +44,53 @@ async fn every_refusal_is_a_problem_that_says_what_to_do() {
         ("another scheme", gateway.get("/v1/zones").header("authorization", "Basic eDp5")),
         ("no body", gateway.call(Method::POST, "/v1/zones").admin()),
         ("no media type", gateway.call(Method::POST, "/v1/zones").admin().body("{}")),
-        ("another media type", gateway.call(Method::POST, "/v1/zones").admin().body("a=b").header("content-type", "application/x-www-form-urlencoded")),
-        ("no JSON", gateway.call(Method::POST, "/v1/zones").admin().header("content-type", "application/json").body("{\"name\":")),
-        ("no text", gateway.call(Method::POST, "/v1/zones").admin().header("content-type", "application/json").body(vec![0xff, 0xfe])),
-        ("deep JSON", gateway.call(Method::POST, "/v1/zones").admin().header("content-type", "application/json").body(deep)),
+        (
+            "another media type",
+            gateway
+                .call(Method::POST, "/v1/zones")
+                .admin()
+                .body("a=b")
+                .header("content-type", "application/x-www-form-urlencoded"),
+        ),
+        (
+            "no JSON",
+            gateway
+                .call(Method::POST, "/v1/zones")
+                .admin()
+                .header("content-type", "application/json")
+                .body("{\"name\":"),
+        ),
+        (
+            "no text",
+            gateway
+                .call(Method::POST, "/v1/zones")
+                .admin()
+                .header("content-type", "application/json")
+                .body(vec![0xff, 0xfe]),
+        ),
+        (
+            "deep JSON",
+            gateway.call(Method::POST, "/v1/zones").admin().header("content-type", "application/json").body(deep),
+        ),
         ("an unknown field", gateway.post("/v1/zones", serde_json::json!({"name": "a", "colour": "red"})).admin()),
         ("a wrong type", gateway.post("/v1/zones", serde_json::json!({"name": ["a"]})).admin()),
         ("a bad name", gateway.post("/v1/zones", serde_json::json!({"name": "../x"})).admin()),
-        ("a field twice", gateway.call(Method::POST, "/v1/zones").admin().header("content-type", "application/json").body("{\"name\":\"a\",\"name\":\"b\"}")),
-        ("too large", gateway.call(Method::POST, "/v1/zones").admin().header("content-type", "application/json").body(vec![b' '; 2 << 20])),
+        (
+            "a field twice",
+            gateway
+                .call(Method::POST, "/v1/zones")
+                .admin()
+                .header("content-type", "application/json")
+                .body("{\"name\":\"a\",\"name\":\"b\"}"),
+        ),
+        (
+            "too large",
+            gateway
+                .call(Method::POST, "/v1/zones")
+                .admin()
+                .header("content-type", "application/json")
+                .body(vec![b' '; 2 << 20]),
+        ),
         ("an unknown parameter", gateway.get("/v1/zones?color=red").admin()),
         ("a bad limit", gateway.get("/v1/zones?limit=ten").admin()),
         ("a parameter twice", gateway.get("/v1/zones?q=a&q=b").admin()),
@@ -58,8 +98,14 @@ async fn every_refusal_is_a_problem_that_says_what_to_do() {
         ("an unencoded query", gateway.get("/v1/zones?q=%ff").admin()),
         ("a bad dry run", gateway.post("/v1/zones?dry_run=maybe", serde_json::json!({"name": "a"})).admin()),
         ("a bad timeout", gateway.get("/v1/zones").admin().header("x-kring-timeout", "9999")),
-        ("a bad idempotency key", gateway.post("/v1/zones", serde_json::json!({"name": "a"})).admin().header("idempotency-key", "")),
-        ("a bad preference", gateway.call(Method::POST, &format!("/v1/vms/{ID}/start")).admin().header("prefer", "wait=soon")),
+        (
+            "a bad idempotency key",
+            gateway.post("/v1/zones", serde_json::json!({"name": "a"})).admin().header("idempotency-key", ""),
+        ),
+        (
+            "a bad preference",
+            gateway.call(Method::POST, &format!("/v1/vms/{ID}/start")).admin().header("prefer", "wait=soon"),
+        ),
         ("not a WebSocket", gateway.get("/v1/console/abc")),
         ("a defect inside", gateway.post("/v1/zones", serde_json::json!({"name": "a"})).admin()),
         ("nobody serves it", gateway.get("/v1/vms").admin()),
@@ -70,7 +116,8 @@ async fn every_refusal_is_a_problem_that_says_what_to_do() {
         let (status, code) = reply.problem();
         let json = reply.json();
         let detail = json["detail"].as_str().unwrap().replace(&"a".repeat(60), "a…");
-        let fields: Vec<&str> = json["errors"].as_array().into_iter().flatten().map(|e| e["field"].as_str().unwrap()).collect();
+        let fields: Vec<&str> =
+            json["errors"].as_array().into_iter().flatten().map(|e| e["field"].as_str().unwrap()).collect();
         let allow = reply.header("allow");
         writeln!(text, "{what}: {status} {code} {fields:?} {allow}\n    {detail}").unwrap();
     }

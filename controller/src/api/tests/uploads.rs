@@ -27,20 +27,26 @@ fn image(id: ImageId, state: ImageState, source: ImageSource) -> Image {
 }
 
 async fn gateway(state: ImageState, source: ImageSource, accepts: bool) -> Gateway {
-    Gateway::start_with(|config| config.max_upload = Size(100_000), move |services| {
-        services.serve(move |_, m: GetImage| {
-            let source = source.clone();
-            async move { Ok(image(m.id, state, source)) }
-        });
-        services.serve(move |cx, m: FinishUpload| async move {
-            if !accepts {
-                return Err(Error::new(Code::ImageRejected, "it is not a disk image"));
-            }
-            let key = cx.idempotency.as_ref().map(|i| i.key.clone()).unwrap_or_default();
-            let kind = format!("{} {} {key}", m.body.size.0, m.body.sha256);
-            Ok(JobRef { job_id: JobId::new(), resource: JobResource { kind, id: shared::id::ResourceId::uuid(m.id) } })
-        });
-    })
+    Gateway::start_with(
+        |config| config.max_upload = Size(100_000),
+        move |services| {
+            services.serve(move |_, m: GetImage| {
+                let source = source.clone();
+                async move { Ok(image(m.id, state, source)) }
+            });
+            services.serve(move |cx, m: FinishUpload| async move {
+                if !accepts {
+                    return Err(Error::new(Code::ImageRejected, "it is not a disk image"));
+                }
+                let key = cx.idempotency.as_ref().map(|i| i.key.clone()).unwrap_or_default();
+                let kind = format!("{} {} {key}", m.body.size.0, m.body.sha256);
+                Ok(JobRef {
+                    job_id: JobId::new(),
+                    resource: JobResource { kind, id: shared::id::ResourceId::uuid(m.id) },
+                })
+            });
+        },
+    )
     .await
 }
 
@@ -91,7 +97,9 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     let gateway = gateway(ImageState::Creating, ImageSource::Upload, true).await;
     let id = ImageId::new();
     let mut stream = gateway.connect(None).await;
-    let head = format!("PUT /v1/images/{id}/content HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\nContent-Length: 5000\r\n\r\nbeginning");
+    let head = format!(
+        "PUT /v1/images/{id}/content HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\nContent-Length: 5000\r\n\r\nbeginning"
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     while files(&gateway).is_empty() {
         tokio::task::yield_now().await;

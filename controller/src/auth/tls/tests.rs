@@ -82,7 +82,9 @@ fn a_host_gets_a_certificate_for_its_own_id_alone() {
     let cert = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     assert_eq!((peer_host(&cert), names_of(&cert).unwrap().len()), (Some(id), 1));
     assert_eq!(peer_host(&pki.current.0.load().cert[0]), None);
-    for bad in ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", &"A".repeat(20_000)] {
+    for bad in
+        ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", &"A".repeat(20_000)]
+    {
         assert!(matches!(pki.sign_host(bad, id), Err(Error::Request(_))), "{bad:.40}");
     }
     let weak = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
@@ -113,8 +115,7 @@ async fn a_connection_reaches_the_host_that_is_meant_or_none() {
     let connector = TlsConnector::from(pki.agent_client_config(10).unwrap());
     for (meant, reached) in [(id, true), (other, false)] {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let (client, server) =
-            tokio::join!(connector.connect(agent_name(meant).unwrap(), near), acceptor.accept(far));
+        let (client, server) = tokio::join!(connector.connect(agent_name(meant).unwrap(), near), acceptor.accept(far));
         assert_eq!(client.is_ok(), reached);
         if let Ok(server) = server {
             assert!(reached);
@@ -128,7 +129,9 @@ async fn a_connection_reaches_the_host_that_is_meant_or_none() {
 fn a_controller_is_believed_by_who_knows_the_authority() {
     let dir = tempfile::tempdir().unwrap();
     let pki = open(dir.path(), &[], &Clock::default());
-    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(pki.ca.roots().unwrap(), provider()).build().unwrap();
+    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(pki.ca.roots().unwrap(), provider())
+        .build()
+        .unwrap();
     let chain = pki.current.0.load().cert.clone();
     assert_eq!(chain.len(), 2, "the authority is sent along, for hosts that join by its fingerprint");
     let verify = |name: &'static str| {

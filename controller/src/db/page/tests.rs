@@ -77,9 +77,7 @@ fn params(q: &str, sort: Option<&str>, limit: u32) -> ListParams {
 #[tokio::test]
 async fn pages_of_any_size_add_up_to_the_whole_in_order() {
     let (_dir, db, accounts) = filled().await;
-    for sort in
-        [None, Some("id"), Some("-id"), Some("name"), Some("-state"), Some("state")]
-    {
+    for sort in [None, Some("id"), Some("-id"), Some("name"), Some("-state"), Some("state")] {
         let whole = names(&db, &params("", sort, 1000), None).await;
         assert_eq!(whole.len(), 25);
         for limit in [1, 2, 7, 24, 25] {
