@@ -67,7 +67,7 @@ enum Command {
         #[arg(long, env = "KRING_AGENT_LISTEN", value_name = "ADDRESS:PORT")]
         listen: Option<SocketAddr>,
     },
-    /// Join a controller with a one-time token (kring host token)
+    /// Join a controller with a one-time token (kring host join-token)
     Join(JoinArgs),
     /// Tell whether this host is fit, and what to do where it is not
     Check,

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,12 +93,10 @@ impl Foundation {
     /// Opens or makes everything that a controller keeps.
     pub async fn open(config: Config) -> Result<Self, Error> {
         let dir = config.data_dir.clone();
-        std::fs::create_dir_all(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
+        make_private(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
         let lock = lock(&dir)?;
         let (clock, tasks) = (Clock::default(), TaskTracker::new());
-        let url = config.database_url();
-        let shown = url.split('@').next_back().unwrap_or_default().to_string();
-        let db = Db::open(&url, &tasks).await.map_err(|source| Error::Database { url: shown, source })?;
+        let db = open_db(&config, &tasks).await?;
         let pki = Pki::open(config.pki_dir(), &config.api.names, config.pki, clock.clone()).map_err(|e| Error::Pki(e.into()))?;
         let admin_token = services::account::ensure_admin(&db, &clock).await?;
         bootstrap::ensure_defaults(&db, &clock, &config).await?;
@@ -249,6 +248,26 @@ async fn join(db: &Db, ring: &Ring, config: &Config) -> Result<(), Error> {
     });
     ring.install(joined.await?, &[me]);
     Ok(())
+}
+
+/// Makes the data folder, which holds secrets, for this user alone.
+fn make_private(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Makes another token of the admin account and answers its secret. The controller may be running.
+pub async fn new_admin_token(config: &Config) -> Result<String, Error> {
+    let db = open_db(config, &TaskTracker::new()).await?;
+    let secret = services::account::new_admin_token(&db, &Clock::default()).await?;
+    db.close().await;
+    Ok(secret)
+}
+
+async fn open_db(config: &Config, tasks: &TaskTracker) -> Result<Db, Error> {
+    let url = config.database_url();
+    let shown = url.split('@').next_back().unwrap_or_default().to_string();
+    Db::open(&url, tasks).await.map_err(|source| Error::Database { url: shown, source })
 }
 
 /// Takes the data folder for this process.

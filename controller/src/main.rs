@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use controller::app::{App, Foundation};
+use controller::app::{self, App, Foundation};
 use controller::config::{Config, DEFAULT_TOML};
 use controller::log;
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,7 +63,7 @@ fn main() -> Result<()> {
             Command::Init { cli_config } => init(config, cli_config.as_deref()).await,
             Command::Serve => serve(config).await,
             Command::AdminToken => {
-                let secret = Foundation::open(config).await?.new_admin_token().await?;
+                let secret = app::new_admin_token(&config).await?;
                 Ok(writeln!(std::io::stdout(), "{secret}")?)
             }
             Command::Config => Ok(()),

@@ -40,6 +40,7 @@ settings! {
     "host.ping_interval", Number, "10", Some((0.1, 3600.0)), "Time between two pings of a host, in seconds.";
     "host.ping_misses", Integer, "3", Some((1.0, 100.0)), "Pings in a row that a host may miss before it counts as disconnected.";
     "host.ping_timeout", Number, "5", Some((0.1, 60.0)), "How long a host may take to answer a ping, in seconds.";
+    "host.remove_orphans", Boolean, "false", None, "Whether volumes and domains on a host that the database does not know are removed.";
     "host.reserved_memory", Integer, "536870912", Some((0.0, 1e13)), "Memory of each host that is kept for the host itself, in bytes.";
     "image.max_size", Integer, "549755813888", Some((1048576.0, 1e15)), "Largest image file that is accepted, in bytes.";
     "image.max_virtual_size", Integer, "2199023255552", Some((1048576.0, 1e15)), "Largest disk that an image may unfold to, in bytes.";
@@ -115,6 +116,12 @@ impl Settings {
     #[must_use]
     pub fn integer(&self, key: &'static str) -> u64 {
         self.value(key).as_u64().unwrap_or_default()
+    }
+
+    /// A setting that is true or false.
+    #[must_use]
+    pub fn boolean(&self, key: &'static str) -> bool {
+        self.value(key).as_bool().unwrap_or_default()
     }
 
     /// A setting that is a time in seconds.

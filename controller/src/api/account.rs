@@ -23,7 +23,8 @@ pub async fn list_accounts(State(api): State<Arc<Api>>, cx: Cx, List(params): Li
 #[utoipa::path(post, path = "/accounts", tag = "accounts", request_body = Body, responses((status = 201, body = Account)))]
 pub async fn create_account(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = body.id.unwrap_or_default();
-    reply::created(&cx, "accounts", id, &api.call(&cx, CreateAccount { id, body }).await?)
+    let made = api.call(&cx, CreateAccount { id, body }).await?;
+    reply::created(&cx, "accounts", made.id, &made)
 }
 
 /// Shows an account.

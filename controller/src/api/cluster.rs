@@ -23,7 +23,8 @@ pub async fn list_clusters(State(api): State<Arc<Api>>, cx: Cx, List(params): Li
 #[utoipa::path(post, path = "/clusters", tag = "clusters", request_body = Body, responses((status = 201, body = Cluster)))]
 pub async fn create_cluster(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = body.id.unwrap_or_default();
-    reply::created(&cx, "clusters", id, &api.call(&cx, CreateCluster { id, body }).await?)
+    let made = api.call(&cx, CreateCluster { id, body }).await?;
+    reply::created(&cx, "clusters", made.id, &made)
 }
 
 /// Shows a cluster.

@@ -57,5 +57,6 @@ pub async fn create_join_token(
     JsonOrDefault(body): JsonOrDefault<TokenBody>,
 ) -> Answer {
     let id = JoinTokenId::new();
-    reply::created(&cx, "join_tokens", id, &api.call(&cx, CreateJoinToken { id, body }).await?)
+    let made = api.call(&cx, CreateJoinToken { id, body }).await?;
+    reply::created(&cx, "join_tokens", made.id, &made)
 }

@@ -23,7 +23,8 @@ pub async fn list_instance_types(State(api): State<Arc<Api>>, cx: Cx, List(param
 #[utoipa::path(post, path = "/instance_types", tag = "instance_types", request_body = Body, responses((status = 201, body = InstanceType)))]
 pub async fn create_instance_type(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = body.id.unwrap_or_default();
-    reply::created(&cx, "instance_types", id, &api.call(&cx, CreateInstanceType { id, body }).await?)
+    let made = api.call(&cx, CreateInstanceType { id, body }).await?;
+    reply::created(&cx, "instance_types", made.id, &made)
 }
 
 /// Shows an instance type.

@@ -24,7 +24,8 @@ pub async fn list_networks(State(api): State<Arc<Api>>, cx: Cx, List(params): Li
 #[utoipa::path(post, path = "/networks", tag = "networks", request_body = Body, responses((status = 201, body = Network)))]
 pub async fn create_network(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = body.id.unwrap_or_default();
-    reply::created(&cx, "networks", id, &api.call(&cx, CreateNetwork { id, body }).await?)
+    let made = api.call(&cx, CreateNetwork { id, body }).await?;
+    reply::created(&cx, "networks", made.id, &made)
 }
 
 /// Shows a network.

@@ -34,7 +34,8 @@ pub fn no_content() -> Answer {
     Ok(response)
 }
 
-/// A new resource: `201` with its place. When nothing was made because it was a dry run, `200`.
+/// A new resource: `201` with its place, by the id that was answered: when the request was repeated,
+/// that is the first one's. When nothing was made because it was a dry run, `200`.
 pub fn created(cx: &Cx, collection: &str, id: impl Display, body: &impl Serialize) -> Answer {
     if cx.dry_run {
         return ok(body);

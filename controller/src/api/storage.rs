@@ -23,7 +23,8 @@ pub async fn list_storages(State(api): State<Arc<Api>>, cx: Cx, List(params): Li
 #[utoipa::path(post, path = "/storages", tag = "storages", request_body = Body, responses((status = 201, body = Storage)))]
 pub async fn create_storage(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = body.id.unwrap_or_default();
-    reply::created(&cx, "storages", id, &api.call(&cx, CreateStorage { id, body }).await?)
+    let made = api.call(&cx, CreateStorage { id, body }).await?;
+    reply::created(&cx, "storages", made.id, &made)
 }
 
 /// Shows a storage.

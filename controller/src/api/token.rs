@@ -23,7 +23,8 @@ pub async fn list_tokens(State(api): State<Arc<Api>>, cx: Cx, List(params): List
 #[utoipa::path(post, path = "/tokens", tag = "tokens", request_body = Body, responses((status = 201, body = NewToken)))]
 pub async fn create_token(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = TokenId::new();
-    reply::created(&cx, "tokens", id, &api.call(&cx, CreateToken { id, body }).await?)
+    let made = api.call(&cx, CreateToken { id, body }).await?;
+    reply::created(&cx, "tokens", made.token.id, &made)
 }
 
 /// Shows a token, without its secret.

@@ -24,7 +24,8 @@ pub async fn list_volumes(State(api): State<Arc<Api>>, cx: Cx, List(params): Lis
 #[utoipa::path(post, path = "/volumes", tag = "volumes", request_body = Body, responses((status = 201, body = Volume)))]
 pub async fn create_volume(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = body.id.unwrap_or_default();
-    reply::created(&cx, "volumes", id, &api.call(&cx, CreateVolume { id, body }).await?)
+    let made = api.call(&cx, CreateVolume { id, body }).await?;
+    reply::created(&cx, "volumes", made.id, &made)
 }
 
 /// Shows a volume.

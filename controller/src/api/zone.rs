@@ -23,7 +23,8 @@ pub async fn list_zones(State(api): State<Arc<Api>>, cx: Cx, List(params): List)
 #[utoipa::path(post, path = "/zones", tag = "zones", request_body = Body, responses((status = 201, body = Zone)))]
 pub async fn create_zone(State(api): State<Arc<Api>>, cx: Cx, Json(body): Json<Body>) -> Answer {
     let id = body.id.unwrap_or_default();
-    reply::created(&cx, "zones", id, &api.call(&cx, CreateZone { id, body }).await?)
+    let made = api.call(&cx, CreateZone { id, body }).await?;
+    reply::created(&cx, "zones", made.id, &made)
 }
 
 /// Shows a zone.

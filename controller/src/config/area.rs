@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -59,57 +58,13 @@ impl BusConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostsConfig {
-    /// Time between two pings of a host, in milliseconds.
-    #[serde(deserialize_with = "positive")]
-    pub ping_interval_ms: u64,
-    /// How long a ping may take, in milliseconds.
-    #[serde(deserialize_with = "positive")]
-    pub ping_timeout_ms: u64,
-    /// Failed pings in a row before a host counts as disconnected.
-    #[serde(deserialize_with = "positive")]
-    pub ping_failures: u32,
-    /// Pings on their way at a time.
-    #[serde(deserialize_with = "positive")]
-    pub max_pings: usize,
-    /// How long a connection to an agent may take, in milliseconds.
-    #[serde(deserialize_with = "positive")]
-    pub connect_timeout_ms: u64,
-    /// Commands on their way at a time.
-    #[serde(deserialize_with = "positive")]
-    pub max_commands: usize,
     /// TLS sessions with hosts that are remembered.
     pub tls_sessions: usize,
 }
 
 impl Default for HostsConfig {
     fn default() -> Self {
-        Self {
-            ping_interval_ms: 5000,
-            ping_timeout_ms: 4000,
-            ping_failures: 3,
-            max_pings: 2000,
-            connect_timeout_ms: 3000,
-            max_commands: 2000,
-            tls_sessions: 100_000,
-        }
-    }
-}
-
-impl HostsConfig {
-    /// Time between two pings of a host.
-    #[must_use]
-    pub const fn ping_interval(&self) -> Duration {
-        Duration::from_millis(self.ping_interval_ms)
-    }
-    /// How long a ping may take.
-    #[must_use]
-    pub const fn ping_timeout(&self) -> Duration {
-        Duration::from_millis(self.ping_timeout_ms)
-    }
-    /// How long a connection to an agent may take.
-    #[must_use]
-    pub const fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.connect_timeout_ms)
+        Self { tls_sessions: 100_000 }
     }
 }
 

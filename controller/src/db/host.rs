@@ -102,15 +102,19 @@ pub async fn after(conn: &mut Conn, after: Option<HostId>, max: u32) -> Result<V
     rows.iter().map(row_from).collect()
 }
 
-/// Hosts that answer and are enabled, of one cluster or of all.
-pub async fn connected(conn: &mut Conn, cluster: Option<ClusterId>) -> Result<Vec<HostRef>> {
-    let rows = sqlx::query(
-        "SELECT id, address FROM host WHERE connection = 'connected' AND admin_state = 'enabled'
-             AND ($1 = '' OR cluster_id = $1) ORDER BY id",
-    )
-    .bind(cluster.map(|id| id.to_string()).unwrap_or_default())
-    .fetch_all(conn)
-    .await?;
+/// Hosts of a cluster that answer, whatever the operator wants of them.
+pub async fn connected(conn: &mut Conn, cluster: ClusterId) -> Result<Vec<HostRef>> {
+    let rows = sqlx::query("SELECT id, address FROM host WHERE connection = 'connected' AND cluster_id = $1 ORDER BY id")
+        .bind(cluster.to_string())
+        .fetch_all(conn)
+        .await?;
+    rows.iter().map(|row| Ok(HostRef { id: row.parse("id")?, address: row.text("address")? })).collect()
+}
+
+/// Hosts that answer and take new work.
+pub async fn accepting(conn: &mut Conn) -> Result<Vec<HostRef>> {
+    let sql = "SELECT id, address FROM host WHERE connection = 'connected' AND admin_state = 'enabled' ORDER BY id";
+    let rows = sqlx::query(sql).fetch_all(conn).await?;
     rows.iter().map(|row| Ok(HostRef { id: row.parse("id")?, address: row.text("address")? })).collect()
 }
 

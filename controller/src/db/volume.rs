@@ -5,6 +5,7 @@ use shared::api::volume::{Volume, VolumeKind, VolumeState};
 use shared::id::{HostId, VmId, VolumeId};
 use shared::{Code, Error as Fault};
 use sqlx::any::AnyRow;
+use sqlx::{Any, QueryBuilder};
 
 use super::filter::Field;
 use super::page::ListSpec;
@@ -80,6 +81,23 @@ pub async fn of_vm(conn: &mut Conn, vm: VmId) -> Result<Vec<Volume>> {
 pub async fn ids_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<VolumeId>> {
     let rows = sqlx::query("SELECT id FROM volume WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
     rows.iter().map(|row| row.parse("id")).collect()
+}
+
+/// Those of `ids` that exist.
+pub async fn known(conn: &mut Conn, ids: &[VolumeId]) -> Result<Vec<VolumeId>> {
+    let mut known = Vec::with_capacity(ids.len());
+    for ids in ids.chunks(500) {
+        let mut query = QueryBuilder::<Any>::new("SELECT id FROM volume WHERE id IN (");
+        let mut list = query.separated(", ");
+        for id in ids {
+            list.push_bind(id.to_string());
+        }
+        query.push(")");
+        for row in query.build().fetch_all(&mut *conn).await? {
+            known.push(row.parse("id")?);
+        }
+    }
+    Ok(known)
 }
 
 /// Moves a volume on from any of `from` to `to`, with what else changes. `invalid_state` when it is in

@@ -136,12 +136,9 @@ impl TestSystem {
 
     /// Waits until a job has ended.
     pub async fn end_of(&self, job: JobRef) -> Job {
-        loop {
-            let job = self.bus.call(&self.admin, WaitJob { id: job.job_id }).await.unwrap();
-            if job.state.is_final() {
-                return job;
-            }
-        }
+        let ended = self.bus.call(&self.admin, WaitJob { id: job.job_id }).await.unwrap();
+        assert!(ended.state.is_final(), "it does not end: {ended:?}");
+        ended
     }
 
     /// Paths of all events so far, in order.

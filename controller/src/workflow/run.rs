@@ -115,6 +115,10 @@ impl<'a, F: Flow> Run<'a, F> {
 
     /// Applies the steps that are left. The outer error means that the job is left for later.
     async fn forward(&mut self) -> Result<std::result::Result<(), (usize, Error)>> {
+        if self.row.next_step >= self.steps.len() {
+            // Everything was recorded when the job was accepted: only its end is left to be written.
+            self.journal_end().await?;
+        }
         for index in self.row.next_step..self.steps.len() {
             let step = Arc::clone(&self.steps[index]);
             let mut state = self.state.clone();
@@ -251,6 +255,20 @@ impl<'a, F: Flow> Run<'a, F> {
             Ok(state) => Journalled::Written(state),
             Err(refused) => Journalled::Refused(refused),
         })
+    }
+
+    async fn journal_end(&self) -> Result<()> {
+        let written = self.persist(|at| {
+            let (job, state, step) = (self.row.job.clone(), self.state.clone(), self.steps.len());
+            db::work(move |tx| {
+                Box::pin(async move {
+                    let data = to_json(&state)?;
+                    let entry = Entry { job: &job, state: JobState::Succeeded, step, data: &data, progress: 100 };
+                    journal(tx, &at, &entry).await
+                })
+            })
+        });
+        written.await?
     }
 
     async fn journal_rolling_back(&mut self) -> Result<()> {

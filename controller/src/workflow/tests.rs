@@ -111,6 +111,7 @@ async fn bench() -> Bench {
 fn engine(deps: &Arc<Deps>) -> Arc<Engine> {
     let mut flows = Flows::default();
     flows.register::<Three>();
+    flows.register::<Single>();
     Engine::new(Arc::clone(deps), flows, &TaskTracker::new(), CancellationToken::new())
 }
 
@@ -330,6 +331,28 @@ async fn a_stale_owner_cannot_journal() {
         })
         .await;
     assert!(matches!(stale, Err(db::Error::Refused(e)) if e.code == Code::StaleGeneration));
+}
+
+struct Single;
+
+impl Flow for Single {
+    const KIND: &'static str = "test.single";
+    const NOUN: &'static str = "test";
+    type State = State;
+    fn resource(state: &State) -> Uuid {
+        state.id
+    }
+    fn steps(_: &State) -> Vec<Arc<dyn Step<State>>> {
+        vec![Arc::new(Named("accept"))]
+    }
+}
+
+#[tokio::test]
+async fn a_flow_of_one_step_ends_too() {
+    let bench = bench().await;
+    let job = bench.engine.submit::<Single>(&cx(), AccountId::new(), State { id: Uuid::now_v7() }).await.unwrap();
+    assert_eq!(bench.ended(&bench.engine, job.job_id).await.job.state, JobState::Succeeded);
+    assert_eq!(bench.records(job.resource.id).await, 1);
 }
 
 #[tokio::test]

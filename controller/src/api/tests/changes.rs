@@ -48,7 +48,8 @@ async fn gateway(state: JobState) -> Gateway {
         services.serve(|cx, m: CreateZone| async move {
             let key = cx.idempotency.as_ref().map_or("-".into(), |i| format!("{}:{}", i.key, i.request_hash));
             let description = format!("{key} {}", cx.dry_run);
-            Ok(Zone { id: m.id, name: m.body.name, description, created_at: Timestamp(0), links: Default::default() })
+            let id = if m.body.name.as_str() == "again" { ZoneId::from_uuid(Uuid::from_u128(5)) } else { m.id };
+            Ok(Zone { id, name: m.body.name, description, created_at: Timestamp(0), links: Default::default() })
         });
         services.serve(|_, m: StartVm| async move { Ok(job_ref(m.id)) });
         services.serve(|_, m: StopVm| async move {
@@ -72,6 +73,9 @@ async fn a_create_answers_201_and_where_it_is() {
     assert_eq!(reply.json()["id"], id.to_string());
     let other = gateway.post("/v1/zones", json!({"name": "a"})).admin().send().await;
     assert_eq!(other.header("location"), format!("/v1/zones/{}", other.json()["id"].as_str().unwrap()));
+    // A repeated request is answered as the first time, whatever id was made for it this time.
+    let again = gateway.post("/v1/zones", json!({"name": "again"})).admin().send().await;
+    assert_eq!(again.header("location"), format!("/v1/zones/{}", Uuid::from_u128(5)));
     let dry = gateway.post("/v1/zones?dry_run=true", json!({"name": "a"})).admin().send().await;
     assert_eq!((dry.status.as_u16(), dry.header("location"), &dry.json()["description"]), (200, "", &json!("- true")));
 }

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use shared::api::host::HostConnection;
 use shared::id::{HostId, TaskId, VmId};
-use shared::wire::host::{InspectHost, Inventory, Pong};
+use shared::wire::host::{InspectHost, Inventory, Pong, StorageSpec};
 use shared::wire::vm::VmReport;
 use shared::{Error, Result};
 
 use super::join::capacity;
+use super::orphans;
 use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;
 use crate::db::{self, host::HostRow};
@@ -35,9 +36,11 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<()> 
         set_connection(&context, &row, HostConnection::Connecting, Some("it answers again; comparing".into())).await?;
     }
     let pong = context.deps.agents.ping(&row.reference(), cx.left()?.min(Duration::from_secs(10))).await?;
-    let inventory = inspect(&context, &cx, &row).await?;
+    let storages = storages(&context, &row).await?;
+    let inventory = inspect(&context, &cx, &row, &storages).await?;
     write_down(&context, &row, &pong, &inventory).await?;
     hand_over(&context, &cx, id, &inventory.vms).await?;
+    orphans::settle(&context, &cx, &row, &inventory, &storages).await?;
     let row = find(&context, id).await?;
     if row.host.connection != HostConnection::Connected {
         set_connection(&context, &row, HostConnection::Connected, None).await?;
@@ -71,12 +74,13 @@ async fn find(context: &Context, id: HostId) -> Result<HostRow> {
     db::host::get(&mut conn, id).await?.ok_or_else(|| Error::not_found("host", id))
 }
 
-async fn inspect(context: &Context, cx: &Cx, row: &HostRow) -> Result<Inventory> {
-    let storages = {
-        let mut conn = context.deps.db.read().await?;
-        db::storage::of_cluster(&mut conn, row.host.cluster_id).await?
-    };
-    let command = InspectHost { host_id: row.host.id, storages: storages.iter().map(specs::storage).collect() };
+async fn storages(context: &Context, row: &HostRow) -> Result<Vec<StorageSpec>> {
+    let mut conn = context.deps.db.read().await?;
+    Ok(db::storage::of_cluster(&mut conn, row.host.cluster_id).await?.iter().map(specs::storage).collect())
+}
+
+async fn inspect(context: &Context, cx: &Cx, row: &HostRow, storages: &[StorageSpec]) -> Result<Inventory> {
+    let command = InspectHost { host_id: row.host.id, storages: storages.to_vec() };
     let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
     context.deps.agents.command(&row.reference(), order, &command, &NoProgress).await
 }

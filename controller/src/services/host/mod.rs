@@ -3,10 +3,12 @@
 //! - [`join`]: tokens, joining, renewing certificates.
 //! - [`service`]: looking at hosts and changing them.
 //! - [`compare`]: a host and the database are brought to agree.
+//! - [`orphans`]: what is on a host and belongs to nothing.
 //! - [`ping`]: signs of life, and what follows from them.
 
 mod compare;
 mod join;
+mod orphans;
 mod ping;
 mod service;
 

@@ -1,5 +1,7 @@
 //! Looking at hosts and changing them.
 
+use std::time::Duration;
+
 use shared::api::Link;
 use shared::api::host::{Host, HostAdminState};
 use shared::api::page::Page;
@@ -11,6 +13,11 @@ use crate::db;
 use crate::messages::host::{CompareHost, DeleteHost, GetHost, HostEvents, ListHosts, ReconnectHost, UpdateHost};
 use crate::messages::vm::VmObserved;
 use crate::services::{Context, announce, still_used};
+
+/// How many VMs are told of at a time.
+const PARALLEL: usize = 32;
+/// How long the comparison after an agent's start may take.
+const COMPARE: Duration = Duration::from_secs(90);
 
 pub(super) async fn get(context: Context, message: GetHost) -> Result<Host> {
     let mut conn = context.deps.db.read().await?;
@@ -74,12 +81,18 @@ pub(super) async fn events(context: Context, cx: Cx, message: HostEvents) -> Res
     }
     let bus = context.bus()?;
     let host_id = message.id;
+    let mut observed = Vec::new();
     for event in message.events {
         match event {
-            AgentEvent::VmChanged { vm } => bus.notify(&cx, VmObserved { id: vm.vm_id, host_id, report: Some(vm) }),
-            AgentEvent::VmGone { vm_id } => bus.notify(&cx, VmObserved { id: vm_id, host_id, report: None }),
-            AgentEvent::AgentStarted => bus.notify(&cx, CompareHost { id: host_id }),
+            AgentEvent::VmChanged { vm } => observed.push(VmObserved { id: vm.vm_id, host_id, report: Some(vm) }),
+            AgentEvent::VmGone { vm_id } => observed.push(VmObserved { id: vm_id, host_id, report: None }),
+            // Not waited for: the comparison runs in this host's queue, which is here now.
+            AgentEvent::AgentStarted => bus.notify(&Cx::system(COMPARE), CompareHost { id: host_id }),
         }
+    }
+    // They enter their queues in the order in which they happened.
+    for result in bus.call_all(&cx, PARALLEL, observed).await {
+        result?;
     }
     Ok(())
 }

@@ -110,7 +110,7 @@ impl Step<State> for ChooseHost {
     }
 
     async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
-        let hosts = db::host::connected(tx.conn(), None).await?;
+        let hosts = db::host::accepting(tx.conn()).await?;
         // Any will do; different ones share the work.
         let chosen = hosts.get(rand::random_range(0..hosts.len().max(1)));
         let chosen = chosen.ok_or_else(|| {

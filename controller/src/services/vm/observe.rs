@@ -24,12 +24,8 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
         let row = db::vm::get(&mut conn, message.id).await?;
         (row, db::job::has_open(&mut conn, message.id.uuid()).await?)
     };
-    let Some(row) = row else {
-        if message.report.is_some() {
-            report_orphan(&context, &message).await?;
-        }
-        return Ok(());
-    };
+    // A domain of a VM that nobody knows is the host service's business.
+    let Some(row) = row else { return Ok(()) };
     if busy || row.vm.host_id != Some(message.host_id) {
         return Ok(());
     }
@@ -91,27 +87,4 @@ async fn remove(context: &Context, cx: &Cx, message: &VmObserved) -> Result<()> 
     let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
     context.deps.agents.command(&host.reference(), order, &DeleteVm { vm_id: message.id }, &NoProgress).await?;
     Ok(())
-}
-
-/// Tells that a domain of Kring is on a host that no VM is known for. It is not touched: the database
-/// may be an old copy. What is owed by a rolled-back job is removed by its clean-up.
-async fn report_orphan(context: &Context, message: &VmObserved) -> Result<()> {
-    let (id, host) = (message.id, message.host_id);
-    tracing::warn!(vm.id = %id, host.id = %host, "a host has a domain of an unknown vm");
-    let now = context.deps.clock.now();
-    let written = context.deps.db.write(move |tx| {
-        Box::pin(async move {
-            let content = serde_json::json!({ "vm_id": id });
-            let event = db::event::NewEvent {
-                path: "/host/orphan/found",
-                resource_kind: "host",
-                resource_id: host.uuid(),
-                account_id: None,
-                content: &content,
-                at: now,
-            };
-            db::event::append(tx, &event).await
-        })
-    });
-    Ok(written.await?)
 }
