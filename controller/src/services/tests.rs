@@ -1,6 +1,7 @@
 //! Infrastructure through the bus: what is made at once, and what all services share.
 
 mod vm;
+mod wire;
 
 use shared::api::cluster::CreateCluster as ClusterBody;
 use shared::api::instance_type::CreateInstanceType as TypeBody;
