@@ -211,6 +211,13 @@ impl Bus {
         self.queues.sizes()
     }
 
+    /// Reads a body as the message of this name and writes it again.
+    #[cfg(test)]
+    pub(crate) fn round_trip(&self, name: &str, body: &serde_json::Value) -> Result<serde_json::Value, Error> {
+        let written = self.wire_handler(name)?.round_trips(&to_raw(body)?)?;
+        serde_json::from_str(written.get()).map_err(Error::internal)
+    }
+
     async fn call_direct<M: Request>(&self, cx: &Cx, message: M) -> Result<M::Reply, Error> {
         let resource = message.resource();
         let handler = self.wire_handler(M::NAME)?;
