@@ -92,7 +92,8 @@ impl Bench {
                 let volume = cluster.volume(Bytes::mib(64)).await?;
                 let path = format!("/v1/volumes/{}", volume.id);
                 if kind != "vm.attach_volume" {
-                    let job: JobRef = cluster.api.post(&format!("{path}/attach"), &AttachVolume { vm_id: vm.id }).await?;
+                    let job: JobRef =
+                        cluster.api.post(&format!("{path}/attach"), &AttachVolume { vm_id: vm.id }).await?;
                     cluster.api.succeed(&job).await?;
                 }
                 if kind == "volume.delete" {
@@ -175,7 +176,8 @@ async fn break_flow(case: &Case) -> anyhow::Result<()> {
             let Bench { cluster, image, network } = &mut bench;
             let ground = (&*image, &*network);
             let broken = (case.kind, step.as_str(), *way);
-            let end = kit::break_once(cluster, &saboteur, broken, async |c| submit(c, ground, case.kind, &target).await);
+            let end =
+                kit::break_once(cluster, &saboteur, broken, async |c| submit(c, ground, case.kind, &target).await);
             let doing = || format!("{} broken at {step}: {way:?}", case.kind);
             end.await.with_context(doing)?;
             if case.restores && !way.goes_on() {

@@ -75,7 +75,13 @@ async fn what_is_wrong_with_an_image_is_said_and_nothing_stays_of_it() -> anyhow
     assert_eq!(create(&cluster, &sum).await?.err(), Some(Code::ChecksumMismatch));
     let format = CreateImage { format: Some(DiskFormat::Raw), ..cluster.image_body("http://images.example/format") };
     assert_eq!(create(&cluster, &format).await?.err(), Some(Code::ImageRejected));
-    for url in ["file:///etc/shadow", "ftp://images.example/a", "http://", "not a url", "http://user:secret@images.example/a\n"] {
+    for url in [
+        "file:///etc/shadow",
+        "ftp://images.example/a",
+        "http://",
+        "not a url",
+        "http://user:secret@images.example/a\n",
+    ] {
         assert_eq!(create(&cluster, &cluster.image_body(url)).await?.err(), Some(Code::InvalidRequest), "{url}");
     }
     for sum in ["", "xyz", "00"] {
@@ -118,7 +124,12 @@ async fn an_upload_of_something_else_is_refused() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;
     cluster.host().await?;
     let id = ImageId::new();
-    let body = CreateImage { id: Some(id), source: ImageSource::Upload, sha256: Some("0".repeat(64)), ..cluster.image_body("") };
+    let body = CreateImage {
+        id: Some(id),
+        source: ImageSource::Upload,
+        sha256: Some("0".repeat(64)),
+        ..cluster.image_body("")
+    };
     cluster.api.post::<serde_json::Value>("/v1/images", &body).await?;
     let path = format!("/v1/images/{id}/content");
     let packed = b"\x1f\x8b\x08\x00".repeat(1024);

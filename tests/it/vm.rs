@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use futures_util::future::join_all;
-use harness::cluster::{Cluster, Setup};
 use harness::client::Call;
+use harness::cluster::{Cluster, Setup};
 use harness::sim::state::is_active;
 use reqwest::Method;
 use serde_json::json;
@@ -230,7 +230,9 @@ async fn what_makes_no_sense_is_refused_with_the_field() -> anyhow::Result<()> {
         assert_eq!(failure.code(), Code::InvalidRequest, "{field} = {value}: {failure}");
         assert!(failure.to_string().contains(field), "{field} is named in: {failure}");
     }
-    for (field, value) in [("image_id", json!(uuid::Uuid::now_v7())), ("nics", json!([{ "network_id": uuid::Uuid::now_v7() }]))] {
+    for (field, value) in
+        [("image_id", json!(uuid::Uuid::now_v7())), ("nics", json!([{ "network_id": uuid::Uuid::now_v7() }]))]
+    {
         let mut body = good.clone();
         body["id"] = json!(VmId::new());
         body[field] = value;
@@ -320,7 +322,10 @@ async fn a_guest_that_does_not_listen_is_left_running_or_ended_as_asked() -> any
     let then_force = StopVm { mode: StopMode::Graceful, timeout_s: Some(1) };
     let job: JobRef = cluster.api.post(&path, &then_force).await?;
     cluster.api.succeed(&job).await?;
-    assert_eq!((cluster.get_vm(vm.id).await?.state, power(&cluster, &vm)), (VmState::Stopped, Some(PowerState::Stopped)));
+    assert_eq!(
+        (cluster.get_vm(vm.id).await?.state, power(&cluster, &vm)),
+        (VmState::Stopped, Some(PowerState::Stopped))
+    );
     cluster.assert_consistent().await?;
     cluster.stop().await
 }

@@ -15,8 +15,8 @@ use anyhow::Context;
 use controller::app::{App, Foundation};
 use controller::config::Config;
 use controller::workflow::Probe;
-use shared::api::setting::{Setting, UpdateSetting};
 use reqwest::Method;
+use shared::api::setting::{Setting, UpdateSetting};
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 use tokio::process::Child;
@@ -270,7 +270,8 @@ async fn init(folder: &TempDir, url: &str, process: bool) -> anyhow::Result<Clie
     let (file, cli) = (folder.path().join("controller.toml"), folder.path().join("cli.toml"));
     if process {
         let program = cmd::program("kring-controller")?;
-        let args = [OsStr::new("init"), "--config".as_ref(), file.as_os_str(), "--cli-config".as_ref(), cli.as_os_str()];
+        let args =
+            [OsStr::new("init"), "--config".as_ref(), file.as_os_str(), "--cli-config".as_ref(), cli.as_os_str()];
         cmd::run(program.as_os_str(), &args).await?;
         return Client::from_cli_config(&cli);
     }

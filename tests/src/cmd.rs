@@ -48,9 +48,5 @@ pub async fn run(program: &OsStr, args: &[&OsStr]) -> anyhow::Result<String> {
 pub fn spawn(program: &OsStr, args: &[&OsStr], log: &std::path::Path) -> anyhow::Result<Child> {
     let out = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
     let err = out.try_clone()?;
-    command(program, args)
-        .stdout(out)
-        .stderr(err)
-        .spawn()
-        .with_context(|| format!("starting {}", program.display()))
+    command(program, args).stdout(out).stderr(err).spawn().with_context(|| format!("starting {}", program.display()))
 }

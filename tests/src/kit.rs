@@ -39,14 +39,8 @@ pub enum Way {
 }
 
 /// Every way.
-pub const WAYS: &[Way] = &[
-    Way::FailBefore,
-    Way::FailAfter,
-    Way::CrashBefore,
-    Way::CrashAfter,
-    Way::CrashBeforeUndo,
-    Way::CrashAfterUndo,
-];
+pub const WAYS: &[Way] =
+    &[Way::FailBefore, Way::FailAfter, Way::CrashBefore, Way::CrashAfter, Way::CrashBeforeUndo, Way::CrashAfterUndo];
 
 impl Way {
     /// Whether the job must succeed in the end.

@@ -126,8 +126,7 @@ impl Database {
     pub async fn check_hosts(&self, sim: &Sim) -> anyhow::Result<()> {
         let query = "SELECT id, host_id, state FROM vm WHERE host_id IS NOT NULL AND deleted_at IS NULL";
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
-        let vms: Vec<(String, String, String)> =
-            rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+        let vms: Vec<(String, String, String)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
         let volumes = self.pairs("SELECT id, host_id FROM volume WHERE host_id IS NOT NULL").await?;
         let mut wrong = Vec::new();
         for host in sim.hosts() {
@@ -154,6 +153,15 @@ impl Database {
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
+}
+
+/// Everything on a host, each thing as text.
+fn things(state: &State) -> BTreeSet<String> {
+    let vms = state.vms.iter().map(|(id, vm)| format!("{id:?} {vm:?}"));
+    let volumes = state.volumes.iter().map(|(id, volume)| format!("{id:?} {volume:?}"));
+    let images = state.images.iter().map(|(id, image)| format!("{id:?} {image:?}"));
+    let networks = state.networks.iter().map(|id| format!("{id:?}"));
+    vms.chain(volumes).chain(images).chain(networks).collect()
 }
 
 /// A row as text, without what changes by itself.
@@ -188,6 +196,8 @@ impl Snapshot {
         for state in self.hosts.values_mut() {
             state.images.clear();
             state.networks.clear();
+            // Generations only go up.
+            state.vms.values_mut().for_each(|domain| domain.generation = 0);
         }
         self
     }
@@ -204,10 +214,11 @@ impl Snapshot {
             lines.extend(then.difference(now).map(|row| format!("- {name}: {row}")));
         }
         for (id, now) in &self.hosts {
-            let then = before.hosts.get(id);
-            if then != Some(now) {
-                lines.push(format!("~ host {id}: {now:?}, before {then:?}"));
-            }
+            let empty = State::default();
+            let then = before.hosts.get(id).unwrap_or(&empty);
+            let (now, then) = (things(now), things(then));
+            lines.extend(now.difference(&then).map(|thing| format!("+ on host {id}: {thing}")));
+            lines.extend(then.difference(&now).map(|thing| format!("- on host {id}: {thing}")));
         }
         lines
     }

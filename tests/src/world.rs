@@ -149,12 +149,13 @@ impl World {
         }
     }
 
-    /// A network with 16 million addresses.
+    /// A network with 65,000 addresses that no other network has.
     ///
     /// # Errors
     /// When the API refuses.
     pub async fn network(&self) -> anyhow::Result<Network> {
-        self.network_in("10.0.0.0/8").await
+        let n = self.next.fetch_add(1, Relaxed) % 256;
+        self.network_in(&format!("10.{n}.0.0/16")).await
     }
 
     /// A network with these addresses.
@@ -267,13 +268,8 @@ impl World {
     /// # Errors
     /// When the API refuses.
     pub async fn volume(&self, size: Bytes) -> anyhow::Result<Volume> {
-        let body = CreateVolume {
-            id: Some(VolumeId::new()),
-            name: self.name("volume"),
-            size,
-            format: None,
-            storage_id: None,
-        };
+        let body =
+            CreateVolume { id: Some(VolumeId::new()), name: self.name("volume"), size, format: None, storage_id: None };
         Ok(self.api.post("/v1/volumes", &body).await?)
     }
 
