@@ -15,6 +15,7 @@
 #   KRING_DEMO_PORT         first port to try for the controller (8443)
 #   KRING_DEMO_CIDR         network of the VM (the first free of 10.77.0.0/24, 10.78.0.0/24, …)
 #   KRING_DEMO_PROFILE      cargo profile that is built (dev)
+#   KRING_DEMO_PROGRAMS     folder with programs that are built already; nothing is built then
 set -euo pipefail
 LAB=$(cd "$(dirname "$0")" && pwd)
 ROOT=$(cd "$LAB/../.." && pwd)
@@ -68,10 +69,9 @@ find_cargo() {
     command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
 }
 
-build() {
+compile() {
+    local line count=0
     cd "$ROOT"
-    local target folder=$PROFILE line count=0 bin
-    [ "$PROFILE" != dev ] || folder=debug
     # Cargo's own lines are the progress; they are kept in the log as well.
     CARGO_TERM_COLOR=never cargo build --locked --profile "$PROFILE" --bin kring --bin kring-controller --bin kring-agent 2>&1 |
         while IFS= read -r line; do
@@ -81,11 +81,21 @@ build() {
             *Download*|*Updating*|*Blocking*) note "${line#"${line%%[! ]*}"}" ;;
             esac
         done
-    target=$(cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)
+}
+
+build() {
+    local from bin
+    if [ -n "${KRING_DEMO_PROGRAMS:-}" ]; then
+        from=$(realpath "$KRING_DEMO_PROGRAMS")
+    else
+        compile
+        from=$(cd "$ROOT" && cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)
+        case $PROFILE in dev) from=$from/debug ;; *) from=$from/$PROFILE ;; esac
+    fi
     mkdir -p "$DEMO/bin"
     for bin in kring kring-controller kring-agent; do
         # Copies: the demo goes on when the checkout is built anew or removed.
-        cp "$target/$folder/$bin" "$DEMO/bin/$bin.new"
+        cp "$from/$bin" "$DEMO/bin/$bin.new"
         mv "$DEMO/bin/$bin.new" "$DEMO/bin/$bin"
     done
     printf '#!/bin/sh\n# The command line of Kring, talking to the demo.\nKRING_CONFIG=%s exec %s "$@"\n' \
@@ -100,9 +110,28 @@ remember_machine() {
     cat /proc/sys/net/ipv4/ip_forward >"$RUN/ip_forward"
 }
 
+# libvirt probes QEMU as root, but asks whether its guests' user may open /dev/kvm. Where udev has not
+# set the device's group (containers, small virtual machines), the two answers differ, and libvirt
+# probes anew, for seconds, with every call. So the device gets the group that udev gives it.
+open_kvm() {
+    [ -c /dev/kvm ] && getent passwd libvirt-qemu >/dev/null && getent group kvm >/dev/null || return 0
+    "${SUDO[@]}" runuser -u libvirt-qemu -- test -w /dev/kvm && return 0
+    [ -f "$RUN/kvm" ] || stat -c '%u:%g %a' /dev/kvm >"$RUN/kvm"
+    "${SUDO[@]}" chgrp kvm /dev/kvm
+    "${SUDO[@]}" chmod 660 /dev/kvm
+}
+close_kvm() {
+    local owner mode
+    [ -s "$RUN/kvm" ] && [ -c /dev/kvm ] || return 0
+    read -r owner mode <"$RUN/kvm"
+    "${SUDO[@]}" chown "$owner" /dev/kvm
+    "${SUDO[@]}" chmod "$mode" /dev/kvm
+}
+
 libvirt_answers() { virsh version >/dev/null 2>&1; }
 
 start_libvirt() {
+    open_kvm
     libvirt_answers && return 0
     if has_systemd; then
         "${SUDO[@]}" systemctl start libvirtd
@@ -252,7 +281,7 @@ up() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     need_privileges
-    find_cargo
+    [ -n "${KRING_DEMO_PROGRAMS:-}" ] || find_cargo
     [ ! -e /var/lib/kring-agent/identity ] ||
         die "this machine is a host of a Kring cloud already, and the demo would remove its VMs: use another machine"
     step "Packages installed" install_packages
@@ -339,6 +368,7 @@ remove_all() {
     while read -r kept; do "${SUDO[@]}" rm -f "/var/log/libvirt/qemu/$kept.log"*; done <"$RUN/domains"
     restore_forwarding || problems=1
     stop_libvirt || problems=1
+    close_kvm || problems=1
     for kept in "$DEMO"/* "$DEMO"/.[!.]*; do
         case ${kept##*/} in bin|kring|demo.log|demo.log.note|.kring-demo|'*'|'.[!.]*') ;;
         *) "${SUDO[@]}" rm -rf "$kept" ;;
