@@ -17,8 +17,8 @@ inventory() {
     ip -o link | awk -F': ' '{ print "link " $2 }'
     find /run/netns /var/run/netns -mindepth 1 2>/dev/null | sed 's/^/namespace /' || true
     "${SUDO[@]}" nft list ruleset | sed 's/^/nft /'
-    find /var/tmp /tmp /run /etc /var/lib /var/log/libvirt /etc/libvirt /var/lib/libvirt -maxdepth 3 -iname '*kring*' \
-        ! -path '*/kring-install-deps*' 2>/dev/null | sed 's/^/file /' || true
+    find /var/tmp /tmp /run /etc /var/lib /var/log/libvirt /etc/libvirt /var/lib/libvirt -maxdepth 3 -iname '*kring*' ! -path '*/kring-lab*' \
+        2>/dev/null | sed 's/^/file /' || true
     grep -E 'kring|netns' /proc/mounts | sed 's/^/mount /' || true
     echo "ip_forward $(cat /proc/sys/net/ipv4/ip_forward)"
 }

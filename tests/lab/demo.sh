@@ -190,10 +190,12 @@ make_image() {
 
 # A network that no route of this machine leads to.
 free_cidr() {
-    local second
+    local second routes
+    routes=$(ip -4 route show table all)
     for second in 77 78 79 80 81 82 83 84; do
-        ip -4 route show table all | grep -q "^[^ ]* *10\.$second\." && continue
-        ip -4 route show table all | grep -q "^10\.$second\." || { echo "10.$second.0.0/24"; return; }
+        [[ $routes == *" 10.$second."* || $routes == *$'\n'"10.$second."* ]] && continue
+        echo "10.$second.0.0/24"
+        return
     done
     die "10.77.0.0/16 to 10.84.0.0/16 are all in use: set KRING_DEMO_CIDR"
 }
@@ -308,18 +310,42 @@ up() {
 
 # ----------------------------------------------------------------------------------------- stop
 
-# Domains, networks, rules and files of the agent: the agent knows how to remove them.
+# Domains, networks, rules and files of the agent: the agent knows how to remove them. What it
+# cannot do at once, while libvirt is still starting, it can a little later.
 purge_agent() {
+    local tries
     [ -x "$DEMO/bin/kring-agent" ] && [ -f "$DEMO/agent.toml" ] || return 0
-    "${SUDO[@]}" "$DEMO/bin/kring-agent" purge --config "$DEMO/agent.toml" --yes
+    for tries in 1 2 3; do
+        "${SUDO[@]}" "$DEMO/bin/kring-agent" purge --config "$DEMO/agent.toml" --yes && return 0
+        sleep "$tries"
+    done
+    return 1
+}
+
+# Network namespaces, bridges and rules, in case that the agent could not remove them.
+remove_networks() {
+    local file suffix inode entry
+    for file in "$DEMO"/agent-run/netns/kring-*; do
+        [ -e "$file" ] || continue
+        suffix=${file##*/kring-}
+        inode=$("${SUDO[@]}" stat -L -c %i "$file")
+        for entry in $("${SUDO[@]}" find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/net' -lname "net:\[$inode\]" 2>/dev/null); do
+            entry=${entry#/proc/}
+            "${SUDO[@]}" kill -KILL "${entry%%/*}" 2>/dev/null || true
+        done
+        "${SUDO[@]}" umount -l "$file" 2>/dev/null || true
+        for entry in "kv-$suffix" "kr-$suffix"; do "${SUDO[@]}" ip link del "$entry" 2>/dev/null || true; done
+        "${SUDO[@]}" nft delete table ip kring 2>/dev/null || true
+    done
 }
 
 # Names of domains that have a disk in the demo's folder.
 demo_domains() {
-    local domain
+    local domain xml
     libvirt_answers || return 0
     for domain in $(virsh list --all --name); do
-        if virsh dumpxml "$domain" 2>/dev/null | grep -qF "'$DEMO/"; then echo "$domain"; fi
+        xml=$(virsh dumpxml "$domain" 2>/dev/null) || continue
+        if [[ $xml == *"'$DEMO/"* ]]; then echo "$domain"; fi
     done
 }
 
@@ -364,6 +390,7 @@ remove_all() {
     demo_domains >>"$RUN/domains"
     purge_agent || { warn "kring-agent purge failed: see above"; problems=1; }
     remove_domains || problems=1
+    remove_networks || problems=1
     # libvirt keeps a log of each domain when the domain itself has gone.
     while read -r kept; do "${SUDO[@]}" rm -f "/var/log/libvirt/qemu/$kept.log"*; done <"$RUN/domains"
     restore_forwarding || problems=1

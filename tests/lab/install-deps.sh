@@ -92,7 +92,9 @@ main() {
     [ ${#missing[@]} -gt 0 ] || return 0
 
     need_privileges
-    lock "${TMPDIR:-/tmp}/kring-install-deps.$(id -u).lock"
+    # This file is the lock: it is there already, and nothing is left behind.
+    exec 9<install-deps.sh
+    flock -w 900 9 || die "another installation does not end"
     allow_services
     mapfile -t missing < <(missing_of "${wanted[@]}" | sort -u)
     [ ${#missing[@]} -gt 0 ] || return 0
