@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use sha2::{Digest as _, Sha256};
 use shared::{Code, Error};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::error::Failure;
@@ -49,7 +50,7 @@ pub(super) async fn with_cx(api: &Api, request: Request, named: &Named, caller: 
         _ => (None, request),
     };
     let request_id = Arc::clone(&named.request_id);
-    request.extensions_mut().insert(Cx { caller, deadline, request_id, trace: named.trace, idempotency, dry_run });
+    request.extensions_mut().insert(Cx { caller, deadline, request_id, trace: named.trace, idempotency, dry_run, cancelled: CancellationToken::new() });
     Ok(request)
 }
 

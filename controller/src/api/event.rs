@@ -32,6 +32,8 @@ use crate::messages::event::{ListEvents, NextEvents};
 
 /// Longest silence on a stream: proxies and clients give up on a silent connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How long the head of the answer may wait for the first events.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// Most events that are fetched at a time.
 const BATCH: u32 = 256;
 
@@ -62,7 +64,13 @@ pub async fn list_events(State(api): State<Arc<Api>>, cx: Cx, request: Request) 
         if let Some((key, _)) = pairs.first() {
             return Err(Error::invalid(key.as_str(), "a stream of events takes only \"after\"").into());
         }
-        return open(api, cx, &request, last.or(after));
+        let (named, peer) = (request.extensions().get::<Named>().cloned(), request.extensions().get::<Peer>().copied());
+        let (Some(named), Some(peer)) = (named, peer) else {
+            return Err(Error::internal("a stream without a peer").into());
+        };
+        let place = api.open_stream()?;
+        let (after, token) = (last.or(after), token_hash(request.headers()));
+        return open(Follower { api, cx, after, named, peer, token, ready: None, _place: place }).await;
     }
     reply::list(&api, &cx, list_params(pairs)?, |params| ListEvents { params }).await
 }
@@ -73,14 +81,11 @@ fn cursor(text: Option<&str>, name: &str) -> Result<Option<i64>, Error> {
         .transpose()
 }
 
-fn open(api: Arc<Api>, cx: Cx, request: &Request, after: Option<i64>) -> Answer {
-    let place = api.open_stream()?;
-    let (named, peer) = (request.extensions().get::<Named>().cloned(), request.extensions().get::<Peer>().copied());
-    let (Some(named), Some(peer)) = (named, peer) else {
-        return Err(Error::internal("a stream without a peer").into());
-    };
-    let follower =
-        Follower { api, cx, after, named, peer, token: token_hash(request.headers()), begun: false, _place: place };
+/// Looks once before it answers, so that what is wrong with the request is answered as a problem.
+async fn open(mut follower: Follower) -> Answer {
+    let first = follower.look(FIRST_LOOK).await?;
+    let begin = b"retry: 2000\n: the stream begins\n\n";
+    follower.ready = Some([begin.as_slice(), &first].concat().into());
     let body = Body::from_stream(stream::unfold(follower, |mut follower| async move {
         let frames = follower.next().await?;
         Some((Ok::<_, std::convert::Infallible>(frames), follower))
@@ -103,33 +108,39 @@ struct Follower {
     named: Named,
     peer: Peer,
     token: String,
-    begun: bool,
+    /// Frames that are sent before anything is asked.
+    ready: Option<Bytes>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Follower {
     /// The next frames; `None` ends the stream.
     async fn next(&mut self) -> Option<Bytes> {
-        if !self.begun {
-            self.begun = true;
-            // Sends the head at once, and tells browsers when to come back after an end.
-            return Some(Bytes::from_static(b"retry: 2000\n: the stream begins\n\n"));
+        if let Some(ready) = self.ready.take() {
+            return Some(ready);
         }
         // A stream lives long: its token may have been revoked since.
         authn::recheck(&self.api, self.token.clone(), &self.named, self.peer.address).await.ok()?;
-        self.cx.deadline = Instant::now() + KEEP_ALIVE;
         let stop = self.api.stop.clone();
-        let call = self.api.call(&self.cx, NextEvents { after: self.after, max: BATCH });
-        match stop.run_until_cancelled(call).await? {
-            Ok(reply) => {
-                self.after = Some(reply.cursor);
-                Some(frames(&reply.events))
-            }
-            Err(error) if error.code == Code::DeadlineExceeded => Some(frames(&[])),
+        match stop.run_until_cancelled(self.look(KEEP_ALIVE)).await? {
+            Ok(frames) => Some(frames),
             Err(error) => {
                 tracing::info!(request.id = %self.cx.request_id, error = error.chain(), "an event stream ends");
                 None
             }
+        }
+    }
+
+    /// Asks for events and waits for them at most this long.
+    async fn look(&mut self, wait: Duration) -> Result<Bytes, Error> {
+        self.cx.deadline = Instant::now() + wait;
+        match self.api.call(&self.cx, NextEvents { after: self.after, max: BATCH }).await {
+            Ok(reply) => {
+                self.after = Some(reply.cursor);
+                Ok(frames(&reply.events))
+            }
+            Err(error) if error.code == Code::DeadlineExceeded => Ok(frames(&[])),
+            Err(error) => Err(error),
         }
     }
 }

@@ -26,6 +26,9 @@ async fn gateway() -> Gateway {
     Gateway::start(|services| {
         services.serve(|cx, m: NextEvents| async move {
             let after = m.after.unwrap_or(3);
+            if after > 5 {
+                return Err(Error::invalid("after", "is no cursor of this system"));
+            }
             let events: Vec<Event> = (after + 1..=5).take(2).map(event).collect();
             if events.is_empty() {
                 tokio::time::sleep_until(cx.deadline).await;
@@ -83,7 +86,7 @@ async fn a_stream_goes_on_behind_the_last_event_that_was_seen() {
 async fn a_list_of_events_is_a_list() {
     let gateway = gateway().await;
     assert_eq!(gateway.get("/v1/events?limit=1").admin().send().await.json()["items"][0]["cursor"], 1);
-    for bad in ["/v1/events?after=-1", "/v1/events?after=x", "/v1/events?after=1&limit=5"] {
+    for bad in ["/v1/events?after=-1", "/v1/events?after=x", "/v1/events?after=1&limit=5", "/v1/events?after=6"] {
         assert_eq!(gateway.get(bad).admin().send().await.problem().0, 400, "{bad}");
     }
 }
