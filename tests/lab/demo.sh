@@ -339,20 +339,13 @@ remove_networks() {
     done
 }
 
-# Names of domains that have a disk in the demo's folder.
-demo_domains() {
+# Domains that have a disk in the demo's folder, in case that the agent could not remove them.
+remove_domains() {
     local domain xml
     libvirt_answers || return 0
-    for domain in $(virsh list --all --name); do
+    for domain in $(virsh list --all --uuid); do
         xml=$(virsh dumpxml "$domain" 2>/dev/null) || continue
-        if [[ $xml == *"'$DEMO/"* ]]; then echo "$domain"; fi
-    done
-}
-
-# In case that the agent could not remove them.
-remove_domains() {
-    local domain
-    for domain in $(demo_domains); do
+        [[ $xml == *"'$DEMO/"* ]] || continue
         virsh destroy "$domain" 2>/dev/null || true
         virsh undefine "$domain" --nvram 2>/dev/null || virsh undefine "$domain" 2>/dev/null || true
     done
@@ -387,12 +380,12 @@ remove_all() {
     if [ -f "$RUN/controller.process" ]; then end_process "$(recorded controller)" 20 || problems=1; fi
     # Removing domains needs libvirt, also when it was ended meanwhile.
     if [ -d "$DEMO/agent" ] && [ -x /usr/sbin/libvirtd ]; then start_libvirt; fi
-    demo_domains >>"$RUN/domains"
     purge_agent || { warn "kring-agent purge failed: see above"; problems=1; }
     remove_domains || problems=1
     remove_networks || problems=1
-    # libvirt keeps a log of each domain when the domain itself has gone.
-    while read -r kept; do "${SUDO[@]}" rm -f "/var/log/libvirt/qemu/$kept.log"*; done <"$RUN/domains"
+    # libvirt keeps a log of each domain when the domain itself has gone; it begins with the command
+    # line of QEMU, which names the demo's files.
+    "${SUDO[@]}" sh -c "grep -lsF '$DEMO/' /var/log/libvirt/qemu/*.log | xargs -r rm -f"
     restore_forwarding || problems=1
     stop_libvirt || problems=1
     close_kvm || problems=1
