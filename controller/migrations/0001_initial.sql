@@ -277,6 +277,7 @@ CREATE TABLE event (
     at            BIGINT NOT NULL
 );
 CREATE INDEX event_by_resource ON event (resource_id, cursor);
+CREATE INDEX event_by_account ON event (account_id, cursor);
 CREATE INDEX event_by_at ON event (at);
 
 CREATE TABLE setting (

@@ -97,7 +97,8 @@ impl Foundation {
         let lock = lock(&dir)?;
         let (clock, tasks) = (Clock::default(), TaskTracker::new());
         let db = open_db(&config, &tasks).await?;
-        let pki = Pki::open(config.pki_dir(), &config.api.names, config.pki, clock.clone()).map_err(|e| Error::Pki(e.into()))?;
+        let pki = Pki::open(config.pki_dir(), &config.api.names, config.pki, clock.clone())
+            .map_err(|e| Error::Pki(e.into()))?;
         let admin_token = services::account::ensure_admin(&db, &clock).await?;
         bootstrap::ensure_defaults(&db, &clock, &config).await?;
         Ok(Self { config, clock, db, pki: Arc::new(pki), tasks, lock, admin_token })
@@ -177,9 +178,17 @@ impl App {
         }
         tasks.spawn(Arc::clone(&pki).run(stop.clone()));
         let callbacks: Arc<dyn CallbackSink> = Arc::new(Callbacks(Arc::clone(&agents)));
-        let gateway = api::Server::start(api::Parts { config, bus: Arc::clone(&bus), db: db.clone(), clock, pki, agents, callbacks })
-            .await
-            .map_err(|e| Error::Api(e.into()))?;
+        let gateway = api::Server::start(api::Parts {
+            config,
+            bus: Arc::clone(&bus),
+            db: db.clone(),
+            clock,
+            pki,
+            agents,
+            callbacks,
+        })
+        .await
+        .map_err(|e| Error::Api(e.into()))?;
         reconcile::spawn(reconcile::all(&context), &tasks, &stop);
         tasks.spawn(services::host::run_pings(context.clone(), tasks.clone(), stop.clone()));
         Ok(Self { db, bus, context, me, gateway, heartbeat, tasks, stop, fenced, _lock: lock })
@@ -214,7 +223,8 @@ impl App {
         self.stop.cancel();
         self.heartbeat.stop();
         let me = self.me;
-        if let Err(error) = self.db.write(move |tx| Box::pin(async move { db::controller::leave(tx, me).await })).await {
+        if let Err(error) = self.db.write(move |tx| Box::pin(async move { db::controller::leave(tx, me).await })).await
+        {
             tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
         }
         self.tasks.close();

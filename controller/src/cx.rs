@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use shared::id::AccountId;
 use shared::{Code, Error};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Who asks.
@@ -119,6 +120,9 @@ pub struct Cx {
     pub idempotency: Option<Arc<Idempotency>>,
     /// Whether to say what would happen instead of doing it.
     pub dry_run: bool,
+    /// Fires when nobody waits for the answer any more. A handler that only waits stops then; one that
+    /// changes something ignores it, because what was accepted is carried out.
+    pub cancelled: CancellationToken,
 }
 
 impl Cx {
@@ -132,6 +136,7 @@ impl Cx {
             trace: Trace::new(),
             idempotency: None,
             dry_run: false,
+            cancelled: CancellationToken::new(),
         }
     }
 

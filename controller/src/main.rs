@@ -78,7 +78,10 @@ async fn init(config: Config, cli_config: Option<&Path>) -> Result<()> {
         (Some(token), _) => token,
         (None, Some(_)) => foundation.new_admin_token().await?,
         (None, None) => {
-            return Ok(writeln!(std::io::stdout(), "already initialised; `kring-controller admin-token` makes another token")?);
+            return Ok(writeln!(
+                std::io::stdout(),
+                "already initialised; `kring-controller admin-token` makes another token"
+            )?);
         }
     };
     let mut out = std::io::stdout();

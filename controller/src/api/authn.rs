@@ -89,6 +89,11 @@ impl Gate {
         known.insert(secret_sha256, (identity, Instant::now() + self.believed_for));
     }
 
+    /// Believes no token any more without asking.
+    pub(super) fn forget(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Refuses an address that has tried too many wrong tokens.
     pub(super) fn may_try(&self, address: IpAddr) -> Result<(), Failure> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,7 +13,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use http::Uri;
 use shared::api::vm::{ConsoleKind, ConsoleLog, ConsoleTicket, OpenConsole};
-use shared::id::VmId;
+use shared::id::{AccountId, VmId};
 use shared::{Code, Error};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
@@ -50,6 +50,7 @@ const MAX_LOG: u32 = 256 * 1024;
 struct Ticket {
     vm: VmId,
     kind: ConsoleKind,
+    account: Option<AccountId>,
     host: HostRef,
     until: Instant,
 }
@@ -93,7 +94,13 @@ pub async fn open_console(
     let kind = body.kind;
     let route = api.call(&cx, RouteConsole { id: vm, kind }).await?;
     let host = HostRef { id: route.host_id, address: route.address };
-    let name = api.tickets.issue(Ticket { vm, kind, host, until: Instant::now() + TICKET_LIFE })?;
+    let name = api.tickets.issue(Ticket {
+        vm,
+        kind,
+        account: cx.caller.account(),
+        host,
+        until: Instant::now() + TICKET_LIFE,
+    })?;
     let expires_at = api.clock.now().plus_ms(i64::try_from(TICKET_LIFE.as_millis()).unwrap_or(0));
     reply::created(&cx, "console", &name, &ConsoleTicket { kind, path: format!("/v1/console/{name}"), expires_at })
 }
@@ -134,7 +141,7 @@ pub async fn attach_console(
     let upgrade = upgrade
         .map_err(|e| Error::new(Code::InvalidRequest, format!("a console is a WebSocket: {}", e.body_text())))?;
     let ticket = api.tickets.take(&name)?;
-    let place = api.open_stream()?;
+    let place = api.streams.open(ticket.account)?;
     let kind = match ticket.kind {
         ConsoleKind::Serial => "serial",
         ConsoleKind::Vnc => "vnc",
@@ -207,6 +214,7 @@ mod tests {
         let ticket = || Ticket {
             vm: VmId::new(),
             kind: ConsoleKind::Serial,
+            account: None,
             host: HostRef { id: HostId::new(), address: "127.0.0.1:1".into() },
             until: Instant::now() + TICKET_LIFE,
         };

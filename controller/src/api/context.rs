@@ -50,7 +50,15 @@ pub(super) async fn with_cx(api: &Api, request: Request, named: &Named, caller: 
         _ => (None, request),
     };
     let request_id = Arc::clone(&named.request_id);
-    request.extensions_mut().insert(Cx { caller, deadline, request_id, trace: named.trace, idempotency, dry_run, cancelled: CancellationToken::new() });
+    request.extensions_mut().insert(Cx {
+        caller,
+        deadline,
+        request_id,
+        trace: named.trace,
+        idempotency,
+        dry_run,
+        cancelled: CancellationToken::new(),
+    });
     Ok(request)
 }
 

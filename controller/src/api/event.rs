@@ -17,7 +17,6 @@ use http::{HeaderMap, HeaderValue, header};
 use shared::api::event::Event;
 use shared::api::page::{ListParams, Page};
 use shared::{Code, Error};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Api;
@@ -26,6 +25,7 @@ use super::context::pairs;
 use super::extract::list_params;
 use super::front::{Named, Peer};
 use super::reply::{self, Answer};
+use super::streams::Place;
 use crate::auth::token::sha256_hex;
 use crate::cx::Cx;
 use crate::messages::event::{ListEvents, NextEvents};
@@ -68,7 +68,7 @@ pub async fn list_events(State(api): State<Arc<Api>>, cx: Cx, request: Request) 
         let (Some(named), Some(peer)) = (named, peer) else {
             return Err(Error::internal("a stream without a peer").into());
         };
-        let place = api.open_stream()?;
+        let place = api.streams.open(cx.caller.account())?;
         let (after, token) = (last.or(after), token_hash(request.headers()));
         return open(Follower { api, cx, after, named, peer, token, ready: None, _place: place }).await;
     }
@@ -110,7 +110,7 @@ struct Follower {
     token: String,
     /// Frames that are sent before anything is asked.
     ready: Option<Bytes>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Follower {

@@ -181,7 +181,9 @@ fn failed(error: io::Error) -> Error {
 
 /// Sends the content of an image, or the rest of it (`Range`, with `If-Range`).
 pub(super) async fn send(api: &Api, id: ImageId, headers: &HeaderMap) -> Result<Response, Failure> {
-    let place = api.open_stream()?;
+    let place = Arc::clone(&api.downloads).try_acquire_owned();
+    let place =
+        place.map_err(|_| Error::new(Code::Unavailable, "too many hosts fetch images now: try again in a moment"))?;
     let mut file = match File::open(path(api, id)).await {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::not_found("content of image", id).into()),

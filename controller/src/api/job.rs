@@ -23,7 +23,9 @@ pub async fn list_jobs(State(api): State<Arc<Api>>, cx: Cx, List(params): List) 
 /// Shows a job; with `Prefer: wait`, when it has ended or the time is over.
 #[utoipa::path(get, path = "/jobs/{id}", tag = "jobs", params(("id" = JobId, Path)), responses((status = 200, body = Job)))]
 pub async fn get_job(State(api): State<Arc<Api>>, cx: Cx, Wait(wait): Wait, Id(id): Id<JobId>) -> Answer {
-    if let Some(wait) = wait {
+    if let Some(wait) = wait
+        && let Ok(_place) = api.waits.try_acquire()
+    {
         let mut waiting = cx.clone();
         waiting.deadline = tokio::time::Instant::now() + wait;
         match api.call(&waiting, WaitJob { id }).await {

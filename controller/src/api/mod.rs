@@ -34,6 +34,7 @@ mod network;
 mod service;
 mod setting;
 mod storage;
+mod streams;
 mod token;
 mod vm;
 mod volume;
@@ -49,8 +50,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use shared::Error;
 use shared::id::ImageId;
-use shared::{Code, Error};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -100,8 +101,12 @@ pub struct Api {
     tickets: console::Tickets,
     /// Requests that may still be taken up.
     in_flight: Semaphore,
-    /// Event streams and consoles that may still be opened.
-    streams: Arc<Semaphore>,
+    /// Requests that may still wait for a job: half of those in flight, so that waiting stops nobody.
+    waits: Semaphore,
+    /// Event streams and consoles that are open.
+    streams: Arc<streams::Streams>,
+    /// Image contents that may still be sent to hosts.
+    downloads: Arc<Semaphore>,
     /// Images whose content is being sent.
     uploads: Mutex<HashSet<ImageId>>,
     /// Why this controller is not ready; empty when it is.
@@ -117,7 +122,9 @@ impl Api {
             gate: authn::Gate::new(api),
             tickets: console::Tickets::default(),
             in_flight: Semaphore::new(api.max_in_flight),
-            streams: Arc::new(Semaphore::new(api.max_streams)),
+            waits: Semaphore::new((api.max_in_flight / 2).max(1)),
+            streams: streams::Streams::new(api.max_streams, api.max_streams_per_account),
+            downloads: Arc::new(Semaphore::new(api.max_streams)),
             uploads: Mutex::default(),
             not_ready: ArcSwap::from_pointee(vec!["it is starting".to_string()]),
             openapi: openapi::json().into(),
@@ -159,12 +166,5 @@ impl Api {
         };
         auth::authorise(&cx.caller, M::ACTION, subject, owner)?;
         self.bus.call(cx, message).await
-    }
-
-    /// A place among the streams, kept as long as the answer lives.
-    fn open_stream(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.streams)
-            .try_acquire_owned()
-            .map_err(|_| Error::new(Code::Unavailable, "too many event streams and consoles are open: close some"))
     }
 }

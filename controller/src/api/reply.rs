@@ -50,7 +50,9 @@ pub async fn job(api: &Api, cx: &Cx, Wait(wait): Wait, job: JobRef) -> Answer {
         return ok(&json!({"dry_run": true, "resource": job.resource}));
     }
     let id = job.job_id;
-    if let Some(wait) = wait {
+    if let Some(wait) = wait
+        && let Ok(_place) = api.waits.try_acquire()
+    {
         // The caller asked for this much time for the work, beside the time for accepting it.
         let mut waiting = cx.clone();
         waiting.deadline = Instant::now() + wait;

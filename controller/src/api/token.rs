@@ -37,5 +37,7 @@ pub async fn get_token(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<TokenId>)
 #[utoipa::path(delete, path = "/tokens/{id}", tag = "tokens", params(("id" = TokenId, Path)), responses((status = 204)))]
 pub async fn delete_token(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<TokenId>) -> Answer {
     api.call(&cx, RevokeToken { id }).await?;
+    // It was promised to stop at once; which of the remembered tokens it was is not known here.
+    api.gate.forget();
     reply::no_content()
 }

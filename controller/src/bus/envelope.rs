@@ -14,6 +14,7 @@ use shared::{Code, Error};
 use std::fmt;
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::bus::message::Message;
@@ -106,6 +107,7 @@ impl Envelope {
             trace: Trace::parse(&self.headers.traceparent).unwrap_or_default(),
             idempotency: self.headers.idempotency.clone().map(Into::into),
             dry_run: self.headers.dry_run,
+            cancelled: CancellationToken::new(),
         }
     }
 

@@ -5,8 +5,9 @@
 //! - [`Bus::call_at`]: to a named controller.
 //! - [`Bus::notify`]: one way.
 //! - [`Bus::publish`] and [`Registry::subscribe`]: events.
-//! - cancelling: drop the future of a call to stop waiting; work that was accepted goes on, because
-//!   what was accepted is a job, and jobs are cancelled by their own message.
+//! - Cancel: dropping the future of a call fires [`Cx::cancelled`] for its handler, here or on another
+//!   controller. Handlers that only wait stop then. What was accepted is a job, goes on, and is
+//!   cancelled by its own message.
 //!
 //! A message for this controller does not leave the process and is not serialised, unless
 //! [`Loopback::Wire`] asks for it.
@@ -80,6 +81,8 @@ enum WireReply {
 }
 
 const REPLY: &str = "bus.Reply";
+/// Says that nobody waits any more for the reply to the request in `correlation`.
+const CANCEL: &str = "bus.Cancel";
 
 struct Waiting {
     owner: ControllerId,
@@ -96,6 +99,8 @@ pub struct Bus {
     loopback: Loopback,
     transport: Arc<dyn Transport>,
     waiting: Mutex<HashMap<Uuid, Waiting>>,
+    /// Requests from the wire that are being handled here, with what cancels them.
+    in_hand: Mutex<HashMap<Uuid, CancellationToken>>,
     tasks: TaskTracker,
 }
 
@@ -121,6 +126,7 @@ impl Bus {
             loopback,
             transport,
             waiting: Mutex::default(),
+            in_hand: Mutex::default(),
             tasks,
         });
         bus.tasks.spawn(Arc::clone(&bus).receive(inbox, stop));
@@ -129,7 +135,7 @@ impl Bus {
 
     /// Sends `message` to the owner of the resource that it is about, or handles it here, and waits
     /// for the reply until the deadline of `cx`.
-    pub async fn call<M: Request>(&self, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+    pub async fn call<M: Request>(self: &Arc<Self>, cx: &Cx, message: M) -> Result<M::Reply, Error> {
         let target = match message.resource() {
             Some(resource) => self.ring.owner(resource)?,
             None => self.ring.me(),
@@ -138,7 +144,12 @@ impl Bus {
     }
 
     /// Sends `message` to a certain controller and waits for the reply.
-    pub async fn call_at<M: Request>(&self, target: ControllerId, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+    pub async fn call_at<M: Request>(
+        self: &Arc<Self>,
+        target: ControllerId,
+        cx: &Cx,
+        message: M,
+    ) -> Result<M::Reply, Error> {
         if target == self.ring.me() && self.loopback == Loopback::Direct {
             self.call_direct(cx, message).await
         } else {
@@ -148,7 +159,7 @@ impl Bus {
 
     /// Sends all `messages`, at most `parallel` at a time; the replies are in the order of the messages.
     pub async fn call_all<M: Request>(
-        &self,
+        self: &Arc<Self>,
         cx: &Cx,
         parallel: usize,
         messages: Vec<M>,
@@ -225,7 +236,8 @@ impl Bus {
             return Err(Error::internal(format_args!("{} is registered with another type", M::NAME)));
         }
         let (reply, answer) = oneshot::channel();
-        let handling = cx.clone();
+        let handling = Cx { cancelled: CancellationToken::new(), ..cx.clone() };
+        let _cancels = handling.cancelled.clone().drop_guard();
         let stats = Arc::clone(handler.stats());
         let work = async move {
             if let Some(handler) = handler.as_any().downcast_ref::<Handler<M>>() {
@@ -241,12 +253,18 @@ impl Bus {
         }
     }
 
-    async fn call_wire<M: Request>(&self, target: ControllerId, cx: &Cx, message: &M) -> Result<M::Reply, Error> {
+    async fn call_wire<M: Request>(
+        self: &Arc<Self>,
+        target: ControllerId,
+        cx: &Cx,
+        message: &M,
+    ) -> Result<M::Reply, Error> {
         let mut envelope = Envelope::wrap(cx, M::SERVICE, message, self.ring.generation(), self.clock.now().ms())?;
         envelope.headers.reply_to = Some(self.ring.me());
         let (reply, answer) = oneshot::channel();
         let id = envelope.id;
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Waiting { owner: target, reply });
+        let mut abandoned = Abandoned { bus: self, target, request: Some(envelope.clone()) };
         let result = match self.transport.send(target, M::SERVICE, envelope.encode()?).await {
             Err(error) => Err(error),
             Ok(()) => match tokio::time::timeout_at(cx.deadline, answer).await {
@@ -255,6 +273,7 @@ impl Bus {
                 Err(_) => Err(too_late(M::NAME)),
             },
         };
+        abandoned.request = None;
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         serde_json::from_str(result?.get())
             .map_err(|e| Error::internal(format_args!("the reply to {} could not be read: {e}", M::NAME)))
@@ -301,6 +320,11 @@ impl Bus {
     fn deliver(self: &Arc<Self>, envelope: Envelope) {
         if envelope.name == REPLY {
             self.deliver_reply(&envelope);
+        } else if envelope.name == CANCEL {
+            let in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(cancelled) = envelope.headers.correlation.and_then(|id| in_hand.get(&id)) {
+                cancelled.cancel();
+            }
         } else if envelope.service_id.is_empty() {
             for subscriber in self.registry.subscribers.get(envelope.name.as_str()).into_iter().flatten() {
                 subscriber.deliver_wire(&envelope.body);
@@ -322,9 +346,21 @@ impl Bus {
             ));
         }
         let stats = Arc::clone(handler.stats());
-        let (resource, work) = handler.open(envelope.cx(), &envelope.body)?;
+        let cx = envelope.cx();
+        let cancelled = cx.cancelled.clone();
+        let (resource, work) = handler.open(cx, &envelope.body)?;
         let (bus, envelope) = (Arc::clone(self), envelope.clone());
-        self.enqueue(resource, &stats, async move { bus.reply(&envelope, work.await) })
+        let id = envelope.id;
+        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(id, cancelled);
+        let enqueued = self.enqueue(resource, &stats, async move {
+            let result = work.await;
+            bus.in_hand.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            bus.reply(&envelope, result);
+        });
+        if enqueued.is_err() {
+            self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
+        enqueued
     }
 
     fn deliver_reply(&self, envelope: &Envelope) {
@@ -351,29 +387,54 @@ impl Bus {
             Ok(body) => WireReply::Ok(body),
             Err(error) => WireReply::Error(error),
         };
-        let mut reply = Envelope {
-            name: REPLY.to_string(),
+        self.send_about(to, REPLY, target, &body);
+    }
+
+    /// Sends a message of the bus itself about a request; nobody answers it.
+    fn send_about<B: Serialize>(
+        self: &Arc<Self>,
+        request: &Envelope,
+        name: &'static str,
+        target: ControllerId,
+        body: &B,
+    ) {
+        let Ok(body) = to_raw(body) else { return };
+        let mut message = Envelope {
+            name: name.to_string(),
             id: Uuid::now_v7(),
-            service_id: REPLY.to_string(),
+            service_id: name.to_string(),
             created_at: self.clock.now().ms(),
-            body: match to_raw(&body) {
-                Ok(body) => body,
-                Err(_) => return,
-            },
-            ..to.clone()
+            body,
+            ..request.clone()
         };
-        reply.headers.correlation = Some(to.id);
-        reply.headers.reply_to = None;
+        message.headers.correlation = Some(request.id);
+        message.headers.reply_to = None;
         let bus = Arc::clone(self);
         self.tasks.spawn(async move {
-            let sent = match reply.encode() {
-                Ok(bytes) => bus.transport.send(target, REPLY, bytes).await,
+            let sent = match message.encode() {
+                Ok(bytes) => bus.transport.send(target, name, bytes).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = sent {
-                tracing::warn!(error = error.chain(), "a reply could not be sent");
+                tracing::warn!(message.name = name, error = error.chain(), "a message of the bus could not be sent");
             }
         });
+    }
+}
+
+/// Tells the other side when a caller stops waiting.
+struct Abandoned<'a> {
+    bus: &'a Arc<Bus>,
+    target: ControllerId,
+    request: Option<Envelope>,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            self.bus.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&request.id);
+            self.bus.send_about(&request, CANCEL, self.target, &());
+        }
     }
 }
 

@@ -104,6 +104,35 @@ async fn nobody_waits_beyond_the_deadline_and_a_full_queue_refuses() {
 }
 
 #[tokio::test]
+async fn a_handler_learns_that_nobody_waits_any_more() {
+    for loopback in [Loopback::Direct, Loopback::Wire] {
+        let (told, mut tells) = mpsc::unbounded_channel();
+        let mut registry = Registry::new(TaskTracker::new());
+        registry.serve(move |cx: Cx, _: Slow| {
+            let told = told.clone();
+            async move {
+                told.send("begun").unwrap();
+                cx.cancelled.cancelled().await;
+                told.send("cancelled").unwrap();
+                Ok(())
+            }
+        });
+        let bus = start(registry, loopback, Limits::default());
+        let cx = Cx::system(Duration::from_secs(60));
+        {
+            let call = bus.call(&cx, Slow { about: Uuid::now_v7() });
+            tokio::pin!(call);
+            tokio::select! {
+                _ = &mut call => panic!("it ended by itself"),
+                begun = tells.recv() => assert_eq!(begun, Some("begun")),
+            }
+        }
+        assert_eq!(tells.recv().await, Some("cancelled"));
+        assert!(!cx.cancelled.is_cancelled());
+    }
+}
+
+#[tokio::test]
 async fn events_come_in_order() {
     let mut registry = math();
     let (seen, mut events) = mpsc::unbounded_channel();

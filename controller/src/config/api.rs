@@ -52,6 +52,9 @@ pub struct ApiConfig {
     /// Event streams and consoles that are open at a time.
     #[serde(deserialize_with = "positive")]
     pub max_streams: usize,
+    /// The same for one account.
+    #[serde(deserialize_with = "positive")]
+    pub max_streams_per_account: usize,
     /// How long a request may take when it does not say so, in seconds.
     #[serde(deserialize_with = "positive")]
     pub timeout_s: usize,
@@ -91,6 +94,7 @@ impl Default for ApiConfig {
             upload_stall_s: 60,
             max_in_flight: 4096,
             max_streams: 2000,
+            max_streams_per_account: 200,
             timeout_s: 30,
             max_timeout_s: 300,
             rate_per_s: 500,

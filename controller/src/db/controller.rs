@@ -48,9 +48,10 @@ pub async fn leave(tx: &mut Tx, id: ControllerId) -> Result<()> {
 /// Ids of the controllers whose heartbeat is at most `max_age_ms` old.
 pub async fn alive(conn: &mut Conn, dialect: Dialect, max_age_ms: i64) -> Result<Vec<ControllerId>> {
     let now = dialect.now_ms();
-    let rows = sqlx::query(AssertSqlSafe(format!("SELECT id FROM controller WHERE heartbeat_at >= {now} - $1 ORDER BY id")))
-        .bind(max_age_ms)
-        .fetch_all(conn)
-        .await?;
+    let rows =
+        sqlx::query(AssertSqlSafe(format!("SELECT id FROM controller WHERE heartbeat_at >= {now} - $1 ORDER BY id")))
+            .bind(max_age_ms)
+            .fetch_all(conn)
+            .await?;
     rows.iter().map(|row| row.parse("id")).collect()
 }

@@ -104,10 +104,11 @@ pub async fn after(conn: &mut Conn, after: Option<HostId>, max: u32) -> Result<V
 
 /// Hosts of a cluster that answer, whatever the operator wants of them.
 pub async fn connected(conn: &mut Conn, cluster: ClusterId) -> Result<Vec<HostRef>> {
-    let rows = sqlx::query("SELECT id, address FROM host WHERE connection = 'connected' AND cluster_id = $1 ORDER BY id")
-        .bind(cluster.to_string())
-        .fetch_all(conn)
-        .await?;
+    let rows =
+        sqlx::query("SELECT id, address FROM host WHERE connection = 'connected' AND cluster_id = $1 ORDER BY id")
+            .bind(cluster.to_string())
+            .fetch_all(conn)
+            .await?;
     rows.iter().map(|row| Ok(HostRef { id: row.parse("id")?, address: row.text("address")? })).collect()
 }
 
@@ -209,18 +210,22 @@ pub async fn reserve_anyway(tx: &mut Tx, id: HostId, vcpus: u32, memory: Bytes) 
 
 /// Gives reserved processors and memory back.
 pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result<()> {
-    sqlx::query("UPDATE host SET vcpus_reserved = vcpus_reserved - $2, memory_reserved = memory_reserved - $3 WHERE id = $1")
-        .bind(id.to_string())
-        .bind(vcpus)
-        .bind(memory)
-        .execute(tx.conn())
-        .await?;
+    sqlx::query(
+        "UPDATE host SET vcpus_reserved = vcpus_reserved - $2, memory_reserved = memory_reserved - $3 WHERE id = $1",
+    )
+    .bind(id.to_string())
+    .bind(vcpus)
+    .bind(memory)
+    .execute(tx.conn())
+    .await?;
     Ok(())
 }
 
 /// Removes a host; false when there is none. A foreign key stands in the way while it has VMs or volumes.
 pub async fn delete(tx: &mut Tx, id: HostId) -> Result<bool> {
-    for sql in ["DELETE FROM storage_host WHERE host_id = $1 AND reserved = 0", "DELETE FROM image_host WHERE host_id = $1"] {
+    for sql in
+        ["DELETE FROM storage_host WHERE host_id = $1 AND reserved = 0", "DELETE FROM image_host WHERE host_id = $1"]
+    {
         sqlx::query(sql).bind(id.to_string()).execute(tx.conn()).await?;
     }
     let done = sqlx::query("DELETE FROM host WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;

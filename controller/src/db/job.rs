@@ -76,6 +76,8 @@ pub struct JobRow {
     pub data: String,
     /// W3C trace context.
     pub traceparent: String,
+    /// Ring generation of who wrote it last.
+    pub generation: u64,
 }
 
 /// Accepts a job.
@@ -106,6 +108,14 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<()> {
 /// One job.
 pub async fn get(conn: &mut Conn, id: JobId) -> Result<Option<JobRow>> {
     let row = sqlx::query("SELECT * FROM job WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    row.as_ref().map(from_row).transpose()
+}
+
+/// Takes a job over under a newer generation, and answers it as it is from then on: who had it under an
+/// older one cannot write to it any more. `None` when it has ended or somebody newer has it.
+pub async fn claim(tx: &mut Tx, id: JobId, generation: u64) -> Result<Option<JobRow>> {
+    let sql = "UPDATE job SET generation = $2 WHERE id = $1 AND generation <= $2 AND finished_at IS NULL RETURNING *";
+    let row = sqlx::query(sql).bind(id.to_string()).bind(generation as i64).fetch_optional(tx.conn()).await?;
     row.as_ref().map(from_row).transpose()
 }
 
@@ -266,5 +276,6 @@ pub fn from_row(row: &AnyRow) -> Result<JobRow> {
         deadline_at: row.time("deadline_at")?,
         links: shared::api::Links::new(),
     };
-    Ok(JobRow { job, next_step, data: row.text("data")?, traceparent: row.text("traceparent")? })
+    let generation = u64::try_from(row.int("generation")?).unwrap_or_default();
+    Ok(JobRow { job, next_step, data: row.text("data")?, traceparent: row.text("traceparent")?, generation })
 }

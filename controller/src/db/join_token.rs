@@ -15,14 +15,16 @@ pub async fn insert(
     expires_at: Timestamp,
     now: Timestamp,
 ) -> Result<()> {
-    sqlx::query("INSERT INTO join_token (id, secret_sha256, cluster_id, expires_at, created_at) VALUES ($1, $2, $3, $4, $5)")
-        .bind(id.to_string())
-        .bind(secret_sha256.to_string())
-        .bind(cluster.to_string())
-        .bind(expires_at.ms())
-        .bind(now.ms())
-        .execute(tx.conn())
-        .await?;
+    sqlx::query(
+        "INSERT INTO join_token (id, secret_sha256, cluster_id, expires_at, created_at) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(id.to_string())
+    .bind(secret_sha256.to_string())
+    .bind(cluster.to_string())
+    .bind(expires_at.ms())
+    .bind(now.ms())
+    .execute(tx.conn())
+    .await?;
     Ok(())
 }
 

@@ -53,7 +53,10 @@ pub async fn of_vms(conn: &mut Conn, vms: &[VmId]) -> Result<HashMap<VmId, Vec<N
 
 /// How many cards are in a network.
 pub async fn count_in(conn: &mut Conn, network: NetworkId) -> Result<i64> {
-    let row = sqlx::query("SELECT COUNT(*) AS n FROM nic WHERE network_id = $1").bind(network.to_string()).fetch_one(conn).await?;
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM nic WHERE network_id = $1")
+        .bind(network.to_string())
+        .fetch_one(conn)
+        .await?;
     row.int("n")
 }
 
@@ -64,12 +67,7 @@ pub async fn delete_of(tx: &mut Tx, vm: VmId) -> Result<()> {
 }
 
 fn from_row(row: &AnyRow) -> Result<Nic> {
-    Ok(Nic {
-        id: row.parse("id")?,
-        network_id: row.parse("network_id")?,
-        mac: row.text("mac")?,
-        ip: row.parse("ip")?,
-    })
+    Ok(Nic { id: row.parse("id")?, network_id: row.parse("network_id")?, mac: row.text("mac")?, ip: row.parse("ip")? })
 }
 
 #[cfg(test)]

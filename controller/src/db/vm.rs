@@ -104,23 +104,32 @@ pub async fn require(conn: &mut Conn, id: VmId) -> Result<VmRow> {
 
 /// Id and state of every VM on a host.
 pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, VmState)>> {
-    let rows = sqlx::query("SELECT id, state FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
+    let rows =
+        sqlx::query("SELECT id, state FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
     rows.iter().map(|row| Ok((row.parse("id")?, row.parse("state")?))).collect()
 }
 
 /// VMs that were deleted before a time, oldest first.
 pub async fn deleted_before(conn: &mut Conn, before: Timestamp, max: u32) -> Result<Vec<VmRow>> {
-    let rows = sqlx::query("SELECT * FROM vm WHERE deleted_at <= $1 AND state = 'deleted' ORDER BY deleted_at LIMIT $2")
-        .bind(before.ms())
-        .bind(i64::from(max))
-        .fetch_all(conn)
-        .await?;
+    let rows =
+        sqlx::query("SELECT * FROM vm WHERE deleted_at <= $1 AND state = 'deleted' ORDER BY deleted_at LIMIT $2")
+            .bind(before.ms())
+            .bind(i64::from(max))
+            .fetch_all(conn)
+            .await?;
     rows.iter().map(row_from).collect()
 }
 
 /// Moves a VM on from any of `from` to `to`; answers it as it was. `invalid_state` when it is in
 /// another state. Being in `to` already is a success, so a step may record twice.
-pub async fn change(tx: &mut Tx, id: VmId, from: &[VmState], to: VmState, generation: u64, now: Timestamp) -> Result<VmRow> {
+pub async fn change(
+    tx: &mut Tx,
+    id: VmId,
+    from: &[VmState],
+    to: VmState,
+    generation: u64,
+    now: Timestamp,
+) -> Result<VmRow> {
     let before = require(tx.conn(), id).await?;
     let state = before.vm.state;
     if state == to {
@@ -143,7 +152,9 @@ pub async fn change(tx: &mut Tx, id: VmId, from: &[VmState], to: VmState, genera
     .execute(tx.conn())
     .await?;
     if done.rows_affected() == 0 {
-        return Err(Fault::new(Code::StaleGeneration, format!("vm {} was changed by a newer owner", before.vm.name)).into());
+        return Err(
+            Fault::new(Code::StaleGeneration, format!("vm {} was changed by a newer owner", before.vm.name)).into()
+        );
     }
     let content = serde_json::json!({ "from": state, "to": to });
     let event = super::event::NewEvent {
@@ -181,7 +192,10 @@ pub async fn hold_compute(tx: &mut Tx, id: VmId, new_vm: bool) -> Result<()> {
     };
     if !row.holds_compute {
         if !super::host::reserve(tx, host, row.vm.vcpus, row.vm.memory, new_vm).await? {
-            let text = format!("host {host} has no room for {} vcpus and {} any more, or takes no VMs now", row.vm.vcpus, row.vm.memory);
+            let text = format!(
+                "host {host} has no room for {} vcpus and {} any more, or takes no VMs now",
+                row.vm.vcpus, row.vm.memory
+            );
             return Err(Fault::new(Code::NoHostFits, text).into());
         }
         set_holds(tx, id, true).await?;
@@ -225,18 +239,24 @@ pub async fn set_holds(tx: &mut Tx, id: VmId, holds: bool) -> Result<()> {
 
 /// Renames or resizes a VM, when it is still in the version that was looked at.
 pub async fn update(tx: &mut Tx, before: &VmRow, name: &Name, vcpus: u32, memory: Bytes) -> Result<()> {
-    let done = sqlx::query("UPDATE vm SET name = $3, vcpus = $4, memory = $5, version = version + 1 WHERE id = $1 AND version = $2")
-        .bind(before.vm.id.to_string())
-        .bind(before.version)
-        .bind(name.to_string())
-        .bind(i64::from(vcpus))
-        .bind(memory.as_i64())
-        .execute(tx.conn())
-        .await;
+    let done = sqlx::query(
+        "UPDATE vm SET name = $3, vcpus = $4, memory = $5, version = version + 1 WHERE id = $1 AND version = $2",
+    )
+    .bind(before.vm.id.to_string())
+    .bind(before.version)
+    .bind(name.to_string())
+    .bind(i64::from(vcpus))
+    .bind(memory.as_i64())
+    .execute(tx.conn())
+    .await;
     if let Ok(done) = &done
         && done.rows_affected() == 0
     {
-        return Err(Fault::new(Code::InvalidState, format!("vm {} has just changed: look at it and try again", before.vm.name)).into());
+        return Err(Fault::new(
+            Code::InvalidState,
+            format!("vm {} has just changed: look at it and try again", before.vm.name),
+        )
+        .into());
     }
     name_taken(done, "vm", name)
 }
@@ -253,11 +273,13 @@ pub async fn set_deleted_at(tx: &mut Tx, id: VmId, name: &Name, at: Option<Times
 
 /// Puts a VM that was just recovered back among the deleted: the only way from `stopped` to `deleted`.
 pub async fn restore_deleted(tx: &mut Tx, id: VmId, now: Timestamp) -> Result<()> {
-    sqlx::query("UPDATE vm SET state = 'deleted', state_since = $2, deleted_at = $2, version = version + 1 WHERE id = $1")
-        .bind(id.to_string())
-        .bind(now.ms())
-        .execute(tx.conn())
-        .await?;
+    sqlx::query(
+        "UPDATE vm SET state = 'deleted', state_since = $2, deleted_at = $2, version = version + 1 WHERE id = $1",
+    )
+    .bind(id.to_string())
+    .bind(now.ms())
+    .execute(tx.conn())
+    .await?;
     Ok(())
 }
 

@@ -4,12 +4,12 @@ use shared::api::image::DiskFormat;
 use shared::api::volume::{Volume, VolumeKind, VolumeState};
 use shared::id::{HostId, VmId, VolumeId};
 use shared::{Code, Error as Fault};
+use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
-use sqlx::{Any, QueryBuilder};
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken, word};
+use super::row::{RowExt, name_taken, places, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of volumes.
@@ -71,7 +71,10 @@ pub async fn get(conn: &mut Conn, id: VolumeId) -> Result<Option<Volume>> {
 
 /// The volumes of a VM, the root volume first, then by device.
 pub async fn of_vm(conn: &mut Conn, vm: VmId) -> Result<Vec<Volume>> {
-    let rows = sqlx::query("SELECT * FROM volume WHERE vm_id = $1 ORDER BY device").bind(vm.to_string()).fetch_all(conn).await?;
+    let rows = sqlx::query("SELECT * FROM volume WHERE vm_id = $1 ORDER BY device")
+        .bind(vm.to_string())
+        .fetch_all(conn)
+        .await?;
     let mut volumes: Vec<Volume> = rows.iter().map(from_row).collect::<Result<_>>()?;
     volumes.sort_by_key(|volume| volume.kind != VolumeKind::Root);
     Ok(volumes)
@@ -87,13 +90,12 @@ pub async fn ids_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<VolumeId>>
 pub async fn known(conn: &mut Conn, ids: &[VolumeId]) -> Result<Vec<VolumeId>> {
     let mut known = Vec::with_capacity(ids.len());
     for ids in ids.chunks(500) {
-        let mut query = QueryBuilder::<Any>::new("SELECT id FROM volume WHERE id IN (");
-        let mut list = query.separated(", ");
+        let sql = format!("SELECT id FROM volume WHERE id IN ({})", places(1, ids.len()));
+        let mut query = sqlx::query(AssertSqlSafe(sql));
         for id in ids {
-            list.push_bind(id.to_string());
+            query = query.bind(id.to_string());
         }
-        query.push(")");
-        for row in query.build().fetch_all(&mut *conn).await? {
+        for row in query.fetch_all(&mut *conn).await? {
             known.push(row.parse("id")?);
         }
     }
@@ -119,7 +121,11 @@ pub async fn change(tx: &mut Tx, id: VolumeId, from: &[VolumeState], to: &Change
     .bind(to.device.map(str::to_string))
     .execute(tx.conn())
     .await?;
-    if done.rows_affected() == 1 { Ok(()) } else { Err(Fault::new(Code::InvalidState, format!("volume {} has just changed", now.name)).into()) }
+    if done.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(Fault::new(Code::InvalidState, format!("volume {} has just changed", now.name)).into())
+    }
 }
 
 /// Frees a data volume whose VM goes for good, whatever state it is in.

@@ -39,7 +39,12 @@ pub fn spawn(reconcilers: Vec<Reconciler>, tasks: &TaskTracker, stop: &Cancellat
                 match AssertUnwindSafe((reconciler.run)()).catch_unwind().await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
-                        tracing::warn!(reconciler = reconciler.name, error = error.chain(), detail = error.detail, "a reconciler failed");
+                        tracing::warn!(
+                            reconciler = reconciler.name,
+                            error = error.chain(),
+                            detail = error.detail,
+                            "a reconciler failed"
+                        );
                     }
                     Err(_) => tracing::error!(reconciler = reconciler.name, "a reconciler panicked"),
                 }

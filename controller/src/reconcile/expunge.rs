@@ -15,7 +15,8 @@ use crate::services::Context;
 const BATCH: u32 = 100;
 
 pub(super) async fn run(context: Context) -> Result<()> {
-    let after_ms = i64::try_from(context.deps.settings.integer("vm.expunge_after").saturating_mul(1000)).unwrap_or(i64::MAX);
+    let after_ms =
+        i64::try_from(context.deps.settings.integer("vm.expunge_after").saturating_mul(1000)).unwrap_or(i64::MAX);
     let before = context.deps.clock.now().plus_ms(-after_ms);
     let due = {
         let mut conn = context.deps.db.read().await?;

@@ -198,7 +198,8 @@ const PARALLEL: usize = 32;
 /// Has every one of `hosts` carry out `command`. A host that cannot be reached is left to the comparison
 /// of inventories when it is back; any other failure fails the step, after all hosts were asked.
 pub async fn on_hosts<C: AgentCommand>(cx: &StepCx, hosts: Vec<HostRef>, command: &C) -> Result<()> {
-    let commands = (0_u32..).zip(hosts).map(|(n, host)| async move { (host.id, cx.command(host.id, n, command).await) });
+    let commands =
+        (0_u32..).zip(hosts).map(|(n, host)| async move { (host.id, cx.command(host.id, n, command).await) });
     let mut outcomes = stream::iter(commands).buffer_unordered(PARALLEL);
     let mut failed = None;
     while let Some((host, outcome)) = outcomes.next().await {
@@ -239,7 +240,6 @@ pub async fn announce<T: Serialize + Sync, I: ResourceId>(
     at: Timestamp,
 ) -> db::Result<()> {
     let path = format!("/{}/{what}", I::NOUN);
-    let event =
-        NewEvent { path: &path, resource_kind: I::NOUN, resource_id: id.uuid(), account_id, content, at };
+    let event = NewEvent { path: &path, resource_kind: I::NOUN, resource_id: id.uuid(), account_id, content, at };
     db::event::append(tx, &event).await
 }

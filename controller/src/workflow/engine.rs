@@ -70,7 +70,15 @@ impl Engine {
     #[must_use]
     pub fn new(deps: Arc<Deps>, flows: Flows, tasks: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let lanes = Queues::new(LANE, tasks.clone());
-        Arc::new(Self { deps, flows, lanes, here: Mutex::default(), waiters: Mutex::default(), stop, probe: OnceLock::new() })
+        Arc::new(Self {
+            deps,
+            flows,
+            lanes,
+            here: Mutex::default(),
+            waiters: Mutex::default(),
+            stop,
+            probe: OnceLock::new(),
+        })
     }
 
     /// Lets a test watch every job pass; the first probe stays.
@@ -212,17 +220,29 @@ impl Engine {
         }
     }
 
+    /// The job, when it is to be run here. One that was written under an older generation is claimed
+    /// first, so that nobody writes to it after it was read.
+    async fn take(&self, id: JobId) -> Result<Option<JobRow>> {
+        let row = {
+            let mut conn = self.deps.db.read().await?;
+            db::job::get(&mut conn, id).await?
+        };
+        let Some(row) = row else { return Ok(None) };
+        if row.job.state.is_final() || !self.deps.ring.is_mine(row.job.resource.id) || self.stop.is_cancelled() {
+            return Ok(None);
+        }
+        let generation = self.deps.ring.generation();
+        if row.generation == generation {
+            return Ok(Some(row));
+        }
+        Ok(self.deps.db.write(move |tx| Box::pin(async move { db::job::claim(tx, id, generation).await })).await?)
+    }
+
     async fn run(self: &Arc<Self>, id: JobId, cancel: CancellationToken) {
-        let runner = Runner { deps: Arc::clone(&self.deps), cancel, stop: self.stop.clone(), probe: self.probe.get().cloned() };
+        let runner =
+            Runner { deps: Arc::clone(&self.deps), cancel, stop: self.stop.clone(), probe: self.probe.get().cloned() };
         let done = async {
-            let row = {
-                let mut conn = self.deps.db.read().await?;
-                db::job::get(&mut conn, id).await?
-            };
-            let Some(row) = row else { return Ok(()) };
-            if row.job.state.is_final() || !self.deps.ring.is_mine(row.job.resource.id) || self.stop.is_cancelled() {
-                return Ok(());
-            }
+            let Some(row) = self.take(id).await? else { return Ok(()) };
             let flow = self.flows.0.get(row.job.kind.as_str()).ok_or_else(|| {
                 Error::internal(format_args!(
                     "this version has no flow {}: another controller must run it",

@@ -72,7 +72,10 @@ impl Step<State> for Named {
     }
     async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
         let name = format!("{}-{}", state.id, self.0);
-        sqlx::query("INSERT INTO setting (key, value, updated_at) VALUES ($1, '1', 0)").bind(name).execute(tx.conn()).await?;
+        sqlx::query("INSERT INTO setting (key, value, updated_at) VALUES ($1, '1', 0)")
+            .bind(name)
+            .execute(tx.conn())
+            .await?;
         Ok(())
     }
     async fn undo(&self, _: &StepCx, state: &State) -> Result<()> {
@@ -254,7 +257,8 @@ async fn undoing_that_fails_is_owed_and_paid_later() {
     #[async_trait]
     impl Probe for FailTwoAndItsUndo {
         async fn pass(&self, _: JobId, _: &'static str, step: &'static str, point: Point) -> Result<()> {
-            let fails = *self.0.lock().unwrap() && step == "two" && matches!(point, Point::AfterApply | Point::BeforeUndo);
+            let fails =
+                *self.0.lock().unwrap() && step == "two" && matches!(point, Point::AfterApply | Point::BeforeUndo);
             if fails { Err(Error::new(Code::HostFailed, "injected")) } else { Ok(()) }
         }
     }

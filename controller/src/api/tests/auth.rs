@@ -7,6 +7,7 @@ use shared::api::page::Page;
 
 use super::*;
 use crate::cx::Caller;
+use crate::messages::account::RevokeToken;
 use crate::messages::image::{GetImage, ListImages};
 use crate::messages::zone::{CreateZone, DeleteZone};
 
@@ -88,6 +89,21 @@ async fn a_token_is_asked_for_once_in_a_while_and_wrong_ones_are_slowed_down() {
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
     // Who is known goes on.
     assert_eq!(gateway.get("/v1/services").admin().send().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_here_is_asked_for_at_once() {
+    let gateway = Gateway::start(|services| services.serve(|_, _: RevokeToken| async move { Ok(()) })).await;
+    let token = format!("/v1/tokens/{}", shared::id::TokenId::new());
+    let authentications = async || {
+        let json = gateway.get("/v1/services?fields=handled").admin().send().await.json();
+        json["items"][0]["handled"].as_u64().unwrap()
+    };
+    let before = (authentications().await, authentications().await);
+    assert_eq!(before.0, before.1);
+    assert_eq!(gateway.call(Method::DELETE, &token).admin().send().await.status, 204);
+    // The deletion itself, and the token that has to be asked for again.
+    assert_eq!(authentications().await, before.1 + 2);
 }
 
 #[tokio::test]

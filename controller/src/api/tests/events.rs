@@ -96,15 +96,13 @@ async fn streams_end_when_the_controller_stops() {
     let gateway = gateway().await;
     let (text, ()) = tokio::join!(read(&gateway, "/v1/events?after=5 HTTP/1.1", "never"), async {
         // The stream is there when its place is taken.
-        let places = &gateway.server.api().streams;
-        let all = places.available_permits();
-        while places.available_permits() == all {
+        while gateway.server.api().streams.count() == 0 {
             tokio::task::yield_now().await;
         }
         gateway.server.shutdown().await;
     });
     assert!(text.contains(": the stream begins"), "{text}");
-    assert_eq!(gateway.server.api().streams.available_permits(), gateway.server.api().config.api.max_streams);
+    assert_eq!(gateway.server.api().streams.count(), 0);
 }
 
 #[tokio::test]
@@ -119,7 +117,7 @@ async fn the_number_of_streams_is_bounded() {
         },
     )
     .await;
-    let held = gateway.server.api().open_stream().unwrap();
+    let held = gateway.server.api().streams.open(None).unwrap();
     assert_eq!(gateway.get("/v1/events?after=0").admin().send().await.problem().0, 503);
     drop(held);
     assert!(read(&gateway, "/v1/events?after=0 HTTP/1.1", "begins").await.contains("200 OK"));

@@ -28,10 +28,13 @@ pub(super) async fn next(context: Context, cx: Cx, message: NextEvents) -> Resul
             return Ok(reply);
         }
         after = Some(reply.cursor);
-        match tokio::time::timeout_at(until, appended.changed()).await {
-            Ok(Ok(())) => {}
-            // The time is over, or the database is closing.
-            Ok(Err(_)) | Err(_) => return Ok(reply),
+        tokio::select! {
+            () = cx.cancelled.cancelled() => return Ok(reply),
+            woken = tokio::time::timeout_at(until, appended.changed()) => match woken {
+                Ok(Ok(())) => {}
+                // The time is over, or the database is closing.
+                Ok(Err(_)) | Err(_) => return Ok(reply),
+            },
         }
     }
 }

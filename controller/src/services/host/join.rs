@@ -37,7 +37,9 @@ pub(super) async fn create_token(context: Context, cx: Cx, message: CreateJoinTo
 
 pub(super) async fn join(context: Context, cx: Cx, message: JoinHost) -> Result<Joined> {
     let JoinHost { id, from, join } = message;
-    let refused = || Error::new(Code::Unauthenticated, "the join token is not valid: make a new one with `kring host join-token`");
+    let refused = || {
+        Error::new(Code::Unauthenticated, "the join token is not valid: make a new one with `kring host join-token`")
+    };
     let secret = token::join_secret(&join.token).ok_or_else(refused)?;
     let digest = token::sha256_hex(secret);
     let address = join.address.clone().unwrap_or(from);
@@ -98,7 +100,8 @@ pub(super) async fn renew(context: Context, message: RenewHost) -> Result<Joined
     if !known {
         return Err(Error::not_found("host", message.id));
     }
-    let certificate = context.deps.pki.sign_host(&message.renew.csr, message.id).map_err(|e| Error::invalid("csr", e.to_string()))?;
+    let certificate =
+        context.deps.pki.sign_host(&message.renew.csr, message.id).map_err(|e| Error::invalid("csr", e.to_string()))?;
     Ok(Joined { host_id: message.id, certificate, ca: context.deps.pki.ca().pem().to_string() })
 }
 

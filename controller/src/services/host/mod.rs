@@ -14,7 +14,8 @@ mod service;
 
 use crate::bus::Registry;
 use crate::messages::host::{
-    CompareHost, CreateJoinToken, DeleteHost, GetHost, HostEvents, HostMissed, JoinHost, ListHosts, ReconnectHost, RenewHost, UpdateHost,
+    CompareHost, CreateJoinToken, DeleteHost, GetHost, HostEvents, HostMissed, JoinHost, ListHosts, ReconnectHost,
+    RenewHost, UpdateHost,
 };
 use crate::services::Context;
 

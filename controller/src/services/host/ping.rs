@@ -88,10 +88,9 @@ async fn refresh(context: &Context, table: &Table) -> shared::Result<()> {
             connection: row.host.connection,
             boot_id: row.boot_id,
             agent_id: row.agent_id,
-            next: known.as_ref().map_or_else(
-                || Instant::now() + phase(row.host.id, pause(row.host.connection, interval)),
-                |k| k.next,
-            ),
+            next: known
+                .as_ref()
+                .map_or_else(|| Instant::now() + phase(row.host.id, pause(row.host.connection, interval)), |k| k.next),
             misses: known.as_ref().map_or(0, |k| k.misses),
             digest: known.as_ref().and_then(|k| k.digest),
             busy: known.as_ref().is_some_and(|k| k.busy),
@@ -210,7 +209,14 @@ mod tests {
             digest: Some(7),
             busy: false,
         };
-        let pong = Pong { host_id: HostId::new(), boot_id, agent_id, agent_version: String::new(), digest: Some(7), libvirt_error: None };
+        let pong = Pong {
+            host_id: HostId::new(),
+            boot_id,
+            agent_id,
+            agent_version: String::new(),
+            digest: Some(7),
+            libvirt_error: None,
+        };
         (known, pong)
     }
 

@@ -27,7 +27,10 @@ pub(super) async fn wait(context: Context, cx: Cx, message: WaitJob) -> Result<J
             return job;
         }
         let ask_at = until.min(Instant::now() + ASK_AGAIN);
-        // Woken or not, the database says what the job is.
-        let _ = tokio::time::timeout_at(ask_at, left_its_lane).await;
+        tokio::select! {
+            () = cx.cancelled.cancelled() => return job,
+            // Woken or not, the database says what the job is.
+            _ = tokio::time::timeout_at(ask_at, left_its_lane) => {}
+        }
     }
 }

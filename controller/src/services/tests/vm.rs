@@ -17,7 +17,9 @@ use uuid::Uuid;
 
 use crate::bus::Request;
 use crate::db;
-use crate::messages::vm::{CreateVm, DeleteVm, ExpungeVm, GetVm, ListVms, PauseVm, RecoverVm, ResumeVm, StartVm, StopVm};
+use crate::messages::vm::{
+    CreateVm, DeleteVm, ExpungeVm, GetVm, ListVms, PauseVm, RecoverVm, ResumeVm, StartVm, StopVm,
+};
 use crate::messages::volume::{AttachVolume, CreateVolume, DeleteVolume, DetachVolume};
 use crate::services::testing::{TestSystem, systems};
 
@@ -106,7 +108,8 @@ async fn what_a_vm_holds_in_its_life_is_given_back_at_its_end() {
         agent.will_answer::<host::ResumeVm>(Ok(report(id, PowerState::Running)));
         done(&system, ResumeVm { id }).await;
 
-        let body = VolumeBody { id: None, name: "data".parse().unwrap(), size: Bytes::gib(3), format: None, storage_id: None };
+        let body =
+            VolumeBody { id: None, name: "data".parse().unwrap(), size: Bytes::gib(3), format: None, storage_id: None };
         let volume = system.by_tenant(CreateVolume { id: VolumeId::new(), body }).await.unwrap().id;
         agent.will_answer::<host::AttachVolume>(Ok(Empty {}));
         done(&system, AttachVolume { id: volume, body: AttachBody { vm_id: id } }).await;

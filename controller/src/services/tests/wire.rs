@@ -16,7 +16,9 @@ fn sample(name: &str) -> Option<Value> {
     Some(match name {
         "account.Authenticate" => json!({ "secret_sha256": "ab" }),
         "account.CreateAccount" => with(json!({ "id": ID, "name": "a" })),
-        "account.CreateToken" => with(json!({ "name": "t", "account_id": ID, "expires_at": "2026-11-22T01:02:03.000Z" })),
+        "account.CreateToken" => {
+            with(json!({ "name": "t", "account_id": ID, "expires_at": "2026-11-22T01:02:03.000Z" }))
+        }
         "cluster.CreateCluster" => with(json!({
             "id": ID, "name": "c", "zone_id": OTHER, "description": "", "cpu_overcommit": 2.5, "memory_overcommit": 1.0,
         })),
@@ -66,7 +68,10 @@ fn sample(name: &str) -> Option<Value> {
         }
         "zone.CreateZone" => with(json!({ "id": ID, "name": "z", "description": "d" })),
         _ if name.contains(".List") => json!({ "params": params }),
-        _ if [".Get", ".Delete", ".Reconnect", ".Compare", ".Cancel", ".Wait", ".Revoke"].iter().any(|v| name.contains(v)) => {
+        _ if [".Get", ".Delete", ".Reconnect", ".Compare", ".Cancel", ".Wait", ".Revoke"]
+            .iter()
+            .any(|v| name.contains(v)) =>
+        {
             json!({ "id": ID })
         }
         "vm.StartVm" | "vm.PauseVm" | "vm.ResumeVm" | "vm.RecoverVm" | "vm.ExpungeVm" | "volume.DetachVolume" => {

@@ -61,7 +61,12 @@ async fn submit<F: Flow<State = State>>(context: Context, cx: Cx, state: State) 
 }
 
 /// Submits attaching or detaching a volume.
-pub(super) async fn disk<F: Flow<State = attach_volume::State>>(context: Context, cx: Cx, vm: VmId, volume: VolumeId) -> Result<JobRef> {
+pub(super) async fn disk<F: Flow<State = attach_volume::State>>(
+    context: Context,
+    cx: Cx,
+    vm: VmId,
+    volume: VolumeId,
+) -> Result<JobRef> {
     let account = {
         let mut conn = context.deps.db.read().await?;
         db::vm::require(&mut conn, vm).await?.vm.account_id
@@ -91,14 +96,17 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
     let mut conn = context.deps.db.read().await?;
     let visible = |owner| cx.caller.is_admin() || owner == account;
     let image = db::image::get(&mut conn, body.image_id).await?.filter(|image| visible(image.account_id));
-    let image = image.ok_or_else(|| Error::invalid("image_id", format!("there is no image {}: `kring image list` shows them", body.image_id)))?;
-    let virtual_size = image
-        .virtual_size
-        .ok_or_else(|| Error::new(Code::InvalidState, format!("image {} is {}: wait until it is ready", image.name, image.state)))?;
+    let image = image.ok_or_else(|| {
+        Error::invalid("image_id", format!("there is no image {}: `kring image list` shows them", body.image_id))
+    })?;
+    let virtual_size = image.virtual_size.ok_or_else(|| {
+        Error::new(Code::InvalidState, format!("image {} is {}: wait until it is ready", image.name, image.state))
+    })?;
     let (vcpus, memory) = match (body.instance_type_id, body.vcpus, body.memory) {
         (Some(wanted), None, None) => {
             let kind = db::instance_type::get(&mut conn, wanted).await?;
-            let kind = kind.ok_or_else(|| Error::invalid("instance_type_id", format!("there is no instance type {wanted}")))?;
+            let kind =
+                kind.ok_or_else(|| Error::invalid("instance_type_id", format!("there is no instance type {wanted}")))?;
             (kind.vcpus, kind.memory)
         }
         (None, Some(vcpus), Some(memory)) => (vcpus, memory),
@@ -107,13 +115,18 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
     check_size(vcpus, memory)?;
     let disk = Bytes(body.root_size.unwrap_or(virtual_size).0.next_multiple_of(512));
     if disk < virtual_size {
-        return Err(Error::invalid("root_size", format!("the image unfolds to {virtual_size}: give at least {}", virtual_size.0)));
+        return Err(Error::invalid(
+            "root_size",
+            format!("the image unfolds to {virtual_size}: give at least {}", virtual_size.0),
+        ));
     }
     let mut cluster: Option<ClusterId> = None;
     for (n, nic) in body.nics.iter().enumerate() {
         let network = db::network::get(&mut conn, nic.network_id).await?.filter(|network| visible(network.account_id));
         let field = format!("nics[{n}].network_id");
-        let network = network.ok_or_else(|| Error::invalid(&field, format!("there is no network {}: `kring network list` shows them", nic.network_id)))?;
+        let network = network.ok_or_else(|| {
+            Error::invalid(&field, format!("there is no network {}: `kring network list` shows them", nic.network_id))
+        })?;
         if cluster.is_some_and(|cluster| cluster != network.cluster_id) {
             return Err(Error::invalid(&field, "the networks of a VM must be in one cluster"));
         }
@@ -166,7 +179,10 @@ fn check_body(body: &Body) -> Result<()> {
         check_text(&field, key, 16 * 1024)?;
         let fields: Vec<&str> = key.split_whitespace().collect();
         if fields.len() < 2 || key.trim().contains('\n') {
-            return Err(Error::invalid(field, "is not a public key: give one line such as `ssh-ed25519 AAAA… comment`"));
+            return Err(Error::invalid(
+                field,
+                "is not a public key: give one line such as `ssh-ed25519 AAAA… comment`",
+            ));
         }
     }
     if body.user_data.as_ref().is_some_and(|data| data.len() > MAX_USER_DATA) {
@@ -187,7 +203,10 @@ fn check_hostname(hostname: &str) -> Result<()> {
             && !l.ends_with('-')
     };
     if hostname.len() > 253 || !hostname.split('.').all(label) {
-        return Err(Error::invalid("hostname", "use labels of letters, digits and '-' with '.' between, such as web-1.example.com"));
+        return Err(Error::invalid(
+            "hostname",
+            "use labels of letters, digits and '-' with '.' between, such as web-1.example.com",
+        ));
     }
     Ok(())
 }
@@ -214,7 +233,9 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         assert_eq!(check_size(1, Bytes::mib(128)), Ok(()));
-        for (vcpus, memory) in [(0, Bytes::gib(1)), (513, Bytes::gib(1)), (1, Bytes(1)), (1, Bytes(Bytes::gib(1).0 + 1))] {
+        for (vcpus, memory) in
+            [(0, Bytes::gib(1)), (513, Bytes::gib(1)), (1, Bytes(1)), (1, Bytes(Bytes::gib(1).0 + 1))]
+        {
             assert!(check_size(vcpus, memory).is_err());
         }
     }

@@ -53,7 +53,9 @@ impl Flow for Attach {
 pub(super) fn check_vm(vm: &db::vm::VmRow) -> Result<()> {
     match vm.vm.state {
         VmState::Running | VmState::Stopped | VmState::Paused | VmState::Crashed => Ok(()),
-        state => Err(Error::new(Code::InvalidState, format!("vm {} is {state}: its disks cannot change now", vm.vm.name))),
+        state => {
+            Err(Error::new(Code::InvalidState, format!("vm {} is {state}: its disks cannot change now", vm.vm.name)))
+        }
     }
 }
 
@@ -71,7 +73,9 @@ impl Step<State> for Begin {
         let volume = db::volume::get(tx.conn(), state.volume).await?;
         let volume = volume.ok_or_else(|| Error::not_found("volume", state.volume))?;
         if volume.kind == VolumeKind::Root {
-            return Err(Error::new(Code::InvalidState, format!("volume {} is the root volume of a VM", volume.name)).into());
+            return Err(
+                Error::new(Code::InvalidState, format!("volume {} is the root volume of a VM", volume.name)).into()
+            );
         }
         let Some(host) = vm.vm.host_id else {
             return Err(Error::new(Code::InvalidState, format!("vm {} is on no host", vm.vm.name)).into());
@@ -92,8 +96,10 @@ impl Step<State> for Begin {
         }
         let used: Vec<_> = db::volume::of_vm(tx.conn(), state.vm).await?.into_iter().filter_map(|v| v.device).collect();
         let device = ('b'..='z').map(|letter| format!("vd{letter}")).find(|device| !used.contains(device));
-        let device = device.ok_or_else(|| Error::new(Code::Exhausted, "the VM has 26 disks: no more can be attached"))?;
-        let to = Change { state: VolumeState::Attaching, host_id: Some(host), vm_id: Some(state.vm), device: Some(&device) };
+        let device =
+            device.ok_or_else(|| Error::new(Code::Exhausted, "the VM has 26 disks: no more can be attached"))?;
+        let to =
+            Change { state: VolumeState::Attaching, host_id: Some(host), vm_id: Some(state.vm), device: Some(&device) };
         db::volume::change(tx, state.volume, &[VolumeState::Available], &to).await?;
         state.device = Some(device);
         Ok(())

@@ -48,7 +48,9 @@ impl Step<State> for Begin {
             return Err(Error::new(Code::InvalidState, "the root volume stays with its VM").into());
         }
         if volume.vm_id != Some(state.vm) {
-            return Err(Error::new(Code::InvalidState, format!("volume {} is attached to another VM", volume.name)).into());
+            return Err(
+                Error::new(Code::InvalidState, format!("volume {} is attached to another VM", volume.name)).into()
+            );
         }
         state.device.clone_from(&volume.device);
         set(tx, state, &[VolumeState::Attached], VolumeState::Detaching).await

@@ -28,8 +28,8 @@ mod update;
 
 use crate::bus::Registry;
 use crate::messages::vm::{
-    AttachVolumeToVm, CreateVm, DeleteVm, DetachVolumeFromVm, ExpungeVm, GetConsoleLog, GetVm, ListVms, PauseVm, PlanVm,
-    RebootVm, RecoverVm, ResumeVm, RouteConsole, StartVm, StopVm, UpdateVm, VmLost, VmObserved,
+    AttachVolumeToVm, CreateVm, DeleteVm, DetachVolumeFromVm, ExpungeVm, GetConsoleLog, GetVm, ListVms, PauseVm,
+    PlanVm, RebootVm, RecoverVm, ResumeVm, RouteConsole, StartVm, StopVm, UpdateVm, VmLost, VmObserved,
 };
 use crate::services::Context;
 use crate::workflow::Flows;
@@ -67,7 +67,8 @@ pub fn register(context: &Context, registry: &mut Registry) {
     context.serve(registry, |c, cx, m: RecoverVm| accept::verb::<recover::Recover>(c, cx, m.id));
     context.serve(registry, |c, cx, m: ExpungeVm| accept::verb::<expunge::Expunge>(c, cx, m.id));
     context.serve(registry, |c, cx, m: AttachVolumeToVm| accept::disk::<attach_volume::Attach>(c, cx, m.vm, m.volume));
-    context.serve(registry, |c, cx, m: DetachVolumeFromVm| accept::disk::<detach_volume::Detach>(c, cx, m.vm, m.volume));
+    context
+        .serve(registry, |c, cx, m: DetachVolumeFromVm| accept::disk::<detach_volume::Detach>(c, cx, m.vm, m.volume));
     context.serve(registry, |c, cx, m: UpdateVm| update::update(c, cx, m));
 
     context.serve(registry, |c, cx, m: VmObserved| observe::observed(c, cx, m));

@@ -4,10 +4,10 @@
 //! the database about whether it should exist: a deleted VM's domain is removed. Missing data never
 //! means "off": only a complete listing, or libvirt's own event, can say that a domain is gone.
 
+use shared::Result;
 use shared::api::vm::VmState;
 use shared::id::{ResourceId, TaskId};
 use shared::wire::vm::{DeleteVm, PowerState};
-use shared::Result;
 
 use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;

@@ -45,14 +45,22 @@ pub(super) fn choose(places: &[Place], request: &Request) -> (Vec<(HostId, Stora
         });
     };
     filter("host", "another host was asked for".into(), &|p| request.host.is_none_or(|host| host == p.host_id));
-    filter("network", "the networks are in another cluster".into(), &|p| request.cluster.is_none_or(|c| c == p.cluster_id));
-    filter("connection", "the host does not answer, or is being compared".into(), &|p| p.connection == HostConnection::Connected);
-    filter("admin_state", "the host is disabled or in maintenance".into(), &|p| p.admin_state == HostAdminState::Enabled);
+    filter("network", "the networks are in another cluster".into(), &|p| {
+        request.cluster.is_none_or(|c| c == p.cluster_id)
+    });
+    filter("connection", "the host does not answer, or is being compared".into(), &|p| {
+        p.connection == HostConnection::Connected
+    });
+    filter("admin_state", "the host is disabled or in maintenance".into(), &|p| {
+        p.admin_state == HostAdminState::Enabled
+    });
     filter("arch", "the host has another architecture".into(), &|p| p.arch == "x86_64");
     filter("vcpus", format!("fewer than {} vcpus are left", request.vcpus), &|p| {
         p.vcpus.0.saturating_sub(p.vcpus.1) >= request.vcpus
     });
-    filter("memory", format!("less than {} of memory is left", request.memory), &|p| p.memory.0 - p.memory.1 >= request.memory);
+    filter("memory", format!("less than {} of memory is left", request.memory), &|p| {
+        p.memory.0 - p.memory.1 >= request.memory
+    });
     filter("storage", format!("no storage has {} left", request.disk), &|p| storage(p, request).is_some());
     let mut ranked: Vec<(f64, HostId, StorageId)> = left
         .into_iter()
@@ -81,7 +89,10 @@ pub(super) fn refusal(report: &PlacementReport) -> Error {
 
 /// The storage with the most left, of those that have room.
 fn storage(place: &Place, request: &Request) -> Option<PlaceStorage> {
-    let left = |s: &PlaceStorage| (s.total.0 as f64 * request.storage_overcommit) as u64 - s.reserved.0.min((s.total.0 as f64 * request.storage_overcommit) as u64);
+    let left = |s: &PlaceStorage| {
+        (s.total.0 as f64 * request.storage_overcommit) as u64
+            - s.reserved.0.min((s.total.0 as f64 * request.storage_overcommit) as u64)
+    };
     place.storages.iter().copied().filter(|s| left(s) >= request.disk.0).max_by_key(left)
 }
 
@@ -121,7 +132,14 @@ mod tests {
     }
 
     fn request() -> Request {
-        Request { vcpus: 2, memory: Bytes::gib(2), disk: Bytes::gib(10), cluster: None, host: None, storage_overcommit: 1.0 }
+        Request {
+            vcpus: 2,
+            memory: Bytes::gib(2),
+            disk: Bytes::gib(10),
+            cluster: None,
+            host: None,
+            storage_overcommit: 1.0,
+        }
     }
 
     #[test]
@@ -148,7 +166,16 @@ mod tests {
         let (ranked, report) = choose(&places, &request());
         assert!(ranked.is_empty());
         let dropped: Vec<_> = report.filters.iter().map(|f| (f.filter.as_str(), f.dropped)).collect();
-        let expected = [("host", 0), ("network", 0), ("connection", 1), ("admin_state", 1), ("arch", 1), ("vcpus", 1), ("memory", 1), ("storage", 2)];
+        let expected = [
+            ("host", 0),
+            ("network", 0),
+            ("connection", 1),
+            ("admin_state", 1),
+            ("arch", 1),
+            ("vcpus", 1),
+            ("memory", 1),
+            ("storage", 2),
+        ];
         assert_eq!(dropped, expected);
         let error = refusal(&report);
         assert_eq!((error.code, error.causes.len()), (Code::NoHostFits, 6));

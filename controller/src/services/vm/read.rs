@@ -39,7 +39,8 @@ pub(super) async fn list(context: Context, cx: Cx, message: ListVms) -> Result<P
 
 pub(super) async fn console_log(context: Context, cx: Cx, message: GetConsoleLog) -> Result<ConsoleLog> {
     let host = host_of(&context, message.id).await?;
-    let command = ReadConsoleLog { vm_id: message.id, offset: message.range.offset, max: message.range.max.min(MAX_LOG) };
+    let command =
+        ReadConsoleLog { vm_id: message.id, offset: message.range.offset, max: message.range.max.min(MAX_LOG) };
     let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
     context.deps.agents.command(&host, order, &command, &NoProgress).await
 }
@@ -49,7 +50,15 @@ pub(super) async fn route_console(context: Context, message: RouteConsole) -> Re
         let mut conn = context.deps.db.read().await?;
         db::vm::require(&mut conn, message.id).await?.vm.state
     };
-    if !matches!(state, VmState::Running | VmState::Paused | VmState::Rebooting | VmState::Stopping | VmState::Creating | VmState::Starting) {
+    if !matches!(
+        state,
+        VmState::Running
+            | VmState::Paused
+            | VmState::Rebooting
+            | VmState::Stopping
+            | VmState::Creating
+            | VmState::Starting
+    ) {
         return Err(Error::new(Code::InvalidState, format!("the vm is {state}: it has a console only while it runs")));
     }
     let host = host_of(&context, message.id).await?;

@@ -15,7 +15,8 @@ use crate::specs;
 pub(super) async fn build(deps: &Deps, id: VmId) -> Result<(HostId, VmSpec)> {
     let mut conn = deps.db.read().await?;
     let row = db::vm::require(&mut conn, id).await?;
-    let host = row.vm.host_id.ok_or_else(|| Error::new(Code::InvalidState, format!("vm {} is on no host", row.vm.name)))?;
+    let host =
+        row.vm.host_id.ok_or_else(|| Error::new(Code::InvalidState, format!("vm {} is on no host", row.vm.name)))?;
     let mut disks = Vec::new();
     for volume in db::volume::of_vm(&mut conn, id).await? {
         let device = volume.device.clone().unwrap_or_else(|| "vda".to_string());
@@ -48,7 +49,11 @@ pub(super) async fn build(deps: &Deps, id: VmId) -> Result<(HostId, VmSpec)> {
 }
 
 /// A volume as its host must have it.
-pub(super) async fn volume_spec(deps: &Deps, conn: &mut Conn, volume: &shared::api::volume::Volume) -> Result<VolumeSpec> {
+pub(super) async fn volume_spec(
+    deps: &Deps,
+    conn: &mut Conn,
+    volume: &shared::api::volume::Volume,
+) -> Result<VolumeSpec> {
     let storage = storage_spec(conn, volume.storage_id).await?;
     let base = match volume.image_id {
         None => None,

@@ -51,7 +51,11 @@ impl Step<State> for Mark {
             return Err(Error::new(Code::InUse, "a root volume is removed with its VM: expunge that").into());
         }
         if volume.vm_id.is_some() {
-            return Err(Error::new(Code::InUse, format!("volume {} is attached to a VM: detach it first", volume.name)).into());
+            return Err(Error::new(
+                Code::InUse,
+                format!("volume {} is attached to a VM: detach it first", volume.name),
+            )
+            .into());
         }
         set(tx, &volume, VolumeState::Deleting).await
     }

@@ -116,7 +116,8 @@ async fn find(context: &Context, id: shared::id::VolumeId) -> Result<Volume> {
 
 fn with_links(mut volume: Volume) -> Volume {
     let path = format!("/v1/volumes/{}", volume.id);
-    let mut add = |verb: &str, method: &str, href: String| volume.links.insert(verb.to_string(), Link::new(method, href));
+    let mut add =
+        |verb: &str, method: &str, href: String| volume.links.insert(verb.to_string(), Link::new(method, href));
     add("self", "GET", path.clone());
     match (volume.kind, volume.state) {
         (VolumeKind::Data, VolumeState::Available) => {
