@@ -1,8 +1,12 @@
 //! The integration tests: one binary, one module per noun, each test with a controller of its own.
 
+mod api;
 mod architecture;
 mod faults;
 mod flows;
 mod host;
 mod image;
+mod job;
+mod network;
 mod vm;
+mod volume;
