@@ -68,7 +68,7 @@ rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id"
 echo localhost >"$root/etc/hostname"
 printf 'auto lo\niface lo inet loopback\nsource /etc/network/interfaces.d/*\n' >"$root/etc/network/interfaces"
 # As Debian's own cloud images have it: the user is called debian and may become root.
-printf 'apt_preserve_sources_list: true\nmanage_etc_hosts: true\n' >"$root/etc/cloud/cloud.cfg.d/10_image.cfg"
+printf 'apt:\n  preserve_sources_list: true\nlocale: false\nmanage_etc_hosts: true\n' >"$root/etc/cloud/cloud.cfg.d/10_image.cfg"
 chroot "$root" systemctl enable serial-getty@ttyS0.service ssh.service
 chroot "$root" apt-get clean
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/log/*.log
