@@ -11,7 +11,7 @@ use super::Api;
 use super::extract::{Id, Json, List};
 use super::reply::{self, Answer};
 use crate::cx::Cx;
-use crate::messages::account::{CreateAccount, GetAccount, ListAccounts};
+use crate::messages::account::{CreateAccount, DeleteAccount, GetAccount, ListAccounts};
 
 /// Lists accounts.
 #[utoipa::path(get, path = "/accounts", tag = "accounts", params(ListParams), responses((status = 200, body = Page<Account>)))]
@@ -31,4 +31,11 @@ pub async fn create_account(State(api): State<Arc<Api>>, cx: Cx, Json(body): Jso
 #[utoipa::path(get, path = "/accounts/{id}", tag = "accounts", params(("id" = AccountId, Path)), responses((status = 200, body = Account)))]
 pub async fn get_account(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<AccountId>) -> Answer {
     reply::ok(&api.call(&cx, GetAccount { id }).await?)
+}
+
+/// Removes an account that owns nothing, with its tokens.
+#[utoipa::path(delete, path = "/accounts/{id}", tag = "accounts", params(("id" = AccountId, Path)), responses((status = 204)))]
+pub async fn delete_account(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<AccountId>) -> Answer {
+    api.call(&cx, DeleteAccount { id }).await?;
+    reply::no_content()
 }

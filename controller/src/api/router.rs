@@ -56,7 +56,7 @@ pub(super) fn v1() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(setting::get_setting, setting::update_setting))
         .routes(routes!(service::list_services))
         .routes(routes!(account::list_accounts, account::create_account))
-        .routes(routes!(account::get_account))
+        .routes(routes!(account::get_account, account::delete_account))
         .routes(routes!(token::list_tokens, token::create_token))
         .routes(routes!(token::get_token, token::delete_token))
 }

@@ -59,3 +59,11 @@ pub fn from_row(row: &AnyRow) -> Result<Account> {
         created_at: row.time("created_at")?,
     })
 }
+
+/// Removes an account with its tokens. A foreign key stands in the way while it owns anything else.
+pub async fn delete(tx: &mut Tx, id: AccountId) -> Result<()> {
+    for sql in ["DELETE FROM token WHERE account_id = $1", "DELETE FROM account WHERE id = $1"] {
+        sqlx::query(sql).bind(id.to_string()).execute(tx.conn()).await?;
+    }
+    Ok(())
+}

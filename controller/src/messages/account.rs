@@ -9,6 +9,10 @@ use crate::bus::request;
 
 reads!("account", "account.GetAccount" => GetAccount(AccountId), "account.ListAccounts" => ListAccounts, Account, Operate);
 creates!("account.CreateAccount" to "account" => Account, CreateAccount(AccountId, Body), Operate);
+changes!(
+    /// Removes an account that owns nothing, with its tokens.
+    "account.DeleteAccount" to "account" => (), DeleteAccount(AccountId), Operate
+);
 creates!("account.CreateToken" to "account" => NewToken, CreateToken(TokenId, TokenBody), Create);
 reads!("account", "account.GetToken" => GetToken(TokenId), "account.ListTokens" => ListTokens, Token, Read);
 changes!(

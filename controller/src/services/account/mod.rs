@@ -16,6 +16,7 @@ pub fn register(context: &Context, registry: &mut Registry) {
     context.serve(registry, service::create);
     context.serve(registry, service::get);
     context.serve(registry, service::list);
+    context.serve(registry, service::delete);
     context.serve(registry, token::create);
     context.serve(registry, token::get);
     context.serve(registry, token::list);

@@ -3,12 +3,12 @@
 use serde_json::json;
 use shared::api::account::{Account, AccountKind};
 use shared::api::page::Page;
-use shared::{Error, Result};
+use shared::{Code, Error, Result};
 
 use crate::cx::Cx;
 use crate::db;
-use crate::messages::account::{CreateAccount, GetAccount, ListAccounts};
-use crate::services::{Context, announce, same_or_conflict};
+use crate::messages::account::{CreateAccount, DeleteAccount, GetAccount, ListAccounts};
+use crate::services::{Context, announce, same_or_conflict, still_used};
 
 pub(super) async fn create(context: Context, cx: Cx, message: CreateAccount) -> Result<Account> {
     let account = context.mutate(&cx, move |tx, now| {
@@ -37,4 +37,20 @@ pub(super) async fn list(context: Context, cx: Cx, message: ListAccounts) -> Res
     let mut conn = context.deps.db.read().await?;
     let page = db::page::list(&mut conn, &db::account::LIST, &message.params, cx.caller.scope()).await?;
     Ok(page.read(db::account::from_row)?)
+}
+
+pub(super) async fn delete(context: Context, cx: Cx, message: DeleteAccount) -> Result<()> {
+    let id = message.id;
+    let deleted = context.mutate(&cx, move |tx, now| {
+        Box::pin(async move {
+            let account = db::account::get(tx.conn(), id).await?.ok_or_else(|| Error::not_found("account", id))?;
+            if account.kind == AccountKind::Admin {
+                return Err(Error::new(Code::InUse, "the admin account cannot be removed").into());
+            }
+            let in_use = "the account owns images, networks, volumes or VMs: remove them first";
+            db::account::delete(tx, id).await.map_err(|error| still_used(error, in_use))?;
+            announce(tx, id, "deleted", None, &json!({ "name": account.name }), now).await
+        })
+    });
+    deleted.await
 }

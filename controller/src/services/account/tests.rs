@@ -8,7 +8,8 @@ use shared::id::{AccountId, TokenId};
 use super::*;
 use crate::auth::token::sha256_hex;
 use crate::messages::account::{
-    Authenticate, CreateAccount, CreateToken, GetToken, ListAccounts, ListTokens, RevokeToken,
+    Authenticate, CreateAccount, CreateToken, DeleteAccount, GetAccount, GetToken, ListAccounts, ListTokens,
+    RevokeToken,
 };
 use crate::services::testing::{call_of, systems, with_key};
 
@@ -102,5 +103,16 @@ async fn the_admin_is_made_at_the_first_start_only() {
             let identity = system.by_tenant(Authenticate { secret_sha256: sha256_hex(&secret) }).await.unwrap();
             assert_eq!(identity.kind, AccountKind::Admin);
         }
+    }
+}
+
+#[tokio::test]
+async fn an_account_goes_only_when_it_owns_nothing() {
+    for system in systems().await {
+        let seeded = system.by_admin(DeleteAccount { id: system.seed.account.id }).await.unwrap_err();
+        assert_eq!(seeded.code, Code::InUse);
+        let empty = system.by_admin(account("empty")).await.unwrap();
+        system.by_admin(DeleteAccount { id: empty.id }).await.unwrap();
+        assert_eq!(system.by_admin(GetAccount { id: empty.id }).await.unwrap_err().code, Code::NotFound);
     }
 }
