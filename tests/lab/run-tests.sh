@@ -5,8 +5,8 @@
 #
 # The runner is cargo-nextest, each test a process of its own. Where it is missing it is installed
 # into the cache, once (KRING_NO_INSTALL=1: not installed); where that fails, cargo's own runner
-# takes its place. Tests find the lab by KRING_LAB_SCRIPTS and the test guest by KRING_GUEST_IMAGE
-# and KRING_GUEST_IMAGE_UEFI.
+# takes its place. Without arguments what touches the database is run on PostgreSQL first, on a
+# server that this script starts, and then everything on SQLite.
 set -euo pipefail
 LAB=$(cd "$(dirname "$0")" && pwd)
 . "$LAB/lib.sh"
@@ -14,11 +14,13 @@ cd "$LAB/../.."
 command -v cargo >/dev/null || PATH=$PATH:${HOME:-}/.cargo/bin
 command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
 find_cache
+# Unit tests of the database layer and of what is written in terms of it, and the integration tests.
+DATABASE_TESTS='(package(kring-controller) and test(/db|workflow|services|reconcile|bootstrap|api/)) or (package(kring-tests) and kind(test))'
 
-export KRING_LAB_SCRIPTS=$LAB
-KRING_GUEST_IMAGE=$("$LAB/guest/build.sh")
-KRING_GUEST_IMAGE_UEFI=$("$LAB/guest/build.sh" --uefi)
-export KRING_GUEST_IMAGE KRING_GUEST_IMAGE_UEFI
+# Built now, so that no test spends its time on it.
+"$LAB/guest/build.sh" >/dev/null
+"$LAB/guest/build.sh" --uefi >/dev/null
+
 PATH=$PATH:$CACHE/tools/bin
 if ! cargo nextest --version >/dev/null 2>&1 && [ -z "${KRING_NO_INSTALL:-}" ]; then
     say "installing cargo-nextest into $CACHE/tools (once, some minutes)"
@@ -30,13 +32,27 @@ if ! cargo nextest --version >/dev/null 2>&1 && [ -z "${KRING_NO_INSTALL:-}" ]; 
     exec 9>&-
 fi
 
+postgres=/var/tmp/kring-test-postgres.$$
+results=$(mktemp)
+trap 'rm -f "$results"; "$LAB/postgres.sh" stop "$postgres"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+code=0
+
 if cargo nextest --version >/dev/null 2>&1; then
-    exec cargo nextest run --locked --workspace --no-fail-fast "$@"
+    if [ $# -eq 0 ]; then
+        "$LAB/postgres.sh" sweep
+        url=$("$LAB/postgres.sh" start "$postgres")
+        say "=== on PostgreSQL: what touches the database"
+        KRING_TEST_POSTGRES=$url cargo nextest run --locked --workspace --no-fail-fast -E "$DATABASE_TESTS" || code=$?
+        "$LAB/postgres.sh" stop "$postgres"
+        [ $code -eq 0 ] || say "FAILED on PostgreSQL: see above"
+        say "=== on SQLite: everything"
+    fi
+    cargo nextest run --locked --workspace --no-fail-fast "$@" || code=$?
+    exit $code
 fi
 warn "using cargo test: tests share processes, and limits of .config/nextest.toml do not hold"
-results=$(mktemp)
-trap 'rm -f "$results"' EXIT
-code=0
 cargo test --locked --workspace --no-fail-fast --tests --bins --lib "$@" 2>&1 | tee "$results" || code=$?
 # cargo prints a summary for each binary; this is their sum.
 awk '/^test result:/ { for (i = 1; i < NF; i++) { if ($(i+1) ~ /^passed/) p += $i; if ($(i+1) ~ /^failed/) f += $i; if ($(i+1) ~ /^ignored/) s += $i } }
