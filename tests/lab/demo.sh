@@ -39,7 +39,7 @@ daemon() {
     # What is recorded there is of an earlier run, or dead.
     "${SUDO[@]}" rm -f "$RUN/$name.process"
     "${via[@]}" setsid --fork bash -c '. "$1"; umask 022; echo "$$ $(start_time $$)" >"$2"; shift 2; exec "$@"' \
-        daemon "$LAB/lib.sh" "$RUN/$name.process" "$@" >>"$DEMO/$name.log" 2>&1 </dev/null 9>&-
+        daemon "$LAB/lib.sh" "$RUN/$name.process" "$@" >>"$DEMO/$name.log" 2>&1 </dev/null 7>&- 9>&-
 }
 recorded() { cat "$RUN/$1.process" 2>/dev/null || true; }
 
@@ -168,7 +168,7 @@ join_host() {
     port=$(free_port 7443)
     token=$(kring host join-token -o json | jq -r .token)
     printf '[agent]\nlisten = "127.0.0.1:%s"\ndata_dir = "%s"\nrun_dir = "%s"\n' "$port" "$DEMO/agent" "$DEMO/agent-run" >"$DEMO/agent.toml"
-    "${SUDO[@]}" "$DEMO/bin/kring-agent" join --config "$DEMO/agent.toml" --controller "$URL" --token "$token" --name demo-host
+    "${SUDO[@]}" "$DEMO/bin/kring-agent" join --config "$DEMO/agent.toml" --controller "$URL" "--token=$token" --name demo-host
     daemon agent root "$DEMO/bin/kring-agent" run --config "$DEMO/agent.toml"
     await 30 agent host_is_connected
 }
@@ -279,7 +279,7 @@ up() {
     touch "$DEMO/.kring-demo"
     : >"$LOG"
     . "$LAB/progress.sh"
-    trap 'code=$?; step_failed; stop_spinner; [ $code -eq 0 ] || printf "The log is %s. \"make demo\" tries again, \"make demo-stop\" cleans up.\n" "$LOG"; exit $code' EXIT
+    trap 'code=$?; step_failed; stop_spinner; [ $code -eq 0 ] || printf "The log is %s. \"make demo\" tries again, \"make demo-stop\" cleans up.\n" "$LOG" >&7; exit $code' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     need_privileges
@@ -408,7 +408,7 @@ stop() {
     mkdir -p "$RUN"
     : >"$LOG"
     . "$LAB/progress.sh"
-    trap 'code=$?; step_failed; stop_spinner; [ $code -eq 0 ] || printf "The log is %s.\n" "$LOG"; exit $code' EXIT
+    trap 'code=$?; step_failed; stop_spinner; [ $code -eq 0 ] || printf "The log is %s.\n" "$LOG" >&7; exit $code' EXIT
     step "Demo stopped: processes, domains, networks, rules and files removed" remove_all
     "${SUDO[@]}" rm -rf "$DEMO"
     rm -f "$DEMO.lock"

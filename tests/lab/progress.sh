@@ -4,6 +4,9 @@
 #   note TEXT                       shows TEXT beside the spinner of the step that runs
 #   step_failed                     to be called by an EXIT trap: says which step failed, and why
 
+# A step's own output goes to the log; what people read goes where it went when this was sourced.
+# Programs that outlive the script are started with 7>&- so that they do not keep it open.
+exec 7>&1
 STEP='' STEP_BEGAN=0 SPINNER='' STEPS_BEGAN=$SECONDS
 if [ -t 1 ]; then
     TERMINAL=yes GREEN=$'\e[32m' RED=$'\e[31m' DIM=$'\e[2m' BOLD=$'\e[1m' PLAIN=$'\e[0m' CLEAR=$'\r\e[K'
@@ -40,10 +43,9 @@ spin() {
 
 stop_spinner() {
     [ -n "$SPINNER" ] || return 0
-    kill "$SPINNER" 2>/dev/null || true
-    wait "$SPINNER" 2>/dev/null || true
+    { kill "$SPINNER" && wait "$SPINNER"; } 2>/dev/null || true
     SPINNER=''
-    printf '%s' "$CLEAR"
+    printf '%s' "$CLEAR" >&7
 }
 
 elapsed() { awk -v b="$1" -v n="${EPOCHREALTIME/,/.}" 'BEGIN { printf "%.1f s", n - b }'; }
@@ -53,20 +55,20 @@ step() {
     shift
     STEP_BEGAN=${EPOCHREALTIME/,/.}
     : >"$LOG.note"
-    spin "$SECONDS" "$STEP" $$ 9>&- &
+    spin "$SECONDS" "$STEP" $$ >&7 9>&- &
     SPINNER=$!
     printf '\n== %s\n' "$STEP" >>"$LOG"
     "$@" >>"$LOG" 2>&1
     stop_spinner
-    printf '%s%s%s %s %s%s%s\n' "$GREEN" "$TICK" "$PLAIN" "$STEP" "$DIM" "$(elapsed "$STEP_BEGAN")" "$PLAIN"
+    printf '%s%s%s %s %s%s%s\n' "$GREEN" "$TICK" "$PLAIN" "$STEP" "$DIM" "$(elapsed "$STEP_BEGAN")" "$PLAIN" >&7
     STEP=''
 }
 
 step_failed() {
     [ -n "$STEP" ] || return 0
     stop_spinner
-    printf '%s%s %s%s failed after %s\n' "$RED" "$CROSS" "$STEP" "$PLAIN" "$(elapsed "$STEP_BEGAN")"
+    printf '%s%s %s%s failed after %s\n' "$RED" "$CROSS" "$STEP" "$PLAIN" "$(elapsed "$STEP_BEGAN")" >&7
     [ -f "$LOG" ] || return 0
     # What the step itself wrote, its end.
-    awk '/^== /{ text = "" } { text = text $0 "\n" } END { printf "%s", text }' "$LOG" | tail -n 20 | sed 's/^/    /'
+    awk '/^== / { text = ""; next } { text = text $0 "\n" } END { printf "%s", text }' "$LOG" | tail -n 20 | sed 's/^/    /' >&7
 }
