@@ -1,6 +1,6 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test check demo-check guest-check
+.PHONY: help demo demo-stop build test bench check demo-check guest-check
 
 LAB := tests/lab
 
@@ -32,6 +32,11 @@ check: ## formatting, lints, and licences and advisories of dependencies
 		if cargo deny --config .deny.toml fetch db >/dev/null 2>&1; then cargo deny --locked --config .deny.toml check advisories; \
 		else echo "the advisory database cannot be reached: advisories were not checked"; fi; \
 	fi
+
+bench: ## figures, optimised (NAME=bus for one of them; then in target/bench as JSON)
+	@$(LAB)/install-deps.sh build
+	cargo build --locked --release --bin kring-controller --bin kring-bench
+	@$${CARGO_TARGET_DIR:-target}/release/kring-bench $(NAME)
 
 demo-check: ## play the demo twice, killed at several moments, and see that it leaves nothing
 	@$(LAB)/install-deps.sh build run guest

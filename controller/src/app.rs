@@ -57,7 +57,7 @@ pub enum Error {
         url: String,
         /// Why.
         #[source]
-        source: db::Error,
+        source: Box<db::Error>,
     },
     /// Certificates.
     #[error("the certificates could not be opened or made")]
@@ -277,7 +277,7 @@ pub async fn new_admin_token(config: &Config) -> Result<String, Error> {
 async fn open_db(config: &Config, tasks: &TaskTracker) -> Result<Db, Error> {
     let url = config.database_url();
     let shown = url.split('@').next_back().unwrap_or_default().to_string();
-    Db::open(&url, tasks).await.map_err(|source| Error::Database { url: shown, source })
+    Db::open(&url, tasks).await.map_err(|source| Error::Database { url: shown, source: Box::new(source) })
 }
 
 /// Takes the data folder for this process.

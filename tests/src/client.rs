@@ -188,6 +188,15 @@ impl Client {
     /// # Errors
     /// When the file cannot be read or names no controller.
     pub fn from_cli_config(path: &Path) -> anyhow::Result<Self> {
+        let (url, ca, token) = Self::parts_of_cli_config(path)?;
+        Self::new(&url, &ca, token.as_deref())
+    }
+
+    /// Address, certificate authority (PEM) and token that a `cli.toml` names.
+    ///
+    /// # Errors
+    /// When the file cannot be read or names no controller.
+    pub fn parts_of_cli_config(path: &Path) -> anyhow::Result<(String, String, Option<String>)> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let mut config: CliConfig = toml::from_str(&text)?;
         let name = config.current.or_else(|| config.contexts.keys().next().cloned()).unwrap_or_default();
@@ -198,7 +207,7 @@ impl Client {
             (None, Some(file)) => std::fs::read_to_string(path.parent().unwrap_or(Path::new(".")).join(file))?,
             (None, None) => anyhow::bail!("the context has no certificate authority"),
         };
-        Self::new(url, &ca, chosen.token.as_deref())
+        Ok((url.clone(), ca, chosen.token))
     }
 
     /// The same controller as somebody else; nobody when there is no token.

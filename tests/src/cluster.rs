@@ -160,6 +160,12 @@ impl Cluster {
         }
     }
 
+    /// Configuration of the command line for this controller, as admin.
+    #[must_use]
+    pub fn cli_config(&self) -> PathBuf {
+        self.folder.path().join("cli.toml")
+    }
+
     /// What the controller has logged, when it is a process.
     #[must_use]
     pub fn log_file(&self) -> PathBuf {

@@ -5,8 +5,10 @@
 //! - [`client`], [`world`]: the public API, and what most tests need made through it.
 //! - [`snapshot`]: what is in the database and on the hosts, to be compared.
 //! - [`kit`]: breaks every step of every flow.
+//! - [`bench`]: programs that print figures.
 //! - [`wait`]: waiting for conditions. - [`cmd`]: starting built programs.
 
+pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod cmd;

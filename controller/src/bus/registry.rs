@@ -20,6 +20,8 @@ use super::stats::ServiceStats;
 use crate::cx::Cx;
 
 pub(super) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// The resource that a message is about, and the work that handles it.
+pub(super) type Opened = (Option<Uuid>, Boxed<Result<Box<RawValue>, Error>>);
 type HandlerFn<M> = dyn Fn(Cx, M) -> Boxed<Result<<M as Request>::Reply, Error>> + Send + Sync;
 
 /// The handler of one request type.
@@ -49,11 +51,7 @@ pub(super) trait WireHandler: Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn service(&self) -> &'static str;
     /// Reads the body; answers the resource that it is about and the work that handles it.
-    fn open(
-        self: Arc<Self>,
-        cx: Cx,
-        body: &RawValue,
-    ) -> Result<(Option<Uuid>, Boxed<Result<Box<RawValue>, Error>>), Error>;
+    fn open(self: Arc<Self>, cx: Cx, body: &RawValue) -> Result<Opened, Error>;
     fn stats(&self) -> &Arc<ServiceStats>;
     #[cfg(test)]
     fn round_trips(&self, body: &RawValue) -> Result<Box<RawValue>, Error>;
@@ -68,11 +66,7 @@ impl<M: Request> WireHandler for Handler<M> {
         M::SERVICE
     }
 
-    fn open(
-        self: Arc<Self>,
-        cx: Cx,
-        body: &RawValue,
-    ) -> Result<(Option<Uuid>, Boxed<Result<Box<RawValue>, Error>>), Error> {
+    fn open(self: Arc<Self>, cx: Cx, body: &RawValue) -> Result<Opened, Error> {
         let message: M = serde_json::from_str(body.get()).map_err(|e| {
             Error::new(Code::UnknownMessage, format!("the body of {} could not be read", M::NAME))
                 .with_detail(e.to_string())

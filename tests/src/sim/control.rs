@@ -75,7 +75,7 @@ async fn answer(sim: &Arc<Sim>, request: Request<Incoming>) -> Response<Full<Byt
 async fn handle(sim: &Arc<Sim>, method: &Method, path: &str, body: &[u8]) -> Result<Value> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match (method.as_str(), parts.as_slice()) {
-        ("GET", ["hosts"]) => Ok(sim.hosts().iter().map(|host| summary(host)).collect()),
+        ("GET", ["hosts"]) => Ok(sim.hosts().iter().map(summary).collect()),
         ("GET", ["hosts", id]) => to_value(&*find(sim, id)?.state()),
         ("POST", ["hosts", id, verb]) => host_verb(&find(sim, id)?, verb).await,
         ("POST", ["hosts", id, "vms", vm, verb]) => vm_verb(&find(sim, id)?, vm, verb),

@@ -58,7 +58,8 @@ pub(super) async fn settle(
     for (storage_id, volume_id) in orphans.volumes {
         match storages.iter().find(|storage| storage.storage_id == storage_id) {
             Some(storage) if removes => {
-                remove(context, cx, row, &DeleteVolume { volume_id, storage: storage.clone() }).await?
+                let command = DeleteVolume { volume_id, storage: storage.clone() };
+                remove(context, cx, row, &command).await?;
             }
             _ => tell(context, row.host.id, "volume", volume_id).await?,
         }

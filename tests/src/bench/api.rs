@@ -1,0 +1,49 @@
+//! `api`: `GET /v1/vms/{id}` over HTTPS, with the load generator on the same machine.
+
+use std::ffi::OsStr;
+
+use anyhow::Context;
+
+use super::load::Seen;
+use super::{Bench, process};
+use crate::cluster::{Cluster, Setup};
+use crate::cmd;
+
+const CONNECTIONS: &str = "64";
+const SECONDS: &str = "10";
+
+/// Measures.
+///
+/// # Errors
+/// When the controller does not start or a request fails.
+pub async fn run() -> anyhow::Result<()> {
+    let mut bench = Bench::begin("api")?;
+    let cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
+    cluster.host().await?;
+    let (image, network) = (cluster.image().await?, cluster.network().await?);
+    let vm = cluster.vm(&image, &network).await?;
+    let pid = cluster.pid().context("the controller is a process")?;
+    let before = process::cpu_seconds(pid)?;
+    let config = cluster.cli_config();
+    let path = format!("/v1/vms/{}", vm.id);
+    let program = std::env::current_exe()?;
+    let arguments: [&OsStr; 9] = [
+        "load".as_ref(),
+        "--config".as_ref(),
+        config.as_os_str(),
+        "--path".as_ref(),
+        path.as_ref(),
+        "--connections".as_ref(),
+        CONNECTIONS.as_ref(),
+        "--seconds".as_ref(),
+        SECONDS.as_ref(),
+    ];
+    let seen: Seen = serde_json::from_str(&cmd::run(program.as_os_str(), &arguments).await?)?;
+    let cpu = process::cpu_seconds(pid)? - before;
+    bench.figure("GET /v1/vms/{id}, 64 connections", seen.requests as f64 / seen.seconds, "1/s", "at least 15,000");
+    bench.figure("median", seen.p50_us / 1000.0, "ms", "");
+    bench.figure("99th percentile", seen.p99_us / 1000.0, "ms", "under 10");
+    bench.figure("CPU of the controller, each", cpu * 1e6 / seen.requests as f64, "µs", "");
+    cluster.stop().await?;
+    bench.end()
+}

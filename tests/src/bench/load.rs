@@ -1,0 +1,93 @@
+//! A load generator of its own process: one path, many kept-alive connections, each one request at a
+//! time. It prints what it saw as one line of JSON.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+use super::quantile;
+use crate::client::Client;
+use crate::sim::tls;
+
+/// What the load generator saw.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Seen {
+    /// Requests that were answered with 200.
+    pub requests: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Median and 99th percentile of the time of a request, in microseconds.
+    pub p50_us: f64,
+    /// See `p50_us`.
+    pub p99_us: f64,
+}
+
+/// Loads `path` of the controller that the CLI configuration names.
+///
+/// # Errors
+/// When any request is not answered with 200.
+pub async fn run(config: &Path, path: &str, connections: usize, seconds: u64) -> anyhow::Result<Seen> {
+    let (url, ca, token) = Client::parts_of_cli_config(config)?;
+    let token = token.context("the configuration has no token")?;
+    let address = url.strip_prefix("https://").context("an https URL")?.to_string();
+    let connector = TlsConnector::from(Arc::new(tls::client_config(&ca)?));
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let begin = Instant::now();
+    let mut workers = JoinSet::new();
+    for _ in 0..connections {
+        let (address, connector, path, token) = (address.clone(), connector.clone(), path.to_string(), token.clone());
+        workers.spawn(async move { worker(&address, connector, &path, &token, end).await });
+    }
+    let mut times: Vec<u32> = Vec::new();
+    while let Some(worker) = workers.join_next().await {
+        times.extend(worker??);
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    times.sort_unstable();
+    Ok(Seen { requests: times.len() as u64, seconds, p50_us: quantile(&times, 0.5), p99_us: quantile(&times, 0.99) })
+}
+
+async fn worker(
+    address: &str,
+    connector: TlsConnector,
+    path: &str,
+    token: &str,
+    end: Instant,
+) -> anyhow::Result<Vec<u32>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(shared::wire::CONTROLLER_DNS_NAME)?;
+    let stream = connector.connect(name, stream).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let requests = async {
+        let mut times = Vec::new();
+        while Instant::now() < end {
+            let request = http::Request::get(path)
+                .header("host", address)
+                .header("authorization", format!("Bearer {token}"))
+                .body(Empty::<Bytes>::new())?;
+            let begin = Instant::now();
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
+            anyhow::ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+            times.push(u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX));
+        }
+        Ok(times)
+    };
+    tokio::select! {
+        times = requests => times,
+        ended = connection => Err(anyhow::anyhow!("the connection ended: {ended:?}")),
+    }
+}

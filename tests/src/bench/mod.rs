@@ -1,0 +1,105 @@
+//! Benchmarks: programs that print figures, and never a verdict.
+//!
+//! Each writes a table for people and `target/bench/<name>.json` for programs. Beside every wall time
+//! stand the CPU seconds of the processes and the share of time that others took from the machine.
+
+pub mod api;
+pub mod bus;
+pub mod create;
+pub mod idle;
+pub mod load;
+pub mod process;
+pub mod ring;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+    /// In what.
+    pub unit: &'static str,
+    /// What it should be, in words; empty when nothing is asked.
+    pub target: &'static str,
+}
+
+/// What one benchmark found, and where.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The benchmark.
+    pub bench: &'static str,
+    /// Processors of the machine, and their model.
+    pub machine: String,
+    /// Whether the programs were optimised.
+    pub profile: &'static str,
+    /// Share of the machine's time that was taken by others while it ran, 0 to 1.
+    pub stolen: f64,
+    /// The figures.
+    pub figures: Vec<Figure>,
+}
+
+/// Collects the figures of a benchmark from its begin.
+pub struct Bench {
+    report: Report,
+    begin: process::MachineTime,
+}
+
+impl Bench {
+    /// Begins a benchmark.
+    ///
+    /// # Errors
+    /// When the kernel does not tell its times.
+    pub fn begin(bench: &'static str) -> anyhow::Result<Self> {
+        let profile = if cfg!(debug_assertions) { "debug: figures mean nothing" } else { "release" };
+        let report = Report { bench, machine: process::machine(), profile, stolen: 0.0, figures: Vec::new() };
+        Ok(Self { report, begin: process::machine_time()? })
+    }
+
+    /// Adds a figure.
+    pub fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str, target: &'static str) {
+        self.report.figures.push(Figure { name: name.into(), value, unit, target });
+    }
+
+    /// Prints the figures and writes them down.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    #[expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
+    pub fn end(mut self) -> anyhow::Result<()> {
+        self.report.stolen = process::machine_time()?.stolen_since(&self.begin);
+        let Report { bench, machine, profile, stolen, figures } = &self.report;
+        println!("{bench}  ({machine}; {profile}; {:.0} % of the time stolen)", stolen * 100.0);
+        for Figure { name, value, unit, target } in figures {
+            let target = if target.is_empty() { String::new() } else { format!("(asked: {target})") };
+            println!("  {name:<44} {value:>14.3} {unit:<8} {target}");
+        }
+        let dir = PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into())).join("bench");
+        std::fs::create_dir_all(&dir)?;
+        std::fs::write(dir.join(format!("{bench}.json")), serde_json::to_vec_pretty(&self.report)?)?;
+        Ok(())
+    }
+}
+
+/// The value below which `share` of the sorted `values` lie.
+#[must_use]
+pub fn quantile(values: &[u32], share: f64) -> f64 {
+    let at = ((values.len() as f64 * share) as usize).min(values.len().saturating_sub(1));
+    values.get(at).copied().map_or(f64::NAN, f64::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_the_sorted_values() {
+        let values: Vec<u32> = (0..100).collect();
+        assert_eq!((quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 1.0)), (50.0, 99.0, 99.0));
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+}

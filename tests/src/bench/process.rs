@@ -1,0 +1,65 @@
+//! What the kernel tells of processes and of the machine.
+
+use anyhow::Context;
+
+/// Ticks of the kernel's process times in a second; the same on every Linux that Kring runs on.
+const TICKS: f64 = 100.0;
+
+/// CPU seconds that a process has used.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may contain anything.
+    let fields: Vec<&str> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
+    let ticks =
+        |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok()).context("a field is missing in stat");
+    Ok((ticks(11)? + ticks(12)?) / TICKS)
+}
+
+/// Resident memory of a process, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS in status")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("no number in VmRSS")?.parse()?;
+    Ok(kib * 1024)
+}
+
+/// Times of the whole machine.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineTime {
+    all: f64,
+    stolen: f64,
+}
+
+impl MachineTime {
+    /// Share of the time since `before` that the hypervisor gave to others.
+    #[must_use]
+    pub fn stolen_since(&self, before: &Self) -> f64 {
+        (self.stolen - before.stolen) / (self.all - before.all).max(1.0)
+    }
+}
+
+/// The machine's times now.
+///
+/// # Errors
+/// When the kernel does not tell them.
+pub fn machine_time() -> anyhow::Result<MachineTime> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("/proc/stat is empty")?;
+    let times: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    Ok(MachineTime { all: times.iter().take(8).sum(), stolen: times.get(7).copied().unwrap_or(0.0) })
+}
+
+/// Processors and their model, in words.
+#[must_use]
+pub fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let count = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{count} × {}", model.map_or("unknown processor", |(_, model)| model.trim()))
+}
