@@ -67,6 +67,7 @@ impl fmt::Display for Finding {
 /// Looks at everything that the agent needs.
 pub async fn run(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Finding> {
     let mut findings = vec![user(), guests(config.libvirt.virt_mode), libvirt(config, hypervisor).await];
+    findings.extend(facts::kvm_closed_to_guests().map(|reason| Finding::new(Grade::Poor, "/dev/kvm", reason)));
     for (program, version, package) in PROGRAMS {
         findings.push(self::program(program, version, package).await);
     }

@@ -108,10 +108,13 @@ pub enum VirtModeChoice {
 pub struct NetworkConfig {
     /// Resolvers for guests whose network names none; empty: those of the host.
     pub dns: Vec<IpAddr>,
-    /// Whether guests may only send from their own addresses (nwfilter `clean-traffic`).
+    /// Whether guests may only send from their own addresses, and nothing that a DHCP server sends
+    /// (nwfilter `kring-guest`, which is libvirt's `clean-traffic` and more).
     pub anti_spoofing: bool,
     /// How long a program (ip, nft, dnsmasq) may take, in seconds.
     pub command_timeout_s: u64,
+    /// How often networks are looked at for parts that were lost, in seconds.
+    pub repair_s: u64,
 }
 
 /// `[image]`
@@ -135,6 +138,9 @@ pub struct ImageConfig {
     pub retries: u32,
     /// Redirects that are followed.
     pub max_redirects: usize,
+    /// Whether an image may be downloaded from this host itself: its loopback address or another of
+    /// its own.
+    pub allow_loopback: bool,
 }
 
 /// `[log]`
@@ -195,7 +201,7 @@ impl Default for LibvirtConfig {
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { dns: Vec::new(), anti_spoofing: true, command_timeout_s: 20 }
+        Self { dns: Vec::new(), anti_spoofing: true, command_timeout_s: 20, repair_s: 15 }
     }
 }
 
@@ -209,6 +215,7 @@ impl Default for ImageConfig {
             stall_timeout_s: 30,
             retries: 5,
             max_redirects: 5,
+            allow_loopback: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Nothing here is kept; what cannot be read stays empty, for facts only inform.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use shared::units::Bytes;
@@ -77,6 +78,51 @@ pub async fn gather(hypervisor: &dyn Hypervisor, choice: VirtModeChoice) -> Host
 #[must_use]
 pub fn virt_mode(choice: VirtModeChoice) -> (VirtMode, String) {
     virt_mode_below(Path::new("/"), choice)
+}
+
+/// Why libvirt will be slow here, when it will: root may open `/dev/kvm` and the user that guests run
+/// as may not. libvirt probes QEMU as one and checks the result as the other, finds that they differ,
+/// and probes anew with every definition of a domain, which takes seconds to minutes each time.
+#[must_use]
+pub fn kvm_closed_to_guests() -> Option<String> {
+    kvm_closed_below(Path::new("/"), &|user| {
+        let user = nix::unistd::User::from_name(user).ok()??;
+        let name = std::ffi::CString::new(user.name).ok()?;
+        let groups = nix::unistd::getgrouplist(&name, user.gid).ok()?;
+        Some((user.uid.as_raw(), groups.into_iter().map(nix::unistd::Gid::as_raw).collect()))
+    })
+}
+
+/// A user's number and those of its groups.
+type Ids = (u32, Vec<u32>);
+
+fn kvm_closed_below(root: &Path, ids: &dyn Fn(&str) -> Option<Ids>) -> Option<String> {
+    let device = fs::metadata(root.join("dev/kvm")).ok()?;
+    let configured = quoted(&read(root, "etc/libvirt/qemu.conf"), "user");
+    // What packages build in: Debian's, then that of the others.
+    let users = configured.map_or_else(|| vec!["libvirt-qemu".to_string(), "qemu".to_string()], |user| vec![user]);
+    let (user, (uid, groups)) = users.into_iter().find_map(|user| Some((user.clone(), ids(&user)?)))?;
+    let mode = device.mode();
+    let opens = match () {
+        () if uid == 0 => true,
+        () if device.uid() == uid => mode & 0o600 == 0o600,
+        () if groups.contains(&device.gid()) => mode & 0o060 == 0o060,
+        () => mode & 0o006 == 0o006,
+    };
+    (!opens).then(|| {
+        format!(
+            "guests run as {user}, which may not open /dev/kvm, so libvirt asks QEMU what it can with every definition anew: \
+             chgrp kvm /dev/kvm && chmod 660 /dev/kvm (as udev does)"
+        )
+    })
+}
+
+/// The text of `key = "text"` in a configuration of libvirt.
+fn quoted(text: &str, key: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let value = line.trim().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim();
+        Some(value.trim_matches('"').to_string())
+    })
 }
 
 /// Facts that the kernel tells, with `root` for `/`.
@@ -241,6 +287,26 @@ mod tests {
         }
         assert_eq!(mode(&[kvm, vmx], VirtModeChoice::Emulated).0, VirtMode::Emulated);
         assert_eq!(mode(&[], VirtModeChoice::Kvm).0, VirtMode::Kvm);
+    }
+
+    #[test]
+    fn a_device_that_guests_may_not_open_is_told_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let told = |mode, conf: &str, ids: &dyn Fn(&str) -> Option<Ids>| {
+            let root = host(&[("dev/kvm", ""), ("etc/libvirt/qemu.conf", conf)]);
+            fs::set_permissions(root.path().join("dev/kvm"), fs::Permissions::from_mode(mode)).unwrap();
+            kvm_closed_below(root.path(), ids)
+        };
+        let group = nix::unistd::getegid().as_raw();
+        let debian = |user: &str| (user == "libvirt-qemu").then(|| (64055, vec![64055, group]));
+        let reason = told(0o600, "#user = \"x\"\n", &debian).unwrap();
+        assert!(reason.contains("libvirt-qemu") && reason.contains("chmod 660"), "{reason}");
+        assert_eq!(told(0o660, "", &debian), None);
+        assert_eq!(told(0o606, "", &|_| Some((64055, vec![64055, 64056]))), None);
+        assert!(told(0o660, "user = \"other\"\n", &|user| (user == "other").then(|| (7, vec![7]))).is_some());
+        assert_eq!(told(0o600, "user = \"root\"\n", &|_| Some((0, vec![0]))), None);
+        assert_eq!(told(0o600, "", &|_| None), None);
+        assert_eq!(kvm_closed_below(host(&[]).path(), &debian), None);
     }
 
     #[test]

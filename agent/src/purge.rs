@@ -36,6 +36,7 @@ pub async fn run(
     let mut removed = Removed::default();
     if let Some(hypervisor) = hypervisor {
         removed.domains = domains(hypervisor).await?;
+        hypervisor.remove_filters().await?;
     }
     removed.networks = networks.list()?.len();
     networks.purge(cancel).await?;

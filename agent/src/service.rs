@@ -26,7 +26,7 @@ use crate::libvirt::Hypervisor;
 use crate::network::Networks;
 use crate::storage::images::Images;
 use crate::task::Tasks;
-use crate::{http, systemd};
+use crate::{facts, http, systemd};
 
 /// How long spawned work may take to end after it was cancelled.
 const LAST_WAIT: Duration = Duration::from_secs(20);
@@ -127,9 +127,13 @@ pub async fn start(config: Config, hypervisor: Arc<dyn Hypervisor>) -> Result<Ru
     app.tracker.spawn(events.run(client, app.shutdown.clone()));
     app.tracker.spawn(pass_events_on(Arc::clone(&app)));
     app.tracker.spawn(restore_networks(Arc::clone(&app)));
+    app.tracker.spawn(look_after_networks(Arc::clone(&app)));
     app.tracker.spawn(identity::renew::run(Arc::clone(&app)));
     app.tracker.spawn(systemd::run(Arc::clone(&app)));
     app.tracker.spawn(http::serve(Arc::clone(&app), listener));
+    if let Some(reason) = facts::kvm_closed_to_guests() {
+        tracing::warn!(reason, "libvirt will be slow");
+    }
     tracing::info!(%address, host.id = %app.identity.load().host_id, agent.id = %app.agent_id, "the agent serves");
     systemd::ready(&app);
     Ok(Running { app, address, _claim: claim })
@@ -195,6 +199,11 @@ async fn restore_networks(app: Arc<App>) {
             }
         }
     }
+}
+
+async fn look_after_networks(app: Arc<App>) {
+    let every = Duration::from_secs(app.config.network.repair_s.max(1));
+    app.networks.look_after(every, &app.shutdown).await;
 }
 
 #[cfg(test)]

@@ -13,9 +13,8 @@ use virt::sys;
 
 use super::metadata::{Identity, NAMESPACE, PREFIX};
 use super::xml::domain::DomainSpec;
-use super::xml::filter;
 use super::xml::read::DomainXml;
-use super::{Consoles, Error, Listing, ShutdownBy, Versions};
+use super::{Consoles, Error, Listing, ShutdownBy, Versions, filters};
 
 const ELEMENT: i32 = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
 
@@ -64,6 +63,16 @@ pub fn find(connect: &Connect, vm_id: VmId) -> Result<Option<Domain>, Error> {
 /// A VM's domain, which must be there.
 pub fn domain(connect: &Connect, vm_id: VmId) -> Result<Domain, Error> {
     find(connect, vm_id)?.ok_or(Error::NoDomain(vm_id))
+}
+
+/// Whether there is a domain of a VM's id, whosever it is.
+pub fn is_defined(connect: &Connect, vm_id: VmId) -> Result<bool, Error> {
+    lookup(connect, vm_id).map(|domain| domain.is_some())
+}
+
+/// Whether a VM's domain is there and in a state.
+pub fn is_in(connect: &Connect, vm_id: VmId, power: PowerState) -> Result<bool, Error> {
+    report(connect, vm_id).map(|report| report.is_some_and(|r| r.power == power))
 }
 
 /// What libvirt's state means to the controller.
@@ -208,10 +217,12 @@ pub fn is_active(domain: &Domain) -> Result<bool, Error> {
     domain.is_active().map_err(|e| failed("ask whether the domain runs", &e))
 }
 
-/// Defines a domain, and the filter that its cards refer to when libvirt has none.
+/// Defines a domain, after the filter that its cards refer to.
 pub fn define(connect: &Connect, spec: &DomainSpec) -> Result<(), Error> {
-    define_xml(connect, spec.vm.vm_id, &spec.render())?;
-    if spec.nics.iter().any(|nic| nic.filtered) { ensure_filter(connect) } else { Ok(()) }
+    if spec.nics.iter().any(|nic| nic.filtered) {
+        filters::ensure(connect)?;
+    }
+    define_xml(connect, spec.vm.vm_id, &spec.render())
 }
 
 /// Defines a domain of Kring's from its XML.
@@ -223,19 +234,6 @@ pub fn define_xml(connect: &Connect, vm_id: VmId, xml: &str) -> Result<(), Error
         return Err(Error::Foreign { name, why: "it has the VM's id and no metadata of Kring".into() });
     }
     connect.define_domain_xml(xml).map(|_| ()).map_err(|e| failed("define the domain", &e))
-}
-
-fn ensure_filter(connect: &Connect) -> Result<(), Error> {
-    match connect.lookup_nwfilter_by_name(filter::CLEAN_TRAFFIC) {
-        Ok(_) => return Ok(()),
-        Err(error) if error.code().is(ErrorNumber::NoNwfilter) => {}
-        Err(error) => return Err(failed("look the network filter up", &error)),
-    }
-    for (name, xml) in filter::documents() {
-        tracing::info!(filter = name, "defines a network filter that libvirt came without");
-        connect.define_nwfilter_xml(&xml).map_err(|e| failed("define the network filter", &e))?;
-    }
-    Ok(())
 }
 
 pub fn start(connect: &Connect, vm_id: VmId) -> Result<(), Error> {

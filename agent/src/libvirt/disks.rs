@@ -31,6 +31,17 @@ pub fn attach(connect: &Connect, vm_id: VmId, disk: &Disk) -> Result<(), Error> 
     })
 }
 
+/// Whether a volume is plugged in nowhere: neither in the running domain nor in its definition.
+pub fn is_out(connect: &Connect, vm_id: VmId, volume_id: VolumeId) -> Result<bool, Error> {
+    let (domain, serial) = (domain(connect, vm_id)?, Disk::serial(volume_id));
+    for flags in [0, sys::VIR_DOMAIN_XML_INACTIVE] {
+        if read(&domain, flags)?.disk_by_serial(&serial).is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Whether the disk has to be plugged in.
 fn is_missing(xml: &DomainXml, disk: &Disk) -> Result<bool, Error> {
     let serial = Disk::serial(disk.volume_id);

@@ -2,6 +2,9 @@
 //!
 //! - [`real`]: libvirt through its C library, on the threads of [`pool`]; calls that hang cost their
 //!   caller an error and the pool a thread, and nobody else anything.
+//! - [`lane`]: calls about one VM are inside libvirt one after the other. Together with the pool it
+//!   keeps the rule: the order of effects is the order of commands, and a call whose caller has given
+//!   up leaves none.
 //! - [`cache`]: the power state of every VM as libvirt last told, kept by its events; what a ping answers.
 //! - [`event`]: the one module with `unsafe`, which registers for libvirt's events.
 //! - [`xml`]: all documents; [`metadata`]: what makes a domain one of Kring's.
@@ -12,6 +15,8 @@ pub mod cache;
 mod calls;
 mod disks;
 pub mod event;
+mod filters;
+pub mod lane;
 pub mod metadata;
 pub mod pool;
 pub mod real;
@@ -40,11 +45,19 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The call took longer than it may; whether it has an effect is not known.
+    /// The call took longer than it may. When it ends after all, its effect is taken back.
     #[error("libvirt did not finish {call} within {} s", .after.as_secs())]
     Hung {
         /// The call.
         call: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// An earlier call about the VM, whose caller has given up, is still inside libvirt.
+    #[error("libvirt still works on an earlier call about VM {vm_id}, also after {} s; try again later", .after.as_secs())]
+    Occupied {
+        /// The VM.
+        vm_id: VmId,
         /// How long it was waited for.
         after: Duration,
     },
@@ -95,7 +108,7 @@ impl From<Error> for shared::Error {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::NoDomain(_) => Code::NotFound,
-            Error::Busy | Error::Unreachable { .. } => Code::Unavailable,
+            Error::Busy | Error::Occupied { .. } | Error::Unreachable { .. } => Code::Unavailable,
             Error::Hung { .. } => Code::DeadlineExceeded,
             Error::WrongState { .. } => Code::InvalidState,
             Error::Foreign { .. } => Code::Conflict,
@@ -149,6 +162,10 @@ pub type Digest = Result<u64, String>;
 /// What the agent asks of the hypervisor. Every call ends by its own deadline; none holds a thread
 /// of the async runtime.
 ///
+/// Calls about one VM that look at its state or change it take effect in the order in which they are
+/// made. One that is given up (by its deadline, or by dropping its future) has no effect in the end,
+/// and holds up those behind it until that is so.
+///
 /// "Start" of a running domain, "destroy" of a stopped one and the like are successes: verbs name
 /// the state that is wanted.
 #[async_trait]
@@ -173,7 +190,7 @@ pub trait Hypervisor: Send + Sync {
     async fn start(&self, vm_id: VmId) -> Result<(), Error>;
     /// Asks the guest to shut down, and does not wait for it.
     async fn shutdown(&self, vm_id: VmId, by: ShutdownBy) -> Result<(), Error>;
-    /// Ends a domain at once.
+    /// Ends a domain at once; also one in whose QEMU an earlier call hangs, which then ends as well.
     async fn destroy(&self, vm_id: VmId) -> Result<(), Error>;
     /// Halts the processors.
     async fn suspend(&self, vm_id: VmId) -> Result<(), Error>;
@@ -193,6 +210,8 @@ pub trait Hypervisor: Send + Sync {
     async fn dumpxml(&self, vm_id: VmId) -> Result<String, Error>;
     /// Where a running VM's consoles are.
     async fn consoles(&self, vm_id: VmId) -> Result<Consoles, Error>;
+    /// Removes the network filters that the agent has defined and that nobody uses.
+    async fn remove_filters(&self) -> Result<(), Error>;
     /// Versions of libvirt and QEMU.
     async fn versions(&self) -> Result<Versions, Error>;
     /// The digest of all VMs, from memory: never waits.

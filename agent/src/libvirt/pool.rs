@@ -3,17 +3,34 @@
 //! libvirt's library blocks, and a daemon that hangs blocks it for ever. A call that does not come
 //! back in time costs its caller an error and the pool one thread until it does come back; when all
 //! threads are lost that way, callers are refused at once. The async runtime is never held up.
+//!
+//! A caller may give up (its time is over, its command is cancelled) while the call is still inside
+//! libvirt. Such a call leaves no effect behind: before it acts it says how to take its effect back,
+//! and when it has ended and nobody has taken its result, that is done, whether it succeeded or not.
+//! Until then it keeps its place in the order of its VM, see [`super::lane`].
+//!
+//! ```text
+//! queued ──▶ inside libvirt ──▶ ended ──▶ result taken                        ──▶ place given up
+//!    └─ nobody waits: left out    └─────▶ nobody waits: effect is taken back ──▶ place given up
+//! ```
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::Error;
+use super::lane::Place;
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// Takes an effect back; runs on a thread of the pool.
+pub type TakeBack = Box<dyn FnOnce() -> Result<(), Error> + Send>;
+
+/// Where a call says, before it acts, how its effect is taken back; `None` when it will have none.
+pub type Undo = Option<TakeBack>;
 
 /// Calls that may wait for each thread.
 const QUEUE_PER_THREAD: usize = 64;
@@ -21,7 +38,7 @@ const QUEUE_PER_THREAD: usize = 64;
 /// See the module. The threads end when the pool is dropped and their calls are done.
 #[derive(Debug)]
 pub struct Pool {
-    queue: SyncSender<Job>,
+    queue: Arc<Queue>,
 }
 
 impl Pool {
@@ -31,20 +48,20 @@ impl Pool {
     /// When the kernel gives no thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
-        let (queue, jobs) = sync_channel::<Job>(threads * QUEUE_PER_THREAD);
-        let jobs = Arc::new(Mutex::new(jobs));
+        let pool = Self { queue: Arc::new(Queue { most: threads * QUEUE_PER_THREAD, ..Queue::default() }) };
         for n in 0..threads {
-            let jobs = Arc::clone(&jobs);
+            let queue = Arc::clone(&pool.queue);
             std::thread::Builder::new()
                 .name(format!("libvirt-{n}"))
                 .stack_size(1 << 20)
-                .spawn(move || while next(&jobs).map(|job| job()).is_some() {})?;
+                .spawn(move || while queue.next().map(|job| job()).is_some() {})?;
         }
-        Ok(Self { queue })
+        Ok(pool)
     }
 
     /// Runs `work` on a thread of the pool and waits for it for at most `limit`. A call that nobody
-    /// waits for any more when its turn comes is left out.
+    /// waits for any more when its turn comes is left out; one that is under way by then is taken
+    /// back, as the module says. `place` is kept until one or the other is done.
     ///
     /// # Errors
     /// Those of `work`, [`Error::Busy`] and [`Error::Hung`].
@@ -52,86 +69,119 @@ impl Pool {
         &self,
         call: &'static str,
         limit: Duration,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+        place: Option<Place>,
+        work: impl FnOnce(&mut Undo) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
+        let mut effect = Effect { call, undo: None, place, queue: Arc::clone(&self.queue) };
         let job: Job = Box::new(move || {
             if answer.is_closed() {
                 return;
             }
             // The library's wrapper panics on answers that it does not expect; a thread must survive that.
-            let result = catch_unwind(AssertUnwindSafe(work))
+            let result = catch_unwind(AssertUnwindSafe(|| work(&mut effect.undo)))
                 .unwrap_or_else(|_| Err(Error::Failed { call, message: "the call ended in a panic".into() }));
-            // The caller may have given up meanwhile.
-            let _ = answer.send(result);
+            // When the caller has given up meanwhile, or does before it looks, the effect is dropped untaken.
+            let _ = answer.send((result, effect));
         });
-        match self.queue.try_send(job) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(Error::Busy),
-            Err(TrySendError::Disconnected(_)) => {
-                return Err(Error::Unreachable { reason: "the agent is stopping".into() });
-            }
-        }
+        self.queue.put(job)?;
         match tokio::time::timeout(limit, answered).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok((result, effect))) => {
+                effect.keep();
+                result
+            }
             Ok(Err(_)) => Err(Error::Unreachable { reason: "the agent is stopping".into() }),
             Err(_) => Err(Error::Hung { call, after: limit }),
         }
     }
 }
 
-fn next(jobs: &Mutex<Receiver<Job>>) -> Option<Job> {
-    jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.queue.lock().closed = true;
+        self.queue.more.notify_all();
+    }
+}
+
+/// What a call that has begun has done, as long as nobody knows of it.
+struct Effect {
+    call: &'static str,
+    undo: Undo,
+    place: Option<Place>,
+    queue: Arc<Queue>,
+}
+
+impl Effect {
+    /// The caller knows: whatever has to be done about it is the caller's business.
+    fn keep(mut self) {
+        self.undo = None;
+    }
+}
+
+impl Drop for Effect {
+    fn drop(&mut self) {
+        let Some(take_back) = self.undo.take() else { return };
+        let (call, place) = (self.call, self.place.take());
+        // Whoever drops it may be a task of the async runtime: the calls are made on a thread of the pool.
+        self.queue.put_first(Box::new(move || {
+            match catch_unwind(AssertUnwindSafe(take_back)) {
+                Ok(Ok(())) => tracing::info!(call, "nobody waited for a call any more; its effect was taken back"),
+                Ok(Err(error)) => tracing::error!(call, %error, "an abandoned call's effect could not be taken back"),
+                Err(_) => tracing::error!(call, "taking an abandoned call's effect back ended in a panic"),
+            }
+            drop(place);
+        }));
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: Mutex<Jobs>,
+    more: Condvar,
+    most: usize,
+}
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    closed: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, job: Job) -> Result<(), Error> {
+        let mut jobs = self.lock();
+        if jobs.waiting.len() >= self.most {
+            return Err(Error::Busy);
+        }
+        jobs.waiting.push_back(job);
+        drop(jobs);
+        self.more.notify_one();
+        Ok(())
+    }
+
+    /// For what is owed already: it is never refused, and there are never more of it than calls.
+    fn put_first(&self, job: Job) {
+        self.lock().waiting.push_front(job);
+        self.more.notify_one();
+    }
+
+    /// The next job; `None` when there will be none any more.
+    fn next(&self) -> Option<Job> {
+        let wait = |jobs: &mut Jobs| jobs.waiting.is_empty() && !jobs.closed;
+        let mut jobs = self.more.wait_while(self.lock(), wait).unwrap_or_else(PoisonError::into_inner);
+        jobs.waiting.pop_front()
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("waiting", &self.lock().waiting.len()).finish_non_exhaustive()
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::mpsc::channel;
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    #[tokio::test]
-    async fn a_hung_call_costs_one_thread_and_others_go_on() {
-        let pool = Pool::new(2).unwrap();
-        let (release, hang) = channel::<()>();
-        let hung = pool.run("hang", Duration::from_millis(1), move || {
-            let _ = hang.recv();
-            Ok(())
-        });
-        assert!(matches!(hung.await, Err(Error::Hung { call: "hang", .. })));
-        assert_eq!(pool.run("add", LONG, || Ok(1 + 1)).await.unwrap(), 2);
-        drop(release);
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_refuses_at_once_and_forgotten_calls_are_left_out() {
-        let pool = Pool::new(1).unwrap();
-        let (release, hang) = channel::<()>();
-        let (started, has_started) = channel::<()>();
-        let first = pool.run("hang", LONG, move || {
-            let _ = started.send(());
-            let _ = hang.recv();
-            Ok(())
-        });
-        let rest = async {
-            tokio::task::spawn_blocking(move || has_started.recv()).await.unwrap().unwrap();
-            for _ in 0..QUEUE_PER_THREAD {
-                let run = pool.run("late", Duration::ZERO, || -> Result<(), Error> { panic!("must not run") });
-                assert!(matches!(run.await, Err(Error::Hung { .. })));
-            }
-            assert!(matches!(pool.run("late", LONG, || Ok(())).await, Err(Error::Busy)));
-            drop(release);
-        };
-        let (first, ()) = tokio::join!(first, rest);
-        first.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_an_error_and_the_thread_survives() {
-        let pool = Pool::new(1).unwrap();
-        let result = pool.run("panic", LONG, || -> Result<(), Error> { panic!("as the wrapper may") }).await;
-        assert!(matches!(result, Err(Error::Failed { call: "panic", .. })));
-        assert_eq!(pool.run("add", LONG, || Ok(2)).await.unwrap(), 2);
-    }
-}
+mod tests;

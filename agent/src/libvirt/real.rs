@@ -1,4 +1,8 @@
 //! [`Hypervisor`] by libvirt: each method is one or a few calls on a thread of the pool.
+//!
+//! What looks at a VM's state or changes it takes its turn in the VM's lane; what only reads a
+//! description (consoles, XML) or is about all domains does not. A call that defines, starts, halts,
+//! lets go on or plugs in says before it acts how that is taken back.
 
 use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
@@ -14,12 +18,13 @@ use virt::connect::Connect;
 
 use super::cache::Cache;
 use super::event::{Message, Sink, start_loop};
+use super::lane::{Lanes, Place};
 use super::metadata::Identity;
-use super::pool::Pool;
+use super::pool::{Pool, TakeBack, Undo};
 use super::watch::{self, Shared};
 use super::xml::device::Disk;
 use super::xml::domain::DomainSpec;
-use super::{Consoles, Digest, Error, Hypervisor, Listing, ShutdownBy, Versions, calls, disks};
+use super::{Consoles, Digest, Error, Hypervisor, Listing, ShutdownBy, Versions, calls, disks, filters};
 use crate::config::LibvirtConfig;
 
 /// Messages of libvirt that may wait; beyond that a full list is compared instead.
@@ -30,6 +35,7 @@ const INBOX: usize = 4096;
 pub struct Libvirt {
     shared: Arc<Shared>,
     pool: Pool,
+    lanes: Lanes,
     limit: Duration,
 }
 
@@ -51,7 +57,8 @@ impl Libvirt {
         });
         let watched = Arc::clone(&shared);
         std::thread::Builder::new().name("libvirt-watch".into()).spawn(move || watch::run(&watched, &inbox))?;
-        Ok(Self { shared, pool: Pool::new(config.pool)?, limit: Duration::from_secs(config.call_timeout_s.max(1)) })
+        let limit = Duration::from_secs(config.call_timeout_s.max(1));
+        Ok(Self { shared, pool: Pool::new(config.pool)?, lanes: Lanes::default(), limit })
     }
 
     /// Waits until libvirt has told what there is.
@@ -76,10 +83,11 @@ impl Libvirt {
         &self,
         name: &'static str,
         limit: Duration,
-        work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
+        place: Option<Place>,
+        work: impl FnOnce(&Connect, &mut Undo) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let connect = self.shared.connection()?;
-        let result = self.pool.run(name, limit, move || work(&connect)).await;
+        let result = self.pool.run(name, limit, place, move |undo| work(&connect, undo)).await;
         match &result {
             Err(error @ Error::Hung { .. }) => {
                 // What a ping tells must not be older than this; the listing that the probe makes clears it.
@@ -92,22 +100,52 @@ impl Libvirt {
         result
     }
 
-    /// A call that changes or reads one thing.
-    async fn quick<T: Send + 'static>(
+    /// A call about no VM, or one that needs no turn.
+    async fn read<T: Send + 'static>(
         &self,
         name: &'static str,
         work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.call(name, self.limit, work).await
+        self.call(name, self.limit, None, move |c, _| work(c)).await
     }
 
-    /// A call during which QEMU starts or ends, or is asked what it can.
+    /// A call about one VM, in its turn.
+    async fn quick<T: Send + 'static>(
+        &self,
+        vm_id: VmId,
+        name: &'static str,
+        work: impl FnOnce(&Connect, &mut Undo) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let place = self.turn(vm_id).await?;
+        self.call(name, self.limit, Some(place), work).await
+    }
+
+    /// The same for a call during which QEMU starts or ends, or is asked what it can.
     async fn slow<T: Send + 'static>(
         &self,
+        vm_id: VmId,
         name: &'static str,
-        work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Connect, &mut Undo) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.call(name, self.limit * 4, work).await
+        let place = self.turn(vm_id).await?;
+        self.call(name, self.slow_limit(), Some(place), work).await
+    }
+
+    /// Waits as long as the slowest call may take; a command's own deadline may end it before.
+    async fn turn(&self, vm_id: VmId) -> Result<Place, Error> {
+        // Without a connection there is nothing to wait for.
+        self.shared.connection()?;
+        self.lanes.enter(vm_id, self.slow_limit()).await
+    }
+
+    fn slow_limit(&self) -> Duration {
+        self.limit * 4
+    }
+
+    /// What takes an effect back, over the connection that there is by then.
+    fn later(&self, work: impl FnOnce(&Connect) -> Result<(), Error> + Send + 'static) -> TakeBack {
+        let shared = Arc::clone(&self.shared);
+        Box::new(move || work(&shared.connection()?))
     }
 }
 
@@ -120,15 +158,15 @@ impl Drop for Libvirt {
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn list(&self) -> Result<Listing, Error> {
-        self.quick("list", calls::list).await
+        self.read("list", calls::list).await
     }
 
     async fn get(&self, vm_id: VmId) -> Result<Option<VmReport>, Error> {
-        self.quick("read the state", move |c| calls::report(c, vm_id)).await
+        self.quick(vm_id, "read the state", move |c, _| calls::report(c, vm_id)).await
     }
 
     async fn identity(&self, vm_id: VmId) -> Result<Option<Identity>, Error> {
-        self.quick("read the metadata", move |c| match calls::find(c, vm_id)? {
+        self.quick(vm_id, "read the metadata", move |c, _| match calls::find(c, vm_id)? {
             Some(domain) => calls::identity(&domain),
             None => Ok(None),
         })
@@ -136,66 +174,117 @@ impl Hypervisor for Libvirt {
     }
 
     async fn identities(&self) -> Result<Vec<Identity>, Error> {
-        self.quick("read the metadata of all", calls::identities).await
+        self.read("read the metadata of all", calls::identities).await
     }
 
     async fn set_generation(&self, vm_id: VmId, generation: u64) -> Result<(), Error> {
-        self.quick("write the metadata", move |c| calls::set_generation(c, vm_id, generation)).await
+        self.quick(vm_id, "write the metadata", move |c, _| calls::set_generation(c, vm_id, generation)).await
     }
 
     async fn define(&self, spec: &DomainSpec) -> Result<(), Error> {
-        let spec = spec.clone();
+        let (spec, vm_id) = (spec.clone(), spec.vm.vm_id);
+        let take_back = self.later(move |c| calls::undefine(c, vm_id));
         // The first definition after a start of libvirt makes it ask QEMU what it can, which takes seconds.
-        self.slow("define", move |c| calls::define(c, &spec)).await
+        self.slow(vm_id, "define", move |c, undo| {
+            if !calls::is_defined(c, vm_id)? {
+                *undo = Some(take_back);
+            }
+            calls::define(c, &spec)
+        })
+        .await
     }
 
     async fn start(&self, vm_id: VmId) -> Result<(), Error> {
-        self.slow("start", move |c| calls::start(c, vm_id)).await
+        let take_back = self.later(move |c| calls::destroy(c, vm_id));
+        self.slow(vm_id, "start", move |c, undo| {
+            if !calls::is_active(&calls::domain(c, vm_id)?)? {
+                *undo = Some(take_back);
+            }
+            calls::start(c, vm_id)
+        })
+        .await
     }
 
     async fn shutdown(&self, vm_id: VmId, by: ShutdownBy) -> Result<(), Error> {
-        self.quick("shut down", move |c| calls::shutdown(c, vm_id, by)).await
+        self.quick(vm_id, "shut down", move |c, _| calls::shutdown(c, vm_id, by)).await
     }
 
     async fn destroy(&self, vm_id: VmId) -> Result<(), Error> {
-        self.slow("destroy", move |c| calls::destroy(c, vm_id)).await
+        if let Some(place) = self.lanes.go_ahead(vm_id) {
+            // What is under way may wait for a QEMU that does not answer: ending QEMU ends that call.
+            let limit = self.slow_limit();
+            let ahead = self.call("destroy", limit, Some(place), move |c, _| calls::destroy(c, vm_id)).await;
+            tracing::info!(vm.id = %vm_id, error = ?ahead.err(), "a VM was ended while an earlier call was under way");
+        }
+        self.slow(vm_id, "destroy", move |c, _| calls::destroy(c, vm_id)).await
     }
 
     async fn suspend(&self, vm_id: VmId) -> Result<(), Error> {
-        self.quick("suspend", move |c| calls::suspend(c, vm_id)).await
+        let take_back = self.later(move |c| calls::resume(c, vm_id));
+        self.quick(vm_id, "suspend", move |c, undo| {
+            if calls::is_in(c, vm_id, PowerState::Running)? {
+                *undo = Some(take_back);
+            }
+            calls::suspend(c, vm_id)
+        })
+        .await
     }
 
     async fn resume(&self, vm_id: VmId) -> Result<(), Error> {
-        self.quick("resume", move |c| calls::resume(c, vm_id)).await
+        let take_back = self.later(move |c| calls::suspend(c, vm_id));
+        self.quick(vm_id, "resume", move |c, undo| {
+            if calls::is_in(c, vm_id, PowerState::Paused)? {
+                *undo = Some(take_back);
+            }
+            calls::resume(c, vm_id)
+        })
+        .await
     }
 
     async fn undefine(&self, vm_id: VmId) -> Result<(), Error> {
-        self.quick("undefine", move |c| calls::undefine(c, vm_id)).await
+        self.quick(vm_id, "undefine", move |c, _| calls::undefine(c, vm_id)).await
     }
 
     async fn attach_disk(&self, vm_id: VmId, disk: &Disk) -> Result<(), Error> {
-        let disk = disk.clone();
-        self.quick("attach", move |c| disks::attach(c, vm_id, &disk)).await
+        let (disk, volume_id) = (disk.clone(), disk.volume_id);
+        let take_back = self.later(move |c| {
+            let out = disks::detach(c, vm_id, volume_id)?;
+            if !out {
+                tracing::warn!(vm.id = %vm_id, volume.id = %volume_id, "the guest was asked to let go of a disk");
+            }
+            Ok(())
+        });
+        self.quick(vm_id, "attach", move |c, undo| {
+            if disks::is_out(c, vm_id, volume_id)? {
+                *undo = Some(take_back);
+            }
+            disks::attach(c, vm_id, &disk)
+        })
+        .await
     }
 
     async fn detach_disk(&self, vm_id: VmId, volume_id: VolumeId) -> Result<bool, Error> {
-        self.quick("detach", move |c| disks::detach(c, vm_id, volume_id)).await
+        self.quick(vm_id, "detach", move |c, _| disks::detach(c, vm_id, volume_id)).await
     }
 
     async fn disk_paths(&self) -> Result<Vec<PathBuf>, Error> {
-        self.quick("read the disks of all", calls::disk_paths).await
+        self.read("read the disks of all", calls::disk_paths).await
     }
 
     async fn dumpxml(&self, vm_id: VmId) -> Result<String, Error> {
-        self.quick("read the domain", move |c| calls::dumpxml(c, vm_id)).await
+        self.read("read the domain", move |c| calls::dumpxml(c, vm_id)).await
     }
 
     async fn consoles(&self, vm_id: VmId) -> Result<Consoles, Error> {
-        self.quick("read the consoles", move |c| calls::consoles(c, vm_id)).await
+        self.read("read the consoles", move |c| calls::consoles(c, vm_id)).await
+    }
+
+    async fn remove_filters(&self) -> Result<(), Error> {
+        self.read("remove the network filters", filters::remove).await
     }
 
     async fn versions(&self) -> Result<Versions, Error> {
-        self.quick("ask for versions", calls::versions).await
+        self.read("ask for versions", calls::versions).await
     }
 
     fn digest(&self) -> Digest {

@@ -9,7 +9,8 @@
 //!
 //! `<x>` is the end of the network's id. Everything is made by [`Networks::ensure`], which repairs
 //! what is missing, and outlives the agent; [`Networks::restore`] takes it up again after a restart
-//! of the agent or the host. The data folder keeps specifications and leases, see [`files`].
+//! of the agent or the host, and [`Networks::look_after`] brings back what is lost meanwhile. The data
+//! folder keeps specifications and leases, see [`files`].
 
 pub mod bridge;
 mod detour;
@@ -20,6 +21,7 @@ mod lease;
 pub mod metadata;
 pub mod namespace;
 pub mod nat;
+mod repair;
 mod restore;
 mod token;
 mod tools;

@@ -4,6 +4,11 @@
 //! to talk to its guests; what stays on one bridge always passes (a host with `br_netfilter` shows
 //! it to these rules too). An `isolated` network is not forwarded at all.
 //!
+//! A bridge is no way into the host: guests get DHCP, DNS and metadata from their network's namespace,
+//! so nothing that comes from a bridge for one of the host's own addresses is let in but answers to
+//! what the host began, a ping of the gateway, and the questions that the namespace passes on to a
+//! resolver that runs on the host.
+//!
 //! Another table's "drop" wins over an "accept" here. Where iptables' FORWARD chain drops by default
 //! (Docker sets it so) rules are put at its beginning for each bridge, see [`open_iptables`].
 
@@ -21,6 +26,7 @@ pub const TABLE: &str = "kring";
 /// The script for `nft -f`, which replaces the table.
 #[must_use]
 pub fn ruleset(networks: &[Record]) -> String {
+    let mut input = String::new();
     let mut forward = String::new();
     let mut source = String::new();
     for Record { spec, suffix, .. } in networks {
@@ -29,6 +35,12 @@ pub fn ruleset(networks: &[Record]) -> String {
         let _ = writeln!(forward, "    iifname \"{bridge}\" oifname \"{bridge}\" accept");
         match spec.kind {
             NetworkKind::Nat => {
+                let (gateway, service) = (spec.gateway, spec.service_address);
+                let _ = writeln!(input, "    iifname \"{bridge}\" ct state established,related accept");
+                let _ = writeln!(input, "    iifname \"{bridge}\" ip daddr {gateway} icmp type echo-request accept");
+                for protocol in ["udp", "tcp"] {
+                    let _ = writeln!(input, "    iifname \"{bridge}\" ip saddr {service} {protocol} dport 53 accept");
+                }
                 let _ = writeln!(forward, "    iifname \"{bridge}\" ip saddr != {cidr} drop");
                 let _ = writeln!(forward, "    oifname \"{bridge}\" ct state established,related accept");
                 let _ = writeln!(forward, "    oifname \"{bridge}\" drop");
@@ -42,15 +54,22 @@ pub fn ruleset(networks: &[Record]) -> String {
                 let _ = writeln!(forward, "    oifname \"{bridge}\" drop");
             }
         }
+        let _ = writeln!(input, "    iifname \"{bridge}\" drop");
     }
     format!(
         "table ip {TABLE}\n\
          delete table ip {TABLE}\n\
          table ip {TABLE} {{\n  \
+           chain input {{\n    type filter hook input priority filter - 1; policy accept;\n{input}  }}\n  \
            chain forward {{\n    type filter hook forward priority filter - 1; policy accept;\n{forward}  }}\n  \
            chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n{source}  }}\n\
          }}\n"
     )
+}
+
+/// Whether the table is there.
+pub async fn is_applied(tools: &Tools<'_>) -> Result<bool, Error> {
+    Ok(tools.cmd("nft").args(["list", "chain", "ip", TABLE, "input"]).run_any(tools.cancel).await?.success())
 }
 
 /// Puts the rules for these networks in force; removes the table when there are none.

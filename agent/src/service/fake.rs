@@ -137,6 +137,9 @@ impl Hypervisor for Fake {
     async fn consoles(&self, _: VmId) -> Result<Consoles, Error> {
         Ok(Consoles { serial: None, vnc_port: Some(self.vnc.load(Ordering::SeqCst)) })
     }
+    async fn remove_filters(&self) -> Result<(), Error> {
+        Ok(())
+    }
     async fn versions(&self) -> Result<Versions, Error> {
         Ok(Versions { libvirt: "9.0.0".into(), qemu: "7.2.0".into() })
     }

@@ -196,6 +196,7 @@ pub(crate) fn config(dir: &std::path::Path, change: impl FnOnce(&mut Config)) ->
     config.agent.run_dir = dir.join("run");
     config.agent.stop_grace_s = 1;
     config.image.keep_free = shared::units::Bytes(0);
+    config.image.allow_loopback = true;
     change(&mut config);
     config
 }

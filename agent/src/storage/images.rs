@@ -2,9 +2,11 @@
 //! found and is written last. Volumes are based on these files, so they never change.
 //!
 //! `<image-id>.users/<volume-id>` links to each volume that is based on the image: what a deletion
-//! looks at. One download per image runs at a time, others wait for it.
+//! looks at. One download per image runs at a time, others wait for it. Which servers may be asked is
+//! decided in [`guard`].
 
 mod download;
+mod guard;
 
 use std::collections::HashMap;
 use std::fs;

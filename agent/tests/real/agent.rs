@@ -35,12 +35,16 @@ pub fn config(dir: &Path) -> Config {
     config.agent.listen = ([127, 0, 0, 1], 0).into();
     config.libvirt.reconnect_s = 1;
     config.libvirt.call_timeout_s = 15;
+    config.network.repair_s = 1;
     config
 }
 
 /// Starts an agent in `dir`, as it is after a join.
 pub async fn start(dir: &Path) -> Running {
-    let config = config(dir);
+    start_with(config(dir)).await
+}
+
+pub async fn start_with(config: Config) -> Running {
     join(&config.agent.data_dir.join("identity"));
     let libvirt = Libvirt::start(&config.libvirt).unwrap();
     libvirt.wait_ready(Duration::from_secs(30)).await.unwrap();
@@ -74,9 +78,15 @@ fn join(dir: &Path) {
 
 impl Host {
     pub async fn start() -> Self {
+        Self::start_with(|_| ()).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::Builder::new().prefix("kring-real-").tempdir_in("/var/tmp").unwrap();
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let agent = start(dir.path()).await;
+        let mut config = config(dir.path());
+        change(&mut config);
+        let agent = start_with(config).await;
         Self { dir, agent }
     }
 

@@ -6,7 +6,7 @@ use ::agent::ops::vm as vm_ops;
 use shared::Code;
 use shared::api::network::NetworkKind;
 use shared::api::vm::StopMode;
-use shared::wire::vm::{DeleteVm, PowerState, StopVm};
+use shared::wire::vm::{DeleteVm, PauseVm, PowerState, StopVm};
 
 use crate::agent::{Host, cx, cx_within, ensure, network, until};
 use crate::lab::{left_over, on_host, sh};
@@ -88,9 +88,11 @@ fn real_what_fails_leaves_nothing_and_strangers_are_left_alone() {
         assert_eq!(sh("virsh domstate stranger"), "running");
 
         // Kring leaves the host: the stranger stays.
+        assert_eq!(sh("virsh nwfilter-list | grep -c kring-guest"), "1");
         let config = app.config.clone();
         ::agent::purge::run(&config, Some(host.hypervisor()), &app.networks, &cx().cancel).await.unwrap();
         assert_eq!(sh("virsh list --all --name"), "stranger");
+        assert_eq!(sh("virsh nwfilter-list | grep -c kring-; virsh nwfilter-list | grep -c clean-traffic$"), "0\n1");
         assert_eq!(left_over(), "0");
         sh("virsh destroy stranger; virsh undefine stranger");
         host.agent.stop().await;
@@ -114,6 +116,69 @@ fn real_a_start_that_is_cut_off_leaves_nothing_and_can_be_repeated() {
         assert_eq!(sh("pgrep -c qemu-system"), "0");
         let again = vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
         assert_eq!(again.power, PowerState::Running);
+        vm_ops::delete(app, &cx(), DeleteVm { vm_id: vm.vm_id }).await.unwrap();
+        app.networks.purge(&cx().cancel).await.unwrap();
+        host.agent.stop().await;
+    });
+}
+
+/// Makes every start of a domain on this host wait until `/run/go` is there.
+fn starts_wait() {
+    let hook = "#!/bin/sh\n[ $2 = prepare ] || exit 0\ntouch /run/inside\nuntil [ -e /run/go ]; do sleep 0.05; done\n";
+    std::fs::create_dir_all("/etc/libvirt/hooks").unwrap();
+    std::fs::write("/etc/libvirt/hooks/qemu", hook).unwrap();
+    sh(
+        "chmod 755 /etc/libvirt/hooks/qemu; kill $(cat /run/libvirtd.pid); while pgrep -x libvirtd; do sleep 0.05; done",
+    );
+    sh("rm -f /run/libvirtd.pid; setsid libvirtd -d --pid-file /run/libvirtd.pid >/dev/null 2>&1 </dev/null");
+}
+
+#[test]
+fn real_a_call_that_is_given_up_leaves_nothing_when_it_ends() {
+    on_host("faults::real_a_call_that_is_given_up_leaves_nothing_when_it_ends", async {
+        starts_wait();
+        let host = Host::start_with(|c| c.libvirt.call_timeout_s = 2).await;
+        // libvirt has asked QEMU what it can before the time of a call begins to run.
+        sh("virsh domcapabilities");
+        let app = host.app();
+        let vm = host.vm(&network(NetworkKind::Isolated, 14), "10.77.14.10", None);
+        // The start takes longer than it may; taking it back waits for it, in vain.
+        let error = vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap_err();
+        assert_eq!(error.code, Code::DeadlineExceeded, "{error:?}");
+        assert!(std::path::Path::new("/run/inside").exists(), "the start is inside libvirt");
+
+        // A deletion is not answered as done while the start may still act.
+        let delete = DeleteVm { vm_id: vm.vm_id };
+        let error = vm_ops::delete(app, &cx(), delete.clone()).await.unwrap_err();
+        assert_eq!(error.code, Code::Unavailable, "{error:?}");
+
+        // Then the start goes on, with nobody waiting for it, and the deletion comes after it.
+        let context = cx();
+        let (deleted, _) = tokio::join!(vm_ops::delete(app, &context, delete.clone()), async { sh("touch /run/go") });
+        deleted.unwrap();
+        assert_eq!(host.hypervisor().list().await.unwrap().vms, vec![]);
+        assert_eq!(sh("pgrep -c qemu-system; virsh list --all --name"), "0");
+        let again = vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
+        assert_eq!(again.power, PowerState::Running);
+        vm_ops::delete(app, &cx(), delete).await.unwrap();
+        app.networks.purge(&cx().cancel).await.unwrap();
+        host.agent.stop().await;
+    });
+}
+
+#[test]
+fn real_a_vm_whose_qemu_hangs_can_be_ended() {
+    on_host("faults::real_a_vm_whose_qemu_hangs_can_be_ended", async {
+        let host = Host::start_with(|c| c.libvirt.call_timeout_s = 6).await;
+        sh("virsh domcapabilities");
+        let app = host.app();
+        let vm = host.vm(&network(NetworkKind::Isolated, 16), "10.77.16.10", None);
+        vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
+        sh("kill -STOP $(pgrep qemu-system)");
+        let hung = vm_ops::pause(app, &cx(), PauseVm { vm_id: vm.vm_id }).await;
+        assert_eq!(hung.unwrap_err().code, Code::DeadlineExceeded);
+        let stop = StopVm { vm_id: vm.vm_id, mode: StopMode::Force, timeout_s: 1 };
+        assert_eq!(vm_ops::stop(app, &cx(), stop).await.unwrap().power, PowerState::Stopped);
         vm_ops::delete(app, &cx(), DeleteVm { vm_id: vm.vm_id }).await.unwrap();
         app.networks.purge(&cx().cancel).await.unwrap();
         host.agent.stop().await;

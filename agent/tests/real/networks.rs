@@ -6,7 +6,7 @@ use shared::wire::network::EnsureNetwork;
 use shared::wire::vm::{DeleteVm, PowerState};
 
 use crate::agent::{Host, cx, ensure, network, start, until};
-use crate::lab::{left_over, on_host, sh};
+use crate::lab::{guest_image, left_over, on_host, sh};
 
 #[test]
 fn real_networks_are_repaired() {
@@ -38,6 +38,11 @@ fn real_networks_are_repaired() {
             sh(damage);
             network_ops::ensure(app, &cx(), command()).await.unwrap();
             assert_eq!(state(), whole, "after {damage}");
+        }
+        // The same without a command: somebody looks now and then.
+        for damage in ["kill -KILL $(pgrep dnsmasq)", "nft flush ruleset", "ip link del kr-ab12cd03"] {
+            sh(damage);
+            until(&format!("{damage} is repaired"), || (state() == whole).then_some(())).await;
         }
         // Other addresses, same network.
         let mut moved = net.clone();
@@ -171,6 +176,19 @@ fn real_dhcp_dns_metadata_and_walls() {
         assert_eq!(ns("c", "ping -c 1 -W 1 10.77.7.10 >/dev/null || echo walled"), "walled");
         assert_eq!(sh("ping -c 1 -W 3 10.77.7.10 >/dev/null && echo in"), "in");
 
+        // No bridge is a way into the host, whichever of its addresses is tried; the gateway can be pinged.
+        let address = sh("ip -br -4 addr show dev eth0 | grep -o '10[.][0-9.]*'");
+        sh("busybox httpd -p 8099 -h /run");
+        assert_eq!(sh(&format!("curl -s -o /dev/null -m 5 -w '%{{http_code}}' http://{address}:8099/show")), "200");
+        for to in ["10.77.7.1", &address] {
+            assert_eq!(ns("a", &format!("curl -s -m 2 http://{to}:8099/show || echo walled")), "walled", "{to}");
+        }
+        sh(&format!(
+            "ip -n c route add {address} dev eth0; ip -n c neigh add {address} dev eth0 lladdr $(cat /sys/class/net/{lonely}/address)"
+        ));
+        assert_eq!(ns("c", &format!("curl -s -m 2 http://{address}:8099/show || echo walled")), "walled");
+        assert_eq!(ns("a", "ping -c 1 -W 3 10.77.7.1 >/dev/null && echo pong"), "pong");
+
         app.networks.purge(&cancel).await.unwrap();
         assert_eq!(sh("iptables -S FORWARD"), "-P FORWARD DROP");
         assert_eq!(sh("ip rule | grep -c kr-"), "0");
@@ -224,5 +242,34 @@ fn real_many_at_once_and_all_from_libvirt_alone() {
         agent.app.networks.purge(&cx().cancel).await.unwrap();
         assert_eq!(left_over(), "0");
         agent.stop().await;
+    });
+}
+
+#[test]
+fn real_a_guest_cannot_answer_dhcp() {
+    on_host("networks::real_a_guest_cannot_answer_dhcp", async {
+        let host = Host::start().await;
+        let app = host.app();
+        let net = network(NetworkKind::Isolated, 15);
+        let mut vm = host.vm(&net, "10.77.15.10", Some(&guest_image(false)));
+        let server = "start 10.77.15.66\nend 10.77.15.67\ninterface eth0\nlease_file /tmp/leases\npidfile /tmp/pid\n";
+        vm.cloud_init.user_data = Some(format!(
+            "#!/bin/sh\nmkdir -p /tmp\n: >/tmp/leases\nprintf '{}' >/tmp/conf\nudhcpd -f /tmp/conf &\necho ROGUE-SERVES\n",
+            server.replace('\n', "\\n")
+        ));
+        vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
+        host.console_says(vm.vm_id, "ROGUE-SERVES").await;
+        let bridge = app.networks.ensure(&net, &cx().cancel).await.unwrap();
+        card("y", &bridge, "52:54:00:00:00:98");
+        std::fs::write("/run/show", "#!/bin/sh\n[ $1 = bound ] && echo got $ip\nexit 0\n").unwrap();
+        sh("chmod 755 /run/show");
+        let dhcp = || sh("ip netns exec y busybox udhcpc -i eth0 -n -q -f -t 4 -T 1 -s /run/show 2>/dev/null");
+        assert_eq!(dhcp(), "", "what the guest offers does not leave its card");
+        // Without the filter it would.
+        sh("ebtables -t nat -F; ebtables -t nat -X");
+        until("the guest's server answers", || dhcp().contains("got 10.77.15.6").then_some(())).await;
+        vm_ops::delete(app, &cx(), DeleteVm { vm_id: vm.vm_id }).await.unwrap();
+        app.networks.purge(&cx().cancel).await.unwrap();
+        host.agent.stop().await;
     });
 }

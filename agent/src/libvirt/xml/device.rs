@@ -7,7 +7,7 @@ use shared::api::image::DiskFormat;
 use shared::id::VolumeId;
 
 use super::Element;
-use super::filter::CLEAN_TRAFFIC;
+use super::filter::GUEST;
 
 /// A disk of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl Nic {
         }
         card.child(
             Element::new("filterref")
-                .attr("filter", CLEAN_TRAFFIC)
+                .attr("filter", GUEST)
                 .child(parameter("IP", self.ip.to_string()))
                 .child(parameter("MAC", self.mac.clone())),
         )

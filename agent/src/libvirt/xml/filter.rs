@@ -1,9 +1,29 @@
-//! The network filter that keeps a guest from speaking with another's address.
+//! The network filter that keeps a guest from speaking with another's address, and from answering
+//! DHCP in the place of its network's service.
 
 use super::Element;
 
-/// Name of the filter that every card of a VM refers to.
+/// Name of the filter that every card of a VM refers to. A change of its rules needs another name:
+/// domains of older agents, here and on hosts that they migrate to, refer to this one.
+pub const GUEST: &str = "kring-guest";
+
+/// libvirt's own filter against false addresses.
 pub const CLEAN_TRAFFIC: &str = "clean-traffic";
+
+/// The filter [`GUEST`]: [`CLEAN_TRAFFIC`], and before it what a DHCP server would send. Clients look
+/// at the port that an answer is for, servers send from theirs: a guest may use neither that way. What
+/// the network's own service sends comes from no guest's card and passes.
+#[must_use]
+pub fn guest() -> String {
+    let udp = || Element::new("ip").attr("protocol", "udp");
+    Element::new("filter")
+        .attr("name", GUEST)
+        .attr("chain", "root")
+        .child(rule("drop", "out", -950).child(udp().attr("srcportstart", 67).attr("srcportend", 67)))
+        .child(rule("drop", "out", -940).child(udp().attr("dstportstart", 68).attr("dstportend", 68)))
+        .child(Element::new("filterref").attr("filter", CLEAN_TRAFFIC))
+        .render()
+}
 
 /// Priority at which a referenced filter is applied, as libvirt orders its own.
 struct Part {
@@ -21,7 +41,7 @@ fn rule(action: &str, direction: &str, priority: i32) -> Element {
 /// package that may be missing). The last one is [`CLEAN_TRAFFIC`]: outgoing frames must carry the
 /// card's MAC and IP, in the ARP payload too; only IPv4 and ARP pass.
 #[must_use]
-pub fn documents() -> Vec<(&'static str, String)> {
+pub fn clean_traffic() -> Vec<(&'static str, String)> {
     let parts = [
         Part { name: "kring-mac", chain: "mac", priority: -800, rules: mac_rules },
         Part { name: "kring-ip", chain: "ipv4-ip", priority: -710, rules: ip_rules },
@@ -43,6 +63,12 @@ pub fn documents() -> Vec<(&'static str, String)> {
     let whole = Element::new("filter").attr("name", CLEAN_TRAFFIC).attr("chain", "root").children(references);
     documents.push((CLEAN_TRAFFIC, whole.render()));
     documents
+}
+
+/// Whether the [`CLEAN_TRAFFIC`] of a libvirt is the one of [`clean_traffic`].
+#[must_use]
+pub fn is_ours(xml: &str) -> bool {
+    xml.contains("kring-mac")
 }
 
 fn mac_rules() -> Vec<Element> {
@@ -87,12 +113,14 @@ mod tests {
 
     #[test]
     fn the_filter_is_made_of_its_parts() {
-        let documents = documents();
+        let documents = clean_traffic();
         let (name, whole) = documents.last().unwrap();
         assert_eq!(*name, CLEAN_TRAFFIC);
         for (part, _) in &documents[..documents.len() - 1] {
             assert!(whole.contains(&format!("filter=\"{part}\"")), "{part}");
         }
+        assert!(is_ours(whole) && !is_ours(&guest()));
         insta::assert_snapshot!("nwfilter", documents.iter().map(|(_, xml)| xml.as_str()).collect::<String>());
+        insta::assert_snapshot!("nwfilter_guest", guest());
     }
 }

@@ -19,10 +19,11 @@ use crate::task::TaskCx;
 /// Those of the hypervisor.
 pub async fn delete(app: &Arc<App>, cx: &TaskCx, command: DeleteVm) -> Result<Empty> {
     let vm_id = command.vm_id;
+    // First of all: a call that hangs in the VM's QEMU would hold every other one up.
+    cx.progress(10, "ending the VM");
+    cx.until_cancelled(app.hypervisor.destroy(vm_id)).await?;
     if cx.until_cancelled(app.hypervisor.get(vm_id)).await?.is_some() {
         super::present(app, cx, vm_id).await?;
-        cx.progress(10, "ending the VM");
-        cx.until_cancelled(app.hypervisor.destroy(vm_id)).await?;
         cx.progress(60, "removing the VM");
         cx.until_cancelled(app.hypervisor.undefine(vm_id)).await?;
     }

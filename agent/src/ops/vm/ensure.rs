@@ -177,7 +177,9 @@ pub fn takes_direct_io(path: &Path) -> bool {
 }
 
 /// Takes a domain away that this command has made. It goes on when the command is cancelled: what it
-/// does is bounded by the hypervisor's own deadlines.
+/// does is bounded by the hypervisor's own deadlines. A call that this command has given up is taken
+/// back by the hypervisor itself, which this waits for; what cannot be waited for any longer is left
+/// to `vm/delete`.
 async fn take_back(app: &Arc<App>, vm_id: VmId) {
     let undone = async {
         app.hypervisor.destroy(vm_id).await?;

@@ -2,6 +2,7 @@
 //!
 //! Every verb looks at the domain first and does only what is missing; it records the generation of
 //! its command in the domain's metadata before it acts, so that an older owner is refused afterwards.
+//! Only what ends a VM by force acts before it looks: it must get through when the VM's QEMU hangs.
 
 mod console_log;
 mod delete;

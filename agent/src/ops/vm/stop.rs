@@ -23,6 +23,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// `invalid_state` when the guest does not stop in time and may not be forced; `not_found`.
 pub async fn stop(app: &Arc<App>, cx: &TaskCx, command: StopVm) -> Result<VmReport> {
+    force(app, cx, command.vm_id, command.mode).await?;
     let now = present(app, cx, command.vm_id).await?;
     stop_from(app, cx, command.vm_id, now.power, command.mode, command.timeout_s).await?;
     report(app, cx, command.vm_id).await
@@ -33,12 +34,23 @@ pub async fn stop(app: &Arc<App>, cx: &TaskCx, command: StopVm) -> Result<VmRepo
 /// # Errors
 /// As for [`stop`].
 pub async fn reboot(app: &Arc<App>, cx: &TaskCx, command: RebootVm) -> Result<VmReport> {
+    force(app, cx, command.vm_id, command.mode).await?;
     let now = present(app, cx, command.vm_id).await?;
     stop_from(app, cx, command.vm_id, now.power, command.mode, command.timeout_s).await?;
     cx.check()?;
     cx.progress(80, "starting the VM");
     super::start(app, cx, command.vm_id).await?;
     report(app, cx, command.vm_id).await
+}
+
+/// Ends a VM at once when that is asked for, before anything else: a call that hangs in its QEMU would
+/// hold every other one up, the recording of the generation too.
+async fn force(app: &Arc<App>, cx: &TaskCx, vm_id: VmId, mode: StopMode) -> Result<()> {
+    if mode == StopMode::Force {
+        cx.progress(50, "ending the VM");
+        cx.until_cancelled(app.hypervisor.destroy(vm_id)).await?;
+    }
+    Ok(())
 }
 
 async fn stop_from(
@@ -51,11 +63,8 @@ async fn stop_from(
 ) -> Result<()> {
     match (power, mode) {
         (PowerState::Stopped | PowerState::Crashed, _) => return Ok(()),
-        (PowerState::Running | PowerState::Paused, StopMode::Force) => {
-            cx.progress(50, "ending the VM");
-            cx.until_cancelled(app.hypervisor.destroy(vm_id)).await?;
-            return Ok(());
-        }
+        // It came up again by itself.
+        (PowerState::Running | PowerState::Paused, StopMode::Force) => return force(app, cx, vm_id, mode).await,
         // A halted guest cannot hear that it shall stop.
         (PowerState::Paused, StopMode::Graceful | StopMode::GracefulOnly) => {
             cx.until_cancelled(app.hypervisor.resume(vm_id)).await?;

@@ -20,6 +20,7 @@ use shared::wire::image::{ImageInfo, ImageOrigin, ImageSpec};
 use shared::{Code, Error, Result, image_header};
 use tokio::io::AsyncWriteExt;
 
+use super::guard::{Guard, refusal};
 use super::{Images, accept};
 use crate::app::App;
 use crate::config::ImageConfig;
@@ -35,8 +36,10 @@ const LOOK_EVERY: u64 = 64 << 20;
 /// limit but for silence, since images are large.
 pub(super) fn client(config: &ImageConfig) -> Result<reqwest::Client> {
     crate::identity::tls::install_provider();
+    let guard = Guard::new(config.allow_loopback);
     reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::limited(config.max_redirects))
+        .redirect(guard.redirects(config.max_redirects))
+        .dns_resolver(guard.resolver())
         .connect_timeout(Duration::from_secs(10))
         .read_timeout(Duration::from_secs(config.stall_timeout_s))
         .pool_max_idle_per_host(0)
@@ -178,14 +181,21 @@ impl<'a> Download<'a> {
             let resume = resume.map(|v| (self.have, v));
             return self.app.controller.image_content(self.spec.image_id, resume).await.map_err(from_controller);
         };
-        let mut request = self.images.http.get(url).header(ACCEPT_ENCODING, "identity");
+        let address = reqwest::Url::parse(url).map_err(Error::internal)?;
+        if let Err(refused) = Guard::new(self.images.config.allow_loopback).check_url(&address) {
+            return Err(Stop::Final(failed(format!("the image is not downloaded: {refused}"))));
+        }
+        let mut request = self.images.http.get(address).header(ACCEPT_ENCODING, "identity");
         if let Some(validator) = resume {
             request = request.header(RANGE, format!("bytes={}-", self.have)).header(IF_RANGE, validator);
         }
-        let broken = |e: reqwest::Error| Stop::Broken(failed("the image could not be downloaded").caused_by(&e));
-        let answer = request.send().await.map_err(|e| match e.is_redirect() || e.is_builder() {
-            true => Stop::Final(failed("the image could not be downloaded").caused_by(&e)),
-            false => broken(e),
+        let answer = request.send().await.map_err(|e| {
+            let error = failed("the image could not be downloaded").caused_by(&e);
+            match refusal(&e) {
+                Some(refused) => Stop::Final(failed(format!("the image is not downloaded: {refused}"))),
+                None if e.is_redirect() || e.is_builder() => Stop::Final(error),
+                None => Stop::Broken(error),
+            }
         })?;
         let status = answer.status();
         if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {

@@ -160,6 +160,22 @@ async fn what_fails_a_check_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn this_host_is_no_image_server_unless_that_is_allowed() {
+    let secret = Server::start(vec![ok(&disk())]).await;
+    let by_name = secret.url.replace("127.0.0.1", "localhost");
+    let world = World::with(|c| c.image.allow_loopback = false).await;
+    for url in [&secret.url, &by_name] {
+        let error = ensure(&world, &spec(url)).await.unwrap_err();
+        assert!(error.code == Code::DownloadFailed && error.message.contains("allow_loopback"), "{url}: {error}");
+    }
+    let world = World::new().await;
+    let redirect = Server::start(vec![answer("302 Found\r\nlocation: http://169.254.169.254/latest/", b"")]).await;
+    let error = ensure(&world, &spec(&redirect.url)).await.unwrap_err();
+    assert!(error.code == Code::DownloadFailed && error.message.contains("169.254.169.254"), "{error}");
+    assert!(secret.asked().is_empty() && cache(&world).is_empty());
+}
+
+#[tokio::test]
 async fn a_download_that_breaks_off_goes_on_where_it_was() {
     let world = World::new().await;
     let body = disk();
