@@ -265,8 +265,8 @@ summary() {
     fi
     printf '  Console        %s vm console %s\n' "$DEMO/kring" "$VM"
     printf '  Command line   %s vm list   (%s --help)\n' "$DEMO/kring" "$DEMO/kring"
-    printf '  Web API        %s/v1 (its certificate authority is in %s)\n' "$URL" "$DEMO/cli.toml"
-    printf '  Admin token    in %s\n' "$DEMO/cli.toml"
+    printf '  Web API        %s/v1, described on %s/docs\n' "$URL" "$URL"
+    printf '  Token and CA   %s\n' "$DEMO/cli.toml"
     printf '  Logs           %s\n' "$DEMO/{controller,agent,demo}.log"
     [ "$mode" = kvm ] || printf '  Note           this machine has no KVM: the guest is emulated, which is slow\n'
     printf '  To stop        make demo-stop\n'
