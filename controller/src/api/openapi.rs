@@ -5,7 +5,7 @@
 
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::response::Response;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Tag};
 use utoipa::{PartialSchema, ToSchema};
@@ -52,7 +52,9 @@ pub fn json() -> String {
     let (_, mut api) = OpenApiRouter::<std::sync::Arc<super::Api>>::new().nest("/v1", router::v1()).split_for_parts();
     decorate(&mut api);
     // Serialising a description of ours cannot fail; an empty one would fail the contract's test.
-    api.to_pretty_json().map(|text| text + "\n").unwrap_or_default()
+    let text = api.to_pretty_json().map(|text| text + "\n").unwrap_or_default();
+    // `Links` is a type alias, of which the generator sees only what it stands for.
+    text.replace("schemas/BTreeMap\"", "schemas/Links\"").replace("\"BTreeMap\": {", "\"Links\": {")
 }
 
 fn decorate(api: &mut OpenApi) {
@@ -68,11 +70,25 @@ fn decorate(api: &mut OpenApi) {
     for (name, schema) in schemas {
         components.schemas.entry(name).or_insert(schema);
     }
+    for (name, schema) in &mut components.schemas {
+        if let Some(item) = name.strip_prefix("Page_") {
+            refer_to_item(schema, item);
+        }
+    }
     let bearer =
         HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A token, from POST /v1/tokens.")).build();
     components.add_security_scheme("token", SecurityScheme::Http(bearer));
     api.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
     api.paths.paths.values_mut().for_each(decorate_path);
+}
+
+/// The generator writes the items of a page out; they have a name.
+fn refer_to_item(page: &mut RefOr<Schema>, item: &str) {
+    if let RefOr::T(Schema::Object(page)) = page
+        && let Some(RefOr::T(Schema::Array(items))) = page.properties.get_mut("items")
+    {
+        items.items = ArrayItems::RefOrSchema(Box::new(RefOr::Ref(Ref::from_schema_name(item))));
+    }
 }
 
 fn tag(name: &str, about: &str) -> Tag {
@@ -113,11 +129,17 @@ fn parameter(name: &str, place: ParameterIn, kind: Type, about: &str) -> RefOr<P
 }
 
 fn refusals(operation: &mut Operation) {
-    for answer in operation.responses.responses.values_mut() {
+    for (status, answer) in &mut operation.responses.responses {
         if let RefOr::T(Response { description, .. }) = answer
             && description.is_empty()
         {
-            *description = "Success.".to_string();
+            let text = match status.as_str() {
+                "201" => "Made; `Location` says where it is.",
+                "202" => "Accepted; `Location` is the job.",
+                "204" => "Done.",
+                _ => "Success.",
+            };
+            *description = text.to_string();
         }
     }
     let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
