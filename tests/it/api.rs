@@ -114,6 +114,7 @@ async fn what_is_not_understood_is_a_problem_that_says_so() -> anyhow::Result<()
     for (call, code) in cases {
         let said = format!("{call:.120?}");
         let reply = api.send(call).await?;
+        assert_eq!(reply.status, code.status(), "{said}: {}", reply.text);
         assert_eq!(problem(&reply)?.code, code, "{said}: {}", reply.text);
     }
     cluster.stop().await

@@ -4,15 +4,17 @@
 use anyhow::Context;
 use harness::client::Call;
 use harness::cluster::Cluster;
-use harness::sim::state::Domain;
+use harness::sim::state::{Domain, Volume};
 use harness::sim::{self, Sim, outbound, tls};
 use harness::wait::until;
 use reqwest::Method;
 use serde_json::json;
+use shared::api::event::Event;
 use shared::api::host::{Host, HostAdminState, HostConnection, UpdateHost};
 use shared::api::job::JobRef;
+use shared::api::page::Page;
 use shared::error::Code;
-use shared::id::VmId;
+use shared::id::{ImageId, NetworkId, ResourceId, VmId, VolumeId};
 use shared::state::vm::VmState;
 use shared::units::Bytes;
 use shared::wire::event::{AgentEvent, AgentEvents};
@@ -209,12 +211,22 @@ async fn missing_data_is_unknown_and_never_off() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_domain_that_is_in_no_row_is_told_and_not_touched() -> anyhow::Result<()> {
-    let (cluster, _, _) = ready().await?;
-    let host = cluster.sim.hosts().remove(0);
-    let stranger = VmId::new();
+async fn what_is_in_no_row_is_told_and_only_removed_when_that_is_wished() -> anyhow::Result<()> {
+    let (cluster, image, network) = ready().await?;
+    let vm = cluster.vm(&image, &network).await?;
+    let host = cluster.sim_host(vm.host_id)?;
+    let (stray_vm, stray_volume) = (VmId::new(), VolumeId::new());
+    let (stray_image, stray_network) = (ImageId::new(), NetworkId::new());
+    {
+        let mut state = host.state();
+        let volume = Volume { base: None, ..state.volumes[&vm.root_volume_id].clone() };
+        state.volumes.insert(stray_volume, volume);
+        state.images.insert(stray_image, harness::sim::plausible_image("stray"));
+        state.networks.insert(stray_network);
+        state.foreign.insert("somebody-elses".to_string());
+    }
     let domain = Domain {
-        name: "stranger".to_string(),
+        name: "stray".to_string(),
         power: PowerState::Running,
         generation: 1,
         vcpus: 1,
@@ -222,12 +234,40 @@ async fn a_domain_that_is_in_no_row_is_told_and_not_touched() -> anyhow::Result<
         disks: Vec::new(),
         networks: Vec::new(),
     };
-    host.plant(stranger, domain);
-    host.state().foreign.insert("somebody-elses".to_string());
-    cluster.api.post::<serde_json::Value>(&format!("/v1/hosts/{}/reconnect", host.id), &json!({})).await?;
-    cluster.connected(host.id, HostConnection::Connected).await?;
-    assert!(host.state().vms.contains_key(&stranger), "what Kring does not know may be somebody's");
-    assert!(host.state().foreign.contains("somebody-elses"));
+    host.plant(stray_vm, domain);
+    let compare = async || {
+        cluster.api.post::<serde_json::Value>(&format!("/v1/hosts/{}/reconnect", host.id), &json!({})).await?;
+        cluster.connected(host.id, HostConnection::Connected).await
+    };
+    compare().await?;
+    // Caches of nothing go; what may be somebody's data stays, and is told.
+    until("caches of nothing are removed", async || {
+        let state = host.state();
+        !state.images.contains_key(&stray_image) && !state.networks.contains(&stray_network)
+    })
+    .await?;
+    until("strays are told", async || {
+        let page: Result<Page<Event>, _> = cluster.api.get("/v1/events?limit=1000").await;
+        let told: Vec<_> = page.map(|page| page.items).unwrap_or_default();
+        [stray_vm.uuid(), stray_volume.uuid()].iter().all(|id| {
+            let text = id.to_string();
+            told.iter()
+                .any(|e| e.path.contains("orphan") && (e.resource_id == *id || e.content.to_string().contains(&text)))
+        })
+    })
+    .await?;
+    assert!(host.state().vms.contains_key(&stray_vm));
+    assert!(host.state().volumes.contains_key(&stray_volume));
+    cluster.set("host.remove_orphans", true.into()).await?;
+    compare().await?;
+    until("strays are removed", async || {
+        let state = host.state();
+        !state.vms.contains_key(&stray_vm) && !state.volumes.contains_key(&stray_volume)
+    })
+    .await?;
+    assert!(host.state().foreign.contains("somebody-elses"), "what is not of Kring is never touched");
+    assert_eq!(cluster.get_vm(vm.id).await?.state, VmState::Running);
+    cluster.assert_consistent().await?;
     cluster.stop().await
 }
 
@@ -269,7 +309,7 @@ async fn a_host_that_is_disabled_or_in_maintenance_takes_no_new_vms() -> anyhow:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_orphaned_volume_is_found_and_a_reinstalled_host_takes_up_its_id() -> anyhow::Result<()> {
+async fn a_reinstalled_host_takes_up_its_id() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;
     let host = cluster.host().await?;
     let spec = sim::HostSpec { host_id: Some(host.id), name: host.name.clone(), ..cluster.sim.next_spec()? };

@@ -7,7 +7,6 @@ use reqwest::Method;
 use serde_json::json;
 use shared::api::job::{Job, JobRef, JobState};
 use shared::api::page::Page;
-use shared::api::vm::Vm;
 use shared::error::Code;
 use shared::id::JobId;
 use shared::state::vm::VmState;
@@ -44,13 +43,15 @@ async fn whoever_prefers_to_wait_gets_what_came_of_it() -> anyhow::Result<()> {
     let body = cluster.vm_body(&image, &network);
     let reply = cluster.api.send(Call::new(Method::POST, "/v1/vms").json(&body).wait(60)).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let vm: Vm = reply.read()?;
-    assert_eq!((Some(vm.id), vm.state), (body.id, VmState::Running));
-    // What fails while somebody waits is told as the failure that it is.
+    assert_eq!(reply.read::<Job>()?.state, JobState::Succeeded);
+    let vm = cluster.get_vm(body.id.unwrap_or_default()).await?;
+    assert_eq!(vm.state, VmState::Running);
+    // What fails while somebody waits is told at once as well.
     cluster.sim.faults().add(Fault::new("vm/ensure", What::Fail { code: Code::NoSpace }).times(1));
     let body = cluster.vm_body(&image, &network);
     let reply = cluster.api.send(Call::new(Method::POST, "/v1/vms").json(&body).wait(60)).await?;
-    assert_eq!(reply.read::<Vm>().unwrap_err().code(), Code::NoSpace);
+    let job: Job = reply.read()?;
+    assert_eq!((job.state, job.error.map(|error| error.code)), (JobState::Failed, Some(Code::NoSpace)));
     // What takes longer is answered as if nobody waited.
     let fault = cluster.sim.faults().add(Fault::new("vm/ensure", What::Hang).times(1));
     let body = cluster.vm_body(&image, &network);
