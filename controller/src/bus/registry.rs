@@ -81,7 +81,7 @@ impl<M: Request> WireHandler for Handler<M> {
 
     #[cfg(test)]
     fn round_trips(&self, body: &RawValue) -> Result<Box<RawValue>, Error> {
-        let message: M = serde_json::from_str(body.get()).map_err(|e| Error::internal(e))?;
+        let message: M = serde_json::from_str(body.get()).map_err(Error::internal)?;
         to_raw(&message)
     }
 }
