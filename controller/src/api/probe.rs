@@ -1,6 +1,7 @@
 //! `/healthz`, `/readyz`, `/metrics`: for supervisors and monitoring.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -14,6 +15,9 @@ use super::front::{Named, Peer};
 use super::reply::{self, Answer};
 use super::{Api, authn};
 
+/// How long the database may take before this controller counts as not ready.
+const ASK: Duration = Duration::from_secs(2);
+
 /// The process lives. Says nothing about whether it can work.
 pub async fn healthz() -> &'static str {
     "alive\n"
@@ -25,8 +29,10 @@ pub async fn readyz(State(api): State<Arc<Api>>) -> Answer {
     if api.stop.is_cancelled() {
         reasons.push("it is stopping".to_string());
     }
-    if let Err(error) = api.db.read().await {
-        reasons.push(shared::Error::from(error).message);
+    match tokio::time::timeout(ASK, api.db.read()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => reasons.push(Error::from(error).message),
+        Err(_) => reasons.push("the database does not answer".to_string()),
     }
     match reasons.is_empty() {
         true => reply::ok(&json!({"ready": true})),
