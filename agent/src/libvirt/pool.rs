@@ -126,6 +126,9 @@ impl Drop for Effect {
         self.queue.put_first(Box::new(move || {
             match catch_unwind(AssertUnwindSafe(take_back)) {
                 Ok(Ok(())) => tracing::info!(call, "nobody waited for a call any more; its effect was taken back"),
+                Ok(Err(error @ (Error::NoDomain(_) | Error::WrongState { .. }))) => {
+                    tracing::info!(call, %error, "nobody waited for a call any more; nothing is left of its effect");
+                }
                 Ok(Err(error)) => tracing::error!(call, %error, "an abandoned call's effect could not be taken back"),
                 Err(_) => tracing::error!(call, "taking an abandoned call's effect back ended in a panic"),
             }

@@ -213,8 +213,10 @@ impl Hypervisor for Libvirt {
         if let Some(place) = self.lanes.go_ahead(vm_id) {
             // What is under way may wait for a QEMU that does not answer: ending QEMU ends that call.
             let limit = self.slow_limit();
-            let ahead = self.call("destroy", limit, Some(place), move |c, _| calls::destroy(c, vm_id)).await;
-            tracing::info!(vm.id = %vm_id, error = ?ahead.err(), "a VM was ended while an earlier call was under way");
+            tracing::info!(vm.id = %vm_id, "ends a VM while an earlier call about it is under way");
+            if let Err(error) = self.call("destroy", limit, Some(place), move |c, _| calls::destroy(c, vm_id)).await {
+                tracing::warn!(vm.id = %vm_id, %error, "the VM could not be ended yet; tried again after the earlier call");
+            }
         }
         self.slow(vm_id, "destroy", move |c, _| calls::destroy(c, vm_id)).await
     }
