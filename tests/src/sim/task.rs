@@ -195,7 +195,8 @@ pub(super) fn submit(
         outcome: watch::Sender::new(None),
         callback: Mutex::new(order.callback),
         owed: Mutex::new(plan.defer),
-        cancel: life.token.child_token(),
+        // Not of the life: a task that ends with its agent says nothing, one that is cancelled does.
+        cancel: CancellationToken::new(),
     });
     let (mine, end) = oneshot::channel();
     let before = table.tails.insert(resource, end);
