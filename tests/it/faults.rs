@@ -212,3 +212,19 @@ async fn a_frozen_and_woken_host_does_nothing_twice() -> anyhow::Result<()> {
     cluster.assert_consistent().await?;
     cluster.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_leaves_a_vm_otherwise_than_it_says_is_found_out() -> anyhow::Result<()> {
+    let (cluster, image, network) = ready().await?;
+    let vm = cluster.vm(&image, &network).await?;
+    // The host stops the VM, fails to start it again, and says so only after it was pinged and
+    // compared while the job still held the VM.
+    let faults = cluster.sim.faults();
+    faults.add(Fault::new("vm/reboot", What::FailHalfway { code: Code::HostFailed }).times(1));
+    faults.add(Fault::new("vm/reboot", What::CallbackLate { ms: 3000 }).times(1));
+    let reboot = cluster.vm_verb(vm.id, "reboot").await?;
+    assert_eq!(cluster.api.fail(&reboot).await?, Code::HostFailed);
+    cluster.vm_becomes(vm.id, VmState::Stopped).await?;
+    cluster.assert_consistent().await?;
+    cluster.stop().await
+}
