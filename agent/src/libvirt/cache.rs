@@ -16,6 +16,9 @@ use super::Digest;
 /// Events that a slow receiver may fall behind before it has to compare a full list.
 const BACKLOG: usize = 1024;
 
+/// Why the content is not to be trusted before the first attempt to connect has ended.
+pub const NOT_YET: &str = "not connected yet";
+
 /// See the module.
 #[derive(Debug)]
 pub struct Cache {
@@ -34,7 +37,7 @@ struct Inner {
 impl Default for Cache {
     fn default() -> Self {
         Self {
-            inner: Mutex::new(Inner { vms: HashMap::new(), stale: Some("not connected yet".into()) }),
+            inner: Mutex::new(Inner { vms: HashMap::new(), stale: Some(NOT_YET.into()) }),
             events: broadcast::channel(BACKLOG).0,
             changes: watch::channel(0).0,
         }

@@ -16,7 +16,7 @@ use shared::wire::vm::{PowerState, VmReport};
 use tokio::sync::{broadcast, watch as tokio_watch};
 use virt::connect::Connect;
 
-use super::cache::Cache;
+use super::cache::{Cache, NOT_YET};
 use super::event::{Message, Sink, start_loop};
 use super::lane::{Lanes, Place};
 use super::metadata::Identity;
@@ -29,6 +29,9 @@ use crate::config::LibvirtConfig;
 
 /// Messages of libvirt that may wait; beyond that a full list is compared instead.
 const INBOX: usize = 4096;
+
+/// How long the first attempt to connect may take: libvirt asks every QEMU what it can before it answers.
+const FIRST_CONTACT: Duration = Duration::from_secs(60);
 
 /// libvirt on this host.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ impl Libvirt {
         let (queue, inbox) = sync_channel(INBOX);
         let shared = Arc::new(Shared {
             uri: config.uri.clone(),
-            connect: Mutex::new(Err("not connected yet".into())),
+            connect: Mutex::new(Err(NOT_YET.into())),
             cache: Cache::default(),
             sink: Sink::new(queue),
             retry: Duration::from_secs(config.reconnect_s.max(1)),
@@ -61,21 +64,23 @@ impl Libvirt {
         Ok(Self { shared, pool: Pool::new(config.pool)?, lanes: Lanes::default(), limit })
     }
 
-    /// Waits until libvirt has told what there is.
+    /// Waits until libvirt has told what there is. `limit` begins to run when the first attempt to
+    /// connect has ended: a libvirt that was just started keeps its first caller waiting.
     ///
     /// # Errors
     /// [`Error::Unreachable`] with the reason, when that takes longer than `limit`.
     pub async fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
         let mut changes = self.changes();
-        let ready = async {
-            while self.digest().is_err() {
+        let mut until = async |done: fn(&Digest) -> bool| {
+            while !done(&self.digest()) {
                 if changes.changed().await.is_err() {
                     return;
                 }
             }
         };
+        let _ = tokio::time::timeout(FIRST_CONTACT, until(|d| d.as_ref().err().is_none_or(|e| e != NOT_YET))).await;
+        let _ = tokio::time::timeout(limit, until(Result::is_ok)).await;
         // Whether the wait ended by itself shows in the digest.
-        let _ = tokio::time::timeout(limit, ready).await;
         self.digest().map(|_| ()).map_err(|reason| Error::Unreachable { reason })
     }
 
