@@ -89,10 +89,11 @@ fn serve(shared: &Shared, inbox: &Receiver<Message>) -> End {
         Ok(subscription) => subscription,
         Err(error) => return End::Lost(error.to_string()),
     };
+    // Before the listing: whoever waits for that calls as soon as it is there.
+    shared.set_connection(Ok(connect.clone()));
     if let Err(error) = refresh(shared, &connect) {
         return End::Lost(error.to_string());
     }
-    shared.set_connection(Ok(connect.clone()));
     tracing::info!(libvirt.uri = shared.uri, "connected to libvirt");
     let end = read_events(shared, &connect, inbox);
     drop(subscription);
