@@ -11,6 +11,7 @@ use shared::Error;
 use shared::api::job::{Job, JobRef};
 use shared::api::page::{ListParams, Page};
 use tokio::time::Instant;
+use utoipa::PartialSchema;
 
 use super::Api;
 use super::error::Failure;
@@ -80,16 +81,21 @@ pub fn cancelled(job: &Job) -> Answer {
 pub async fn list<M, T>(api: &Api, cx: &Cx, params: ListParams, message: impl FnOnce(ListParams) -> M) -> Answer
 where
     M: ApiRequest<Reply = Page<T>>,
-    T: Serialize,
+    T: Serialize + PartialSchema,
 {
     let wanted = params.fields.clone();
     page(&api.call(cx, message(params)).await?, wanted.as_deref())
 }
 
 /// A page with the fields that were asked for; all of them when none were.
-pub fn page<T: Serialize>(page: &Page<T>, wanted: Option<&str>) -> Answer {
+pub fn page<T: Serialize + PartialSchema>(page: &Page<T>, wanted: Option<&str>) -> Answer {
     let Some(wanted) = wanted else { return ok(page) };
     let wanted = fields(wanted)?;
+    let known = properties(&serde_json::to_value(T::schema()).map_err(|e| unwritable(&e))?);
+    if let Some(unknown) = wanted.iter().find(|name| !known.iter().any(|known| known == *name)) {
+        let text = format!("there is no field {unknown:?} here: {}", known.join(", "));
+        return Err(Error::invalid("fields", text).into());
+    }
     let mut body = serde_json::to_value(page).map_err(|e| unwritable(&e))?;
     for item in body.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Value::Object(fields) = item {
@@ -97,6 +103,13 @@ pub fn page<T: Serialize>(page: &Page<T>, wanted: Option<&str>) -> Answer {
         }
     }
     ok(&body)
+}
+
+/// The names of an object's properties in its schema, with those that it takes over from others.
+fn properties(schema: &Value) -> Vec<String> {
+    let own = schema.get("properties").and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name.clone());
+    let taken_over = schema.get("allOf").and_then(Value::as_array).into_iter().flatten().flat_map(properties);
+    own.chain(taken_over).collect()
 }
 
 fn json_with(status: StatusCode, body: &impl Serialize) -> Answer {

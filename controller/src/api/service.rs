@@ -32,7 +32,7 @@ pub async fn list_services(State(api): State<Arc<Api>>, _cx: Cx, List(params): L
 }
 
 /// A short list, answered whole, whatever the limit: it has one order and no filter.
-pub(super) fn whole<T: Serialize>(items: Vec<T>, params: &ListParams) -> Answer {
+pub(super) fn whole<T: Serialize + utoipa::PartialSchema>(items: Vec<T>, params: &ListParams) -> Answer {
     for (name, given) in [("q", &params.q), ("sort", &params.sort), ("cursor", &params.cursor)] {
         if given.is_some() {
             return Err(Error::invalid(name, "this list is short and always answered whole, in one order").into());

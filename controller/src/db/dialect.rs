@@ -80,6 +80,17 @@ impl Dialect {
         }
     }
 
+    /// Lets one transaction at a time pass with this key. SQLite has one writer anyway.
+    pub(super) async fn lock_until_commit(self, conn: &mut AnyConnection, key: &str) -> Result<()> {
+        if self == Self::Postgres {
+            let key = i64::from_ne_bytes(xxhash_rust::xxh3::xxh3_64(key.as_bytes()).to_ne_bytes());
+            // The lock's own answer has a type that the driver does not know.
+            let sql = "SELECT 1 FROM (SELECT pg_advisory_xact_lock($1)) AS locked";
+            sqlx::query(sql).bind(key).execute(conn).await?;
+        }
+        Ok(())
+    }
+
     /// Milliseconds since the epoch by the database's own clock.
     #[must_use]
     pub const fn now_ms(self) -> &'static str {

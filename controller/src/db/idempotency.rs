@@ -12,6 +12,7 @@ use crate::cx::Idempotency;
 
 /// The answer that was given to this key before. An error when the key belongs to another request.
 pub async fn find<R: DeserializeOwned>(tx: &mut Tx, account: AccountId, key: &Idempotency) -> Result<Option<R>> {
+    tx.dialect().lock_until_commit(tx.conn(), &format!("{account}/{}", key.key)).await?;
     let row = sqlx::query("SELECT request_hash, reply FROM idempotency WHERE account_id = $1 AND key = $2")
         .bind(account.to_string())
         .bind(key.key.clone())

@@ -78,7 +78,8 @@ pub struct CompareHost {
     /// The host.
     pub id: HostId,
 }
-request!("host.CompareHost" to "host" => (), CompareHost, about |m| m.id.uuid());
+// Answers whether all was compared: VMs that jobs hold are left out, and the host is to be compared again.
+request!("host.CompareHost" to "host" => bool, CompareHost, about |m| m.id.uuid());
 
 /// A host missed so many pings that it counts as disconnected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

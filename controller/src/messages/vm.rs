@@ -111,7 +111,8 @@ pub struct VmObserved {
     /// What it says; `None`: a complete listing has no such domain, or the domain was undefined.
     pub report: Option<VmReport>,
 }
-request!("vm.VmObserved" to "vm" => (), VmObserved, about |m| m.id.uuid());
+// Answers whether it was looked at: a VM that a job holds is left to the job, and must be reported again.
+request!("vm.VmObserved" to "vm" => bool, VmObserved, about |m| m.id.uuid());
 
 /// The VM's host does not answer: what the VM does is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

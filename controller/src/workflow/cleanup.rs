@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
-use shared::{Error, Result};
+use shared::{Code, Error, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -78,14 +78,20 @@ pub(super) async fn clean_up<F: Flow>(deps: &Arc<Deps>, owed: Cleanup) -> Result
         deadline,
         cancel: CancellationToken::new(),
         step: step.name(),
-        undoing: true,
+        undoing: !step.owed_when_failing(),
         attempt: 1000 + owed.attempts,
         share: (0, 0),
         progress_written: AtomicI64::new(0),
     };
-    tokio::time::timeout_at(deadline, step.undo(&cx, &state))
-        .await
-        .map_err(|_| Error::new(shared::Code::DeadlineExceeded, "clean-up took too long"))??;
+    let work = async {
+        if step.owed_when_failing() { step.apply(&cx, &mut state.clone()).await } else { step.undo(&cx, &state).await }
+    };
+    let done = tokio::time::timeout_at(deadline, work).await;
+    match done.unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "clean-up took too long"))) {
+        // The host was removed from the cloud: there is nobody left to owe anything to.
+        Err(error) if error.code == Code::NotFound => {}
+        result => result?,
+    }
     let (id, job_id, name) = (owed.id, owed.job_id, owed.step);
     let forgotten = deps.db.write(move |tx| {
         Box::pin(async move {

@@ -69,6 +69,13 @@ pub trait Step<S: Send + Sync + 'static>: Send + Sync {
         Ok(())
     }
 
+    /// Whether the work of this step cannot be taken back (data is removed). When such a step fails, the
+    /// job goes on, and `apply` is owed: it is tried as clean-up until it succeeds. It must find what it
+    /// needs in the state, since the rows may be gone by then.
+    fn owed_when_failing(&self) -> bool {
+        false
+    }
+
     /// Takes the work back.
     async fn undo(&self, _cx: &StepCx, _state: &S) -> Result<()> {
         Ok(())

@@ -122,11 +122,20 @@ impl<'a, F: Flow> Run<'a, F> {
         for index in self.row.next_step..self.steps.len() {
             let step = Arc::clone(&self.steps[index]);
             let mut state = self.state.clone();
-            if let Err(error) = self.apply(&step, index, &mut state).await? {
-                return Ok(Err((index, error)));
-            }
-            self.state = state;
-            match self.journal_applied(&step, index).await? {
+            let debt = match self.apply(&step, index, &mut state).await? {
+                Ok(()) => {
+                    self.state = state;
+                    None
+                }
+                Err(error) if step.owed_when_failing() => {
+                    tracing::warn!(job.id = %self.at.job_id, job.step = step.name(), error = error.chain(),
+                        "a step failed that cannot be taken back; it is owed as clean-up");
+                    self.row.job.cleanup_owed.push(step.name().to_string());
+                    Some(self.debt(step.name(), &error))
+                }
+                Err(error) => return Ok(Err((index, error))),
+            };
+            match self.journal_applied(&step, index, debt).await? {
                 Journalled::Written(state) => self.state = state,
                 Journalled::Refused(error) => return Ok(Err((index, error))),
             }
@@ -232,7 +241,12 @@ impl<'a, F: Flow> Run<'a, F> {
     }
 
     /// Records a step and journals it; the last one also ends the job.
-    async fn journal_applied(&self, step: &Arc<dyn Step<F::State>>, index: usize) -> Result<Journalled<F::State>> {
+    async fn journal_applied(
+        &self,
+        step: &Arc<dyn Step<F::State>>,
+        index: usize,
+        debt: Option<Cleanup>,
+    ) -> Result<Journalled<F::State>> {
         let last = index + 1 == self.steps.len();
         let (state_word, progress) = if last {
             (JobState::Succeeded, 100)
@@ -240,11 +254,13 @@ impl<'a, F: Flow> Run<'a, F> {
             (JobState::Running, u8::try_from((index + 1) * 100 / self.steps.len()).unwrap_or(100))
         };
         let written = self.persist(|at| {
-            let (step, mut state, job) = (Arc::clone(step), self.state.clone(), self.row.job.clone());
+            let (step, mut state, job, debt) =
+                (Arc::clone(step), self.state.clone(), self.row.job.clone(), debt.clone());
             db::work(move |tx| {
                 Box::pin(async move {
                     step.record(tx, &at, &mut state).await?;
                     let data = to_json(&state)?;
+                    owe(tx, &at, debt, &data).await?;
                     journal(tx, &at, &Entry { job: &job, state: state_word, step: index + 1, data: &data, progress })
                         .await?;
                     Ok(state)
@@ -302,26 +318,14 @@ impl<'a, F: Flow> Run<'a, F> {
             0 => (JobState::Failed, failed),
             _ => (JobState::RollingBack, index - 1),
         };
-        let debt = owed.map(|error| Cleanup {
-            id: Uuid::now_v7(),
-            job_id: self.at.job_id,
-            kind: F::KIND.to_string(),
-            step: step.name().to_string(),
-            resource_id: self.row.job.resource.id,
-            data: self.row.data.clone(),
-            attempts: 0,
-            last_error: error.chain(),
-        });
+        let debt = owed.map(|error| self.debt(step.name(), &error));
         let written = self.persist(|at| {
             let (step, state, job, debt) = (Arc::clone(step), self.state.clone(), self.row.job.clone(), debt.clone());
             db::work(move |tx| {
                 Box::pin(async move {
                     step.unrecord(tx, &at, &state).await?;
                     let data = to_json(&state)?;
-                    if let Some(mut debt) = debt {
-                        debt.data.clone_from(&data);
-                        db::cleanup::insert(tx, &debt, at.now.plus_ms(1000), at.now).await?;
-                    }
+                    owe(tx, &at, debt, &data).await?;
                     let progress = job.progress;
                     journal(tx, &at, &Entry { job: &job, state: state_word, step: next, data: &data, progress }).await
                 })
@@ -330,6 +334,20 @@ impl<'a, F: Flow> Run<'a, F> {
         written.await??;
         self.row.next_step = next;
         Ok(())
+    }
+
+    /// What is owed when a step, or its undoing, has failed for good.
+    fn debt(&self, step: &'static str, error: &Error) -> Cleanup {
+        Cleanup {
+            id: Uuid::now_v7(),
+            job_id: self.at.job_id,
+            kind: F::KIND.to_string(),
+            step: step.to_string(),
+            resource_id: self.row.job.resource.id,
+            data: String::new(),
+            attempts: 0,
+            last_error: error.chain(),
+        }
     }
 
     /// Writes, again and again while the database fails. The inner error is a refusal; the outer one
@@ -357,6 +375,13 @@ impl<'a, F: Flow> Run<'a, F> {
             }
         }
     }
+}
+
+/// Writes a debt down, with what the job knows now; it is first due in a second.
+async fn owe(tx: &mut Tx, at: &At, debt: Option<Cleanup>, data: &str) -> db::Result<()> {
+    let Some(debt) = debt else { return Ok(()) };
+    let debt = Cleanup { data: data.to_string(), ..debt };
+    db::cleanup::insert(tx, &debt, at.now.plus_ms(1000), at.now).await
 }
 
 /// What one write of the journal says.

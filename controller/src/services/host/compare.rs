@@ -29,7 +29,8 @@ const PARALLEL: usize = 32;
 /// How long a host may take to say what is there.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<()> {
+/// Compares; answers whether nothing was left to jobs.
+pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool> {
     let cx = cx.within(TIMEOUT);
     let row = find(&context, id).await?;
     if row.host.connection == HostConnection::Disconnected {
@@ -39,7 +40,7 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<()> 
     let storages = storages(&context, &row).await?;
     let inventory = inspect(&context, &cx, &row, &storages).await?;
     write_down(&context, &row, &pong, &inventory).await?;
-    hand_over(&context, &cx, id, &inventory.vms).await?;
+    let complete = hand_over(&context, &cx, id, &inventory.vms).await?;
     orphans::settle(&context, &cx, &row, &inventory, &storages).await?;
     let row = find(&context, id).await?;
     if row.host.connection != HostConnection::Connected {
@@ -48,7 +49,7 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<()> 
         // What was owed because the host was away may succeed now.
         context.deps.db.write(move |tx| Box::pin(async move { db::cleanup::hasten(tx, now).await })).await?;
     }
-    Ok(())
+    Ok(complete)
 }
 
 /// A host has missed its pings: what its VMs do is unknown.
@@ -116,7 +117,7 @@ async fn write_down(context: &Context, row: &HostRow, pong: &Pong, inventory: &I
 }
 
 /// Tells the owner of each VM, of the database's and of the host's, what the host says of it.
-async fn hand_over(context: &Context, cx: &Cx, id: HostId, reports: &[VmReport]) -> Result<()> {
+async fn hand_over(context: &Context, cx: &Cx, id: HostId, reports: &[VmReport]) -> Result<bool> {
     let known = {
         let mut conn = context.deps.db.read().await?;
         db::vm::on_host(&mut conn, id).await?
@@ -124,10 +125,11 @@ async fn hand_over(context: &Context, cx: &Cx, id: HostId, reports: &[VmReport])
     let mut of_vm: HashMap<VmId, Option<VmReport>> = known.into_iter().map(|(vm, _)| (vm, None)).collect();
     of_vm.extend(reports.iter().map(|report| (report.vm_id, Some(report.clone()))));
     let observed = of_vm.into_iter().map(|(vm, report)| VmObserved { id: vm, host_id: id, report }).collect();
+    let mut complete = true;
     for result in context.bus()?.call_all(cx, PARALLEL, observed).await {
-        result?;
+        complete &= result?;
     }
-    Ok(())
+    Ok(complete)
 }
 
 async fn set_connection(context: &Context, row: &HostRow, to: HostConnection, reason: Option<String>) -> Result<()> {

@@ -45,7 +45,10 @@ pub(super) async fn join(context: Context, cx: Cx, message: JoinHost) -> Result<
     let address = join.address.clone().unwrap_or(from);
     let address = match address.parse::<std::net::IpAddr>() {
         Ok(ip) => std::net::SocketAddr::new(ip, join.port).to_string(),
-        Err(_) => format!("{address}:{}", join.port),
+        Err(_) if is_host_name(&address) => format!("{address}:{}", join.port),
+        Err(_) => {
+            return Err(Error::invalid("address", "give an IP address or a host name that the controller can reach"));
+        }
     };
     // Signed before the token is used up: a bad request must not cost the token.
     let certificate = context.deps.pki.sign_host(&join.csr, id).map_err(|e| Error::invalid("csr", e.to_string()))?;
@@ -103,6 +106,17 @@ pub(super) async fn renew(context: Context, message: RenewHost) -> Result<Joined
     let certificate =
         context.deps.pki.sign_host(&message.renew.csr, message.id).map_err(|e| Error::invalid("csr", e.to_string()))?;
     Ok(Joined { host_id: message.id, certificate, ca: context.deps.pki.ca().pem().to_string() })
+}
+
+/// A host name by RFC 1123.
+fn is_host_name(text: &str) -> bool {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 /// What may be reserved on a host with these facts.

@@ -175,8 +175,9 @@ async fn follow(context: &Context, table: &Table, id: HostId, follow_up: FollowU
         FollowUp::None => return Ok(()),
         FollowUp::Missed(reason) => bus.call(&cx, HostMissed { id, reason }).await?,
         FollowUp::Compare(digest) => {
-            bus.call(&cx, CompareHost { id }).await?;
-            if let Some(known) = table.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
+            // What jobs held is compared again with the next ping: the digest stays the old one.
+            let complete = bus.call(&cx, CompareHost { id }).await?;
+            if complete && let Some(known) = table.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
                 known.digest = digest;
             }
         }

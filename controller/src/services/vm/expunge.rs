@@ -1,8 +1,8 @@
 //! Flow `vm.expunge`: begin → remove → forget. The root volume goes with the VM; data volumes are
 //! detached and stay.
 //!
-//! It needs the host: what is on a disk that cannot be reached cannot be removed. While the host is
-//! away the job fails and the VM stays deleted; the expunger tries again.
+//! What is on the disk of a host that cannot be reached is owed as clean-up, and removed when the host
+//! is back.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use shared::wire::volume::DeleteVolume;
 use uuid::Uuid;
 
 use super::spec;
-use super::transition::{Begin, State, host_of};
+use super::transition::{Begin, State};
 use crate::db::{self, Tx};
 use crate::workflow::{At, Flow, Step, StepCx};
 
@@ -33,8 +33,35 @@ impl Flow for Expunge {
     }
 
     fn steps(_: &State) -> Vec<Arc<dyn Step<State>>> {
-        let begin = Begin { from: &[VmState::Deleted], via: VmState::Expunging, holds_compute: false };
-        vec![Arc::new(begin), Arc::new(Remove), Arc::new(Forget)]
+        vec![Arc::new(LookUp), Arc::new(Remove), Arc::new(Forget)]
+    }
+}
+
+const BEGIN: Begin = Begin { from: &[VmState::Deleted], via: VmState::Expunging, holds_compute: false };
+
+/// Begins, and notes where the VM's remains are.
+struct LookUp;
+
+#[async_trait]
+impl Step<State> for LookUp {
+    fn name(&self) -> &'static str {
+        BEGIN.name()
+    }
+
+    async fn record(&self, tx: &mut Tx, at: &At, state: &mut State) -> db::Result<()> {
+        BEGIN.record(tx, at, state).await?;
+        let Some(host) = db::vm::require(tx.conn(), state.id).await?.vm.host_id else { return Ok(()) };
+        let volumes = db::volume::of_vm(tx.conn(), state.id).await?;
+        let root = match volumes.into_iter().find(|volume| volume.kind == VolumeKind::Root) {
+            Some(root) => Some((root.id, spec::storage_spec(tx.conn(), root.storage_id).await?)),
+            None => None,
+        };
+        state.remains = Some((host, root));
+        Ok(())
+    }
+
+    async fn unrecord(&self, tx: &mut Tx, at: &At, state: &State) -> db::Result<()> {
+        BEGIN.unrecord(tx, at, state).await
     }
 }
 
@@ -46,16 +73,12 @@ impl Step<State> for Remove {
         "remove"
     }
 
+    fn owed_when_failing(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
-        let host = host_of(cx, state.id).await?;
-        let root = {
-            let mut conn = cx.deps.db.read().await?;
-            let volumes = db::volume::of_vm(&mut conn, state.id).await?;
-            match volumes.into_iter().find(|volume| volume.kind == VolumeKind::Root) {
-                Some(root) => Some((root.id, spec::storage_spec(&mut conn, root.storage_id).await?)),
-                None => None,
-            }
-        };
+        let Some((host, root)) = state.remains.clone() else { return Ok(()) };
         cx.command(host, 0, &DeleteVm { vm_id: state.id }).await?;
         if let Some((volume_id, storage)) = root {
             cx.command(host, 1, &DeleteVolume { volume_id, storage }).await?;

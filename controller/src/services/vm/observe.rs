@@ -18,19 +18,25 @@ use crate::services::Context;
 /// States that a report may move a VM out of.
 const RESTING: &[VmState] = &[VmState::Running, VmState::Stopped, VmState::Paused, VmState::Crashed, VmState::Unknown];
 
-pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> Result<()> {
+pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> Result<bool> {
     let (row, busy) = {
         let mut conn = context.deps.db.read().await?;
         let row = db::vm::get(&mut conn, message.id).await?;
         (row, db::job::has_open(&mut conn, message.id.uuid()).await?)
     };
     // A domain of a VM that nobody knows is the host service's business.
-    let Some(row) = row else { return Ok(()) };
-    if busy || row.vm.host_id != Some(message.host_id) {
-        return Ok(());
+    let Some(row) = row else { return Ok(true) };
+    if busy {
+        return Ok(false);
+    }
+    if row.vm.host_id != Some(message.host_id) {
+        return Ok(true);
     }
     if row.vm.state == VmState::Deleted {
-        return if message.report.is_some() { remove(&context, &cx, &message).await } else { Ok(()) };
+        if message.report.is_some() {
+            remove(&context, &cx, &message).await?;
+        }
+        return Ok(true);
     }
     let seen = match message.report.map(|report| report.power) {
         Some(PowerState::Running) => VmState::Running,
@@ -41,7 +47,7 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
     // A crash is told once; that the domain is off afterwards does not make it an orderly stop.
     let same = seen == row.vm.state || (row.vm.state == VmState::Crashed && seen == VmState::Stopped);
     if same || !RESTING.contains(&row.vm.state) {
-        return Ok(());
+        return Ok(true);
     }
     tracing::info!(vm.id = %message.id, host.id = %message.host_id, from = %row.vm.state, to = %seen, "a vm changed by itself");
     let generation = context.deps.ring.generation();
@@ -56,7 +62,8 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
             }
         })
     });
-    Ok(written.await?)
+    written.await?;
+    Ok(true)
 }
 
 /// The host does not answer: nobody knows what the VM does there.

@@ -4,7 +4,8 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use shared::api::vm::{StopMode, VmState};
-use shared::id::{HostId, VmId};
+use shared::id::{HostId, VmId, VolumeId};
+use shared::wire::host::StorageSpec;
 use shared::{Code, Error, Result};
 
 use crate::db::{self, Tx};
@@ -23,11 +24,15 @@ pub(super) struct State {
     /// How long the guest may take.
     #[serde(default)]
     pub(super) timeout_s: u32,
+    /// For an expunge: host and root volume, once they are looked up; the rows are gone when the removal
+    /// is owed.
+    #[serde(default)]
+    pub(super) remains: Option<(HostId, Option<(VolumeId, StorageSpec)>)>,
 }
 
 impl State {
     pub(super) fn new(id: VmId) -> Self {
-        Self { id, was: None, mode: StopMode::default(), timeout_s: 0 }
+        Self { id, was: None, mode: StopMode::default(), timeout_s: 0, remains: None }
     }
 }
 

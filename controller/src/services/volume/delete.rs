@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use shared::api::volume::{Volume, VolumeKind, VolumeState};
-use shared::id::{ResourceId, VolumeId};
+use shared::id::{HostId, ResourceId, VolumeId};
+use shared::wire::host::StorageSpec;
 use shared::wire::volume::DeleteVolume;
 use shared::{Code, Error, Result};
 use uuid::Uuid;
@@ -21,6 +22,9 @@ pub(super) struct Delete;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) id: VolumeId,
+    /// Where it lies, once that is looked up; the row is gone when the removal is owed.
+    #[serde(default)]
+    pub(super) place: Option<(HostId, StorageSpec)>,
 }
 
 impl Flow for Delete {
@@ -57,6 +61,11 @@ impl Step<State> for Mark {
             )
             .into());
         }
+        if let Some(host) = volume.host_id {
+            let storage = db::storage::get(tx.conn(), volume.storage_id).await?;
+            let storage = storage.ok_or_else(|| Error::not_found("storage", volume.storage_id))?;
+            state.place = Some((host, specs::storage(&storage)));
+        }
         set(tx, &volume, VolumeState::Deleting).await
     }
 
@@ -81,14 +90,12 @@ impl Step<State> for Remove {
         "remove"
     }
 
+    fn owed_when_failing(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
-        let (host, storage) = {
-            let mut conn = cx.deps.db.read().await?;
-            let Some(volume) = db::volume::get(&mut conn, state.id).await? else { return Ok(()) };
-            let Some(host) = volume.host_id else { return Ok(()) };
-            let storage = db::storage::get(&mut conn, volume.storage_id).await?;
-            (host, specs::storage(&storage.ok_or_else(|| Error::not_found("storage", volume.storage_id))?))
-        };
+        let Some((host, storage)) = state.place.clone() else { return Ok(()) };
         cx.command(host, 0, &DeleteVolume { volume_id: state.id, storage }).await?;
         Ok(())
     }

@@ -106,7 +106,7 @@ pub(super) async fn detach(context: Context, cx: Cx, message: DetachVolume) -> R
 
 pub(super) async fn delete(context: Context, cx: Cx, message: DeleteVolume) -> Result<JobRef> {
     let volume = find(&context, message.id).await?;
-    context.engine.submit::<Delete>(&cx, volume.account_id, State { id: volume.id }).await
+    context.engine.submit::<Delete>(&cx, volume.account_id, State { id: volume.id, place: None }).await
 }
 
 async fn find(context: &Context, id: shared::id::VolumeId) -> Result<Volume> {
