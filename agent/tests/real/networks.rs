@@ -29,7 +29,7 @@ fn real_networks_are_repaired() {
             "ip link del kv-ab12cd03",
             "ip addr add 10.77.9.1/24 dev kr-ab12cd03; ip addr del 10.77.3.1/24 dev kr-ab12cd03; ip link set kr-ab12cd03 down",
             "nft flush ruleset",
-            "kill -KILL $(pgrep dnsmasq)",
+            "p=$(pgrep dnsmasq); kill -KILL $p; while grep -q . /proc/$p/cmdline; do :; done",
             "umount $(grep -o '/[^ ]*/kring-ab12cd03' /proc/self/mounts)",
             "echo 0 >/proc/sys/net/ipv4/ip_forward",
             "ip rule del iif kr-ab12cd03",
@@ -171,7 +171,8 @@ fn real_dhcp_dns_metadata_and_walls() {
         assert!(get("x", me).contains("no VM has this address"));
 
         // Out of the nat network by the host's address, in spite of iptables; out of the other not at all.
-        assert_eq!(ns("a", "ping -c 1 -W 3 10.99.0.1 >/dev/null && echo out"), "out");
+        let out = ns("a", "ping -c 15 -A -W 3 10.99.0.1 >/dev/null && echo out");
+        assert_eq!(out, "out");
         assert_eq!(ns("c", "ping -c 1 -W 1 10.99.0.1 >/dev/null || echo walled"), "walled");
         assert_eq!(ns("c", "ping -c 1 -W 1 10.77.7.10 >/dev/null || echo walled"), "walled");
         assert_eq!(sh("ping -c 1 -W 3 10.77.7.10 >/dev/null && echo in"), "in");
