@@ -1,4 +1,4 @@
-//! Flow `vm.expunge`: begin → remove → forget. The root volume goes with the VM; data volumes are
+//! Flow `vm.expunge`: begin → remove. The root volume goes with the VM; data volumes are
 //! detached and stay.
 //!
 //! What is on the disk of a host that cannot be reached is owed as clean-up, and removed when the host
@@ -33,7 +33,7 @@ impl Flow for Expunge {
     }
 
     fn steps(_: &State) -> Vec<Arc<dyn Step<State>>> {
-        vec![Arc::new(LookUp), Arc::new(Remove), Arc::new(Forget)]
+        vec![Arc::new(LookUp), Arc::new(Remove)]
     }
 }
 
@@ -84,15 +84,6 @@ impl Step<State> for Remove {
             cx.command(host, 1, &DeleteVolume { volume_id, storage }).await?;
         }
         Ok(())
-    }
-}
-
-struct Forget;
-
-#[async_trait]
-impl Step<State> for Forget {
-    fn name(&self) -> &'static str {
-        "forget"
     }
 
     async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {

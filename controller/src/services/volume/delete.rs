@@ -1,4 +1,4 @@
-//! Flow `volume.delete`: mark → remove → forget.
+//! Flow `volume.delete`: mark → remove.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl Flow for Delete {
     }
 
     fn steps(_: &State) -> Vec<Arc<dyn Step<State>>> {
-        vec![Arc::new(Mark), Arc::new(Remove), Arc::new(Forget)]
+        vec![Arc::new(Mark), Arc::new(Remove)]
     }
 }
 
@@ -98,15 +98,6 @@ impl Step<State> for Remove {
         let Some((host, storage)) = state.place.clone() else { return Ok(()) };
         cx.command(host, 0, &DeleteVolume { volume_id: state.id, storage }).await?;
         Ok(())
-    }
-}
-
-struct Forget;
-
-#[async_trait]
-impl Step<State> for Forget {
-    fn name(&self) -> &'static str {
-        "forget"
     }
 
     async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
