@@ -78,6 +78,15 @@ pub fn sh(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_string()
 }
 
+/// Makes a machine outside of the host, reached by routing; its address. (The lab's own bridge takes
+/// another hardware address whenever a host comes or goes, and is then out of reach for a while.)
+pub fn outside() -> &'static str {
+    sh("ip netns add outside; ip link add w-outside type veth peer name eth0 netns outside; \
+        ip addr add 198.51.100.1/24 dev w-outside; ip link set w-outside up; \
+        ip -n outside addr add 198.51.100.2/24 dev eth0; ip -n outside link set eth0 up");
+    "198.51.100.2"
+}
+
 /// What is on the host of Kring's networks; "0" when there is nothing.
 pub fn left_over() -> String {
     sh(

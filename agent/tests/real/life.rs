@@ -13,7 +13,7 @@ use shared::wire::vm::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::agent::{Host, cx, cx_within, ensure, network, until};
-use crate::lab::{guest_image, left_over, on_host, sh};
+use crate::lab::{guest_image, left_over, on_host, outside, sh};
 
 #[test]
 fn real_life_of_a_vm() {
@@ -22,10 +22,10 @@ fn real_life_of_a_vm() {
         let app = host.app();
         let net = network(NetworkKind::Nat, 1);
         let mut vm = host.vm(&net, "10.77.1.10", Some(&guest_image(false)));
-        vm.cloud_init.user_data = Some(
-            "#!/bin/sh\nping -c 15 -A -W 5 10.99.0.1 && echo OUTSIDE-REACHED\nnslookup real-guest.kring.internal\n"
-                .into(),
-        );
+        vm.cloud_init.user_data = Some(format!(
+            "#!/bin/sh\nping -c 1 -W 5 {} && echo OUTSIDE-REACHED\nnslookup real-guest.kring.internal\n",
+            outside()
+        ));
 
         let report = vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
         assert_eq!((report.vm_id, report.power, report.generation), (vm.vm_id, PowerState::Running, 1));
