@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::Api;
 use super::error::{Carried, Failure, ForOperator, Reader, render};
+use super::linger;
 use crate::cx::Trace;
 
 /// Names the request, in logs and answers.
@@ -68,6 +69,7 @@ pub async fn front(State(api): State<Arc<Api>>, mut request: Request, next: Next
     let is_agent = request.uri().path().starts_with("/agent/");
     let head = Head { method, route: path, named: &named, peer: request.extensions().get::<Peer>().copied() };
     request.extensions_mut().insert(named.clone());
+    let rest = linger::lend(&mut request);
     // Whoever asks whether the process is well must hear it also under load.
     let is_probe = matches!(path, "/healthz" | "/readyz" | "/metrics");
     let place = if is_probe { None } else { Some(api.in_flight.try_acquire()) };
@@ -78,6 +80,9 @@ pub async fn front(State(api): State<Arc<Api>>, mut request: Request, next: Next
             Failure::from(Error::internal("a request handler panicked")).into_response()
         }),
     };
+    if let Some(rest) = rest.filter(|_| !response.status().is_success()) {
+        rest.discard().await;
+    }
     let carried = response.extensions().get::<Carried>().cloned();
     let reader = match response.extensions().get::<ForOperator>() {
         _ if is_agent => Reader::Agent,

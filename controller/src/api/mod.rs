@@ -17,6 +17,7 @@ mod error;
 mod extract;
 mod front;
 mod image_content;
+mod linger;
 pub mod openapi;
 mod probe;
 mod reply;
