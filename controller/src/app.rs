@@ -1,8 +1,8 @@
 //! A controller: how its parts are put together, started and stopped, in order.
 //!
-//! Start: lock and open the database → authority → join the ring → services, flows, bus → take up the
-//! jobs that were left → listen → reconcilers and pings. Stop: the other way round; a job that is in
-//! the middle of a step stays open and goes on at the next start.
+//! Start: lock and open the database → authority → join → heartbeat → services, flows, bus → become an
+//! active member, take up the jobs that were left → listen → reconcilers and pings. Stop: the other way
+//! round; a job that is in the middle of a step stays open and goes on elsewhere or at the next start.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use shared::id::{ControllerId, HostId};
+use shared::state::controller::ControllerState;
 use shared::wire::TaskReport;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,10 +24,11 @@ use crate::auth::tls::Pki;
 use crate::bus::{Bus, LocalTransport, Registry};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::db::{self, Db, Dialect};
+use crate::db::{self, Db};
 use crate::deps::Deps;
-use crate::heartbeat::Heartbeat;
+use crate::handover::Handover;
 use crate::ring::Ring;
+use crate::ring::heartbeat::{Heartbeat, Pulse};
 use crate::services::{self, Context};
 use crate::settings::Settings;
 use crate::workflow::{Engine, Flows};
@@ -97,6 +99,7 @@ impl Foundation {
         let lock = lock(&dir)?;
         let (clock, tasks) = (Clock::default(), TaskTracker::new());
         let db = open_db(&config, &tasks).await?;
+        bootstrap::share_authority(&db, &config.pki_dir(), &clock).await?;
         let pki = Pki::open(config.pki_dir(), &config.api.names, config.pki, clock.clone())
             .map_err(|e| Error::Pki(e.into()))?;
         let admin_token = services::account::ensure_admin(&db, &clock).await?;
@@ -121,7 +124,7 @@ pub struct App {
     db: Db,
     bus: Arc<Bus>,
     context: Context,
-    me: ControllerId,
+    handover: Handover,
     gateway: api::Server,
     heartbeat: Heartbeat,
     tasks: TaskTracker,
@@ -135,11 +138,13 @@ impl App {
     pub async fn start(foundation: Foundation) -> Result<Self, Error> {
         let Foundation { config, clock, db, pki, tasks, lock, .. } = foundation;
         let (stop, fenced) = (CancellationToken::new(), CancellationToken::new());
-        let me = ControllerId::new();
+        let me = identity(&config.data_dir)?;
         let ring = Ring::new(me);
-        join(&db, &ring, &config).await?;
-        let heartbeat = Heartbeat::start(config.database_url(), db.dialect(), me, fenced.clone())
+        let joined = join(&db, me, &config).await?;
+        let (url, dialect) = (config.database_url(), db.dialect());
+        let heartbeat = Heartbeat::start(Pulse { url, dialect, joined, ring: ring.clone(), fenced: fenced.clone() })
             .map_err(|source| Error::Io { path: "the heartbeat thread".into(), source })?;
+        ring.on_nudge(heartbeat.nudger());
 
         let tls = pki.agent_client_config(config.hosts.tls_sessions).map_err(|e| Error::Pki(e.into()))?;
         let agents = Agents::new(tls, config.callback_base(), tasks.clone(), clock.clone());
@@ -163,7 +168,7 @@ impl App {
         let (transport, inbox) = LocalTransport::new(me, config.bus.max_per_service);
         let bus = Bus::start(
             registry,
-            ring,
+            ring.clone(),
             clock.clone(),
             config.bus.limits(),
             config.bus.loopback,
@@ -172,10 +177,10 @@ impl App {
         );
         context.set_bus(Arc::clone(&bus));
 
-        let left = engine.recover().await?;
-        if left > 0 {
-            tracing::info!(jobs = left, "taking up jobs that had not ended");
-        }
+        let engine = Arc::clone(&context.engine);
+        let handover = Handover { db: db.clone(), ring, bus: Arc::clone(&bus), engine, joined, tasks: tasks.clone() };
+        tasks.spawn(handover.clone().run(heartbeat.watch(), stop.clone()));
+        handover.become_state(ControllerState::Active).await?;
         tasks.spawn(Arc::clone(&pki).run(stop.clone()));
         let callbacks: Arc<dyn CallbackSink> = Arc::new(Callbacks(Arc::clone(&agents)));
         let gateway = api::Server::start(api::Parts {
@@ -191,7 +196,7 @@ impl App {
         .map_err(|e| Error::Api(e.into()))?;
         reconcile::spawn(reconcile::all(&context), &tasks, &stop);
         tasks.spawn(services::host::run_pings(context.clone(), tasks.clone(), stop.clone()));
-        Ok(Self { db, bus, context, me, gateway, heartbeat, tasks, stop, fenced, _lock: lock })
+        Ok(Self { db, bus, context, handover, gateway, heartbeat, tasks, stop, fenced, _lock: lock })
     }
 
     /// Where the API listens.
@@ -217,47 +222,75 @@ impl App {
         self.fenced.cancelled().await;
     }
 
-    /// Stops in order: no new requests, running ones drained, jobs left where they are, ring left.
+    /// Stops in order: the share of the ring goes to the others, no new requests, running ones drained,
+    /// jobs left where they are, the ring left.
     pub async fn shutdown(self) {
-        self.gateway.shutdown().await;
-        self.stop.cancel();
-        self.heartbeat.stop();
-        let me = self.me;
-        if let Err(error) = self.db.write(move |tx| Box::pin(async move { db::controller::leave(tx, me).await })).await
-        {
-            tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
-        }
-        self.tasks.close();
-        // Jobs stop at their next wait; one that does not is cut off and resumed at the next start.
         let engine = &self.context.engine;
         let idle = async {
             while engine.in_lanes() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
+        let ring = &self.handover.ring;
+        if ring.members().iter().any(|member| *member != ring.me()) {
+            let drained = async {
+                self.handover.become_state(ControllerState::Draining).await?;
+                self.bus.until_let_go().await;
+                Ok::<_, shared::Error>(())
+            };
+            match tokio::time::timeout(DRAIN, drained).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(error = error.chain(), "this controller could not drain"),
+                Err(_) => tracing::warn!("this controller did not drain in time; the others wait until it is gone"),
+            }
+        }
+        self.gateway.shutdown().await;
+        self.stop.cancel();
+        let (me, joined) = (ring.me(), self.handover.joined);
+        // Jobs stop at their next wait; one that does not is cut off and resumed at the next start.
         if tokio::time::timeout(DRAIN, idle).await.is_err() {
             tracing::warn!(jobs = engine.in_lanes(), "jobs were cut off; they go on at the next start");
         }
+        drop(self.heartbeat);
+        let left = self.db.write(move |tx| Box::pin(async move { db::controller::leave(tx, me, joined).await }));
+        if let Err(error) = left.await {
+            tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
+        }
+        self.tasks.close();
         if tokio::time::timeout(Duration::from_secs(10), self.db.close()).await.is_err() {
             tracing::warn!("the database did not close in time");
         }
     }
 }
 
-/// Joins the ring under a new generation.
-async fn join(db: &Db, ring: &Ring, config: &Config) -> Result<(), Error> {
-    let (me, address) = (ring.me(), config.callback_base());
-    let alone = db.dialect() == Dialect::Sqlite;
+/// The identity of the controller of this data folder, made at its first start: with it, a restart
+/// gives it the same share of the ring and the same queues.
+fn identity(dir: &Path) -> Result<ControllerId, Error> {
+    let path = dir.join("controller-id");
+    let io = |source| Error::Io { path: path.clone(), source };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            io(std::io::Error::other("it holds no id: remove it, and this controller joins as a new one"))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = ControllerId::new();
+            std::fs::write(&path, format!("{id}\n")).map_err(io)?;
+            Ok(id)
+        }
+        Err(error) => Err(io(error)),
+    }
+}
+
+/// Joins under a new generation, which is answered; what is written from then on is refused when
+/// this controller is no member any more.
+async fn join(db: &Db, me: ControllerId, config: &Config) -> Result<u64, Error> {
+    let address = config.callback_base();
     let joined = db.write(move |tx| {
-        Box::pin(async move {
-            if alone {
-                db::controller::remove_others(tx, me).await?;
-            }
-            db::controller::join(tx, me, &address, env!("CARGO_PKG_VERSION")).await
-        })
+        Box::pin(async move { db::controller::join(tx, me, &address, env!("CARGO_PKG_VERSION")).await })
     });
-    ring.install(joined.await?, &[me]);
-    Ok(())
+    let joined = joined.await?;
+    db.write_as(me, joined);
+    Ok(joined)
 }
 
 /// Makes the data folder, which holds secrets, for this user alone.

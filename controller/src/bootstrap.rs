@@ -1,6 +1,8 @@
 //! What a new cloud begins with: a zone, a cluster, a local storage and some instance types, so that
 //! the first VM needs nothing but a host, an image and a network.
 
+use std::path::Path;
+
 use shared::api::cluster::Cluster;
 use shared::api::instance_type::InstanceType;
 use shared::api::storage::{Storage, StorageKind};
@@ -10,13 +12,34 @@ use shared::name::Name;
 use shared::units::Bytes;
 use shared::{Error, Result};
 
+use crate::auth::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::db::{self, Db};
+use crate::db::{self, Db, Dialect};
 use crate::settings::Settings;
 
 /// Name, vcpus and memory in GiB of the first instance types.
 const INSTANCE_TYPES: &[(&str, u32, u64)] = &[("small", 1, 1), ("medium", 2, 4), ("large", 4, 8), ("xlarge", 8, 16)];
+
+/// Gives all controllers of a cluster one authority: the first one's, kept in the database that they
+/// share. A controller alone keeps it in its data folder only.
+pub async fn share_authority(db: &Db, dir: &Path, clock: &Clock) -> Result<()> {
+    if db.dialect() == Dialect::Sqlite {
+        return Ok(());
+    }
+    let kept = {
+        let mut conn = db.read().await?;
+        db::authority::get(&mut conn).await?
+    };
+    let shared = match kept {
+        Some(kept) => kept,
+        None => {
+            let own = Ca::files(dir, clock)?;
+            db.write(move |tx| Box::pin(async move { db::authority::keep(tx, &own).await })).await?
+        }
+    };
+    Ok(Ca::adopt(dir, &shared)?)
+}
 
 /// Makes the defaults in a database that has no zone yet.
 pub async fn ensure_defaults(db: &Db, clock: &Clock, config: &Config) -> Result<()> {

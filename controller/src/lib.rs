@@ -11,7 +11,7 @@ pub mod config;
 pub mod cx;
 pub mod db;
 pub mod deps;
-pub mod heartbeat;
+pub mod handover;
 pub mod log;
 pub mod messages;
 pub mod metrics;

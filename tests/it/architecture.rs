@@ -15,7 +15,7 @@ const MAX_LINES: usize = 700;
 const LAYERS: &[&[&str]] = &[
     &["main"],
     &["app"],
-    &["bootstrap", "heartbeat", "api"],
+    &["bootstrap", "handover", "api"],
     &["reconcile"],
     &["services", "metrics"],
     &["workflow"],

@@ -20,6 +20,7 @@ use shared::wire::{AgentCommand, TaskReport};
 use shared::{Code, Error, Result};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use connection::Request;
@@ -35,7 +36,7 @@ const RESENDS: u32 = 3;
 const EXCHANGE: Duration = Duration::from_secs(20);
 
 /// What a command is sent with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Order {
     /// Id of the task; the same id is not run twice.
     pub task_id: TaskId,
@@ -43,6 +44,17 @@ pub struct Order {
     pub generation: u64,
     /// When it is given up.
     pub deadline: Instant,
+    /// Fires when the work goes on elsewhere: the task is then left running on the host, for whoever
+    /// asks for it again.
+    pub leave: CancellationToken,
+}
+
+impl Order {
+    /// An order outside of any job: a task of its own.
+    #[must_use]
+    pub fn once(generation: u64, deadline: Instant) -> Self {
+        Self { task_id: TaskId::new(), generation, deadline, leave: CancellationToken::new() }
+    }
 }
 
 /// Who wants to know how far a command is.
@@ -107,7 +119,8 @@ impl Agents {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(order.task_id, Waiter { host: host.id, reports });
-        let mut guard = Abandoned { agents: self, host: host.clone(), task_id: order.task_id, running: false };
+        let leave = order.leave.clone();
+        let mut guard = Abandoned { agents: self, host: host.clone(), task_id: order.task_id, running: false, leave };
         let body = serde_json::to_vec(command)
             .map_err(|e| Error::internal(format_args!("the command {} could not be written: {e}", C::PATH)))?;
         let mut sends = 0;
@@ -115,12 +128,12 @@ impl Agents {
             sends += 1;
             // It may be running as soon as the request is on its way.
             guard.running = true;
-            let answer = self.exchange(host, self.request::<C>(order, body.clone()), order.deadline).await?;
+            let answer = self.exchange(host, self.request::<C>(&order, body.clone()), order.deadline).await?;
             if answer.status != StatusCode::ACCEPTED {
                 guard.running = false;
                 return answer.read();
             }
-            let outcome = self.outcome(host, order, &mut reported, progress).await;
+            let outcome = self.outcome(host, &order, &mut reported, progress).await;
             match outcome {
                 Ok(Some(reply)) => {
                     guard.running = false;
@@ -158,7 +171,7 @@ impl Agents {
     async fn outcome(
         &self,
         host: &HostRef,
-        order: Order,
+        order: &Order,
         reported: &mut mpsc::Receiver<TaskReport>,
         progress: &dyn Progress,
     ) -> Result<Option<serde_json::Value>> {
@@ -189,7 +202,7 @@ impl Agents {
         }
     }
 
-    fn request<C: AgentCommand>(&self, order: Order, body: Vec<u8>) -> Request {
+    fn request<C: AgentCommand>(&self, order: &Order, body: Vec<u8>) -> Request {
         let left = order.deadline.saturating_duration_since(Instant::now());
         let deadline = self.clock.now().plus_ms(i64::try_from(left.as_millis()).unwrap_or(i64::MAX));
         Request::new(Method::POST, format!("/v1/commands/{}", C::PATH))
@@ -214,12 +227,13 @@ struct Abandoned<'a> {
     host: HostRef,
     task_id: TaskId,
     running: bool,
+    leave: CancellationToken,
 }
 
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
         self.agents.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.task_id);
-        if self.running {
+        if self.running && !self.leave.is_cancelled() {
             let (agents, host, task_id) = (Arc::clone(self.agents), self.host.clone(), self.task_id);
             self.agents.tasks.spawn(async move {
                 let request = Request::new(Method::DELETE, format!("/v1/tasks/{task_id}"));

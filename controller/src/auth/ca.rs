@@ -53,6 +53,11 @@ pub enum Error {
         "{0} is missing beside its counterpart: put it back, or remove both to begin anew (every host must then join again)"
     )]
     Half(PathBuf),
+    /// The data folder belongs to another cloud than the database.
+    #[error(
+        "{0} is the authority of another Kring than the database's: give this controller an empty data_dir, or its own database"
+    )]
+    Foreign(PathBuf),
     /// A certificate or key does not say what it must.
     #[error("{what} cannot be used")]
     Certificate {
@@ -94,6 +99,15 @@ pub struct Issued {
     pub(super) pem: (String, String),
 }
 
+/// An authority as it is kept, in PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Files {
+    /// Its certificate.
+    pub cert_pem: String,
+    /// Its key.
+    pub key_pem: String,
+}
+
 /// The certificate authority.
 pub struct Ca {
     pem: String,
@@ -130,6 +144,31 @@ impl Ca {
         }
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| Error::certificate("ca.pem", e))?;
         Ok(Self { pem, der, issuer, clock })
+    }
+
+    /// The authority in `dir`, made when there is none, to be kept elsewhere as well.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn files(dir: &Path, clock: &Clock) -> Result<Files, Error> {
+        Self::open(dir, clock.clone())?;
+        Ok(Files { cert_pem: read(&dir.join("ca.pem"))?, key_pem: read(&dir.join("ca.key"))? })
+    }
+
+    /// Puts an authority that was made elsewhere into `dir`, where nothing was signed by another one.
+    ///
+    /// # Errors
+    /// `Foreign` when something was, and see [`Error`].
+    pub fn adopt(dir: &Path, files: &Files) -> Result<(), Error> {
+        let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
+        if cert_path.exists() && read(&cert_path)? == files.cert_pem {
+            return Ok(());
+        }
+        if cert_path.exists() && dir.join("controller.pem").exists() {
+            return Err(Error::Foreign(cert_path));
+        }
+        write(&key_path, &files.key_pem, 0o600)?;
+        write(&cert_path, &files.cert_pem, 0o644)
     }
 
     /// The authority's certificate in PEM.

@@ -19,7 +19,7 @@ pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
 }
 
 /// A message that is answered.
-pub trait Request: Message {
+pub trait Request: Message + Clone {
     /// What a success answers.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
     /// The service that handles it.

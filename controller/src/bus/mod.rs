@@ -22,6 +22,7 @@ mod transport;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -80,6 +81,12 @@ enum WireReply {
     Error(Error),
 }
 
+/// Time before the ring is asked again for the owner of a resource, first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// How long a handler may go on with a resource that belongs to another controller now, before it is
+/// cut off: the other one waits for it.
+const LET_GO: Duration = Duration::from_secs(5);
 const REPLY: &str = "bus.Reply";
 /// Says that nobody waits any more for the reply to the request in `correlation`.
 const CANCEL: &str = "bus.Cancel";
@@ -135,12 +142,28 @@ impl Bus {
 
     /// Sends `message` to the owner of the resource that it is about, or handles it here, and waits
     /// for the reply until the deadline of `cx`.
+    /// When the owner leaves, or has lost the resource, the ring is asked again: what a handler does must
+    /// bear to be asked for twice.
     pub async fn call<M: Request>(self: &Arc<Self>, cx: &Cx, message: M) -> Result<M::Reply, Error> {
-        let target = match message.resource() {
-            Some(resource) => self.ring.owner(resource)?,
-            None => self.ring.me(),
+        let Some(resource) = message.resource() else {
+            return self.call_at(self.ring.me(), cx, message).await;
         };
-        self.call_at(target, cx, message).await
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let result = match self.ring.owner(resource) {
+                Ok(target) if self.ring.is_shared() => self.call_at(target, cx, message.clone()).await,
+                Ok(target) => return self.call_at(target, cx, message).await,
+                Err(nobody) => Err(nobody),
+            };
+            match result {
+                Err(error) if error.code == Code::OwnerLeft && cx.left().is_ok_and(|left| left > pause) => {
+                    self.ring.nudge();
+                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Sends `message` to a certain controller and waits for the reply.
@@ -216,6 +239,13 @@ impl Bus {
         self.registry.services.iter().map(|(name, service)| (*name, service))
     }
 
+    /// Resolves when nothing is handled any more about resources that belong to other controllers.
+    pub async fn until_let_go(&self) {
+        while self.queues.any(|resource| !self.ring.is_mine(resource)) {
+            tokio::time::sleep(FIRST_PAUSE).await;
+        }
+    }
+
     /// How many resources have work here, and how many messages wait for them.
     #[must_use]
     pub fn queue_sizes(&self) -> (usize, usize) {
@@ -229,7 +259,7 @@ impl Bus {
         serde_json::from_str(written.get()).map_err(Error::internal)
     }
 
-    async fn call_direct<M: Request>(&self, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+    async fn call_direct<M: Request>(self: &Arc<Self>, cx: &Cx, message: M) -> Result<M::Reply, Error> {
         let resource = message.resource();
         let handler = self.wire_handler(M::NAME)?;
         if handler.as_any().downcast_ref::<Handler<M>>().is_none() {
@@ -239,10 +269,12 @@ impl Bus {
         let handling = Cx { cancelled: CancellationToken::new(), ..cx.clone() };
         let _cancels = handling.cancelled.clone().drop_guard();
         let stats = Arc::clone(handler.stats());
+        let bus = Arc::clone(self);
         let work = async move {
             if let Some(handler) = handler.as_any().downcast_ref::<Handler<M>>() {
+                let handled = bus.as_owner(resource, handling.clone(), handler.handle(handling, message)).await;
                 // Nobody waits any more when this fails: the deadline passed.
-                let _ = reply.send(handler.handle(handling, message).await);
+                let _ = reply.send(handled);
             }
         };
         self.enqueue(resource, &stats, work)?;
@@ -282,6 +314,31 @@ impl Bus {
     fn wire_handler(&self, name: &str) -> Result<Arc<dyn WireHandler>, Error> {
         let handler = self.registry.handlers.get(name).map(Arc::clone);
         handler.ok_or_else(|| Error::new(Code::UnknownMessage, format!("no service here understands {name}")))
+    }
+
+    /// Handles something about a resource as its owner: begins when the old owner has let go, and is cut
+    /// off a while after the resource has moved on.
+    async fn as_owner<T>(
+        &self,
+        resource: Option<Uuid>,
+        cx: Cx,
+        handling: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let Some(resource) = resource else { return handling.await };
+        let patience = cx.left().unwrap_or_default();
+        self.ring.until_mine(resource, patience).await?;
+        if !self.ring.is_shared() {
+            return handling.await;
+        }
+        let too_long = async {
+            self.ring.lost(resource).await;
+            tokio::time::sleep(LET_GO).await;
+        };
+        tokio::select! {
+            biased;
+            result = handling => result,
+            () = too_long => Err(Error::new(Code::OwnerLeft, "the resource went to another controller meanwhile")),
+        }
     }
 
     fn enqueue(
@@ -348,12 +405,12 @@ impl Bus {
         let stats = Arc::clone(handler.stats());
         let cx = envelope.cx();
         let cancelled = cx.cancelled.clone();
-        let (resource, work) = handler.open(cx, &envelope.body)?;
+        let (resource, work) = handler.open(cx.clone(), &envelope.body)?;
         let (bus, envelope) = (Arc::clone(self), envelope.clone());
         let id = envelope.id;
         self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(id, cancelled);
         let enqueued = self.enqueue(resource, &stats, async move {
-            let result = work.await;
+            let result = bus.as_owner(resource, cx, work).await;
             bus.in_hand.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             bus.reply(&envelope, result);
         });

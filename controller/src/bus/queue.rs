@@ -78,6 +78,14 @@ impl Queues {
         }
     }
 
+    /// Whether a resource that `matches` has work.
+    pub fn any(&self, matches: impl Fn(Uuid) -> bool) -> bool {
+        self.shards.iter().any(|shard| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.keys().any(|key| matches(*key))
+        })
+    }
+
     /// How many resources have work, and how many works wait.
     #[must_use]
     pub fn sizes(&self) -> (usize, usize) {

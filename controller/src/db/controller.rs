@@ -1,17 +1,96 @@
-//! Rows of controllers: who is a member of the ring. Only the database's clock is used here.
+//! Rows of controllers, and the history of the ring. Only the database's clock is used here.
+//!
+//! Every change of who is a member takes the counter `generation` first, whose row stays locked until
+//! the commit: changes happen one after the other, and each is a new generation.
 
 use shared::id::ControllerId;
-use sqlx::AssertSqlSafe;
+use shared::state::controller::ControllerState;
+use shared::time::Timestamp;
+use shared::{Code, Error as Fault};
+use sqlx::{AssertSqlSafe, Connection, Row};
 
-use super::row::RowExt;
+use super::row::{RowExt, json};
 use super::{Conn, Dialect, Result, Tx};
 
-/// Joins: a row for this controller under a new generation, which is answered.
+/// A controller as the others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerRow {
+    /// Its id, the same after a restart.
+    pub id: ControllerId,
+    /// URL by which agents and users reach it.
+    pub address: String,
+    /// Its version.
+    pub version: String,
+    /// What it does.
+    pub state: ControllerState,
+    /// The generation in which it joined: another one after a restart.
+    pub joined: u64,
+    /// The newest generation for which it has let go of what it does not own any more.
+    pub settled: u64,
+    /// When it joined.
+    pub started_at: Timestamp,
+    /// Time since its last heartbeat, in milliseconds.
+    pub silent_ms: i64,
+    /// Whether the connection of its heartbeat exists, as far as the database can tell.
+    pub connected: bool,
+}
+
+/// All controllers at one moment, and the generation of the ring that they make.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Generation of the ring.
+    pub generation: u64,
+    /// Everyone who has a row, by id.
+    pub controllers: Vec<ControllerRow>,
+}
+
+/// The ring from one change to the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingChange {
+    /// Its generation.
+    pub generation: u64,
+    /// When it came.
+    pub at: Timestamp,
+    /// The active controllers.
+    pub members: Vec<ControllerId>,
+}
+
+/// Longest silence after which a controller whose heartbeat's connection is gone is taken for dead.
+pub const LOST_AFTER_MS: i64 = 3000;
+/// Longest silence after which a controller is taken for dead in any case.
+pub const SILENT_AFTER_MS: i64 = 10_000;
+
+impl ControllerRow {
+    /// Whether others may take over. Its lease ([`crate::ring::LEASE`]) has run out long before.
+    #[must_use]
+    pub const fn is_dead(&self) -> bool {
+        self.silent_ms >= SILENT_AFTER_MS || (self.silent_ms >= LOST_AFTER_MS && !self.connected)
+    }
+}
+
+/// Makes a row for a controller that starts, and answers the generation in which it joined. A row of
+/// its last run goes; one that still lives refuses.
 pub async fn join(tx: &mut Tx, id: ControllerId, address: &str, version: &str) -> Result<u64> {
-    let now = tx.dialect().now_ms();
-    let generation = super::counter::next(tx, "generation").await?;
+    let dialect = tx.dialect();
+    let generation = next_generation(tx.conn()).await?;
+    if dialect == Dialect::Postgres {
+        let before = all(tx.conn(), dialect).await?.controllers.into_iter().find(|row| row.id == id);
+        if let Some(row) = before.filter(|row| row.connected && !row.is_dead()) {
+            let text = format!(
+                "another controller with the identity {id} runs at {}: a copied data_dir needs a controller-id of its own (remove that file)",
+                row.address
+            );
+            return Err(Fault::new(Code::Conflict, text).into());
+        }
+        sqlx::query("DELETE FROM controller WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    } else {
+        // The data folder is locked, so nobody else uses an embedded database.
+        sqlx::query("DELETE FROM controller").execute(tx.conn()).await?;
+    }
+    let now = dialect.now_ms();
     sqlx::query(AssertSqlSafe(format!(
-        "INSERT INTO controller (id, address, version, generation, started_at, heartbeat_at) VALUES ($1, $2, $3, $4, {now}, {now})"
+        "INSERT INTO controller (id, address, version, generation, started_at, heartbeat_at, state, settled)
+         VALUES ($1, $2, $3, $4, {now}, {now}, 'joining', $4)"
     )))
     .bind(id.to_string())
     .bind(address.to_string())
@@ -19,39 +98,185 @@ pub async fn join(tx: &mut Tx, id: ControllerId, address: &str, version: &str) -
     .bind(generation)
     .execute(tx.conn())
     .await?;
+    record_change(tx.conn(), dialect, generation).await?;
     Ok(u64::try_from(generation).unwrap_or_default())
 }
 
-/// Removes the rows of all other controllers: an embedded database has one, and its file lock says
-/// that no other is running.
-pub async fn remove_others(tx: &mut Tx, id: ControllerId) -> Result<()> {
-    sqlx::query("DELETE FROM controller WHERE id <> $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(())
+/// Changes what a controller does. Answers the new generation; `not_found` when it is gone.
+pub async fn set_state(tx: &mut Tx, id: ControllerId, state: ControllerState) -> Result<u64> {
+    let dialect = tx.dialect();
+    let generation = next_generation(tx.conn()).await?;
+    let before = sqlx::query("SELECT state FROM controller WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_optional(tx.conn())
+        .await?
+        .ok_or_else(|| Fault::not_found("controller", id))?;
+    let before: ControllerState = before.parse("state")?;
+    if !before.can_become(state) {
+        let text = format!("controller {id} is {before}: it cannot become {state}");
+        return Err(Fault::new(Code::InvalidState, text).into());
+    }
+    // Who becomes active owned nothing before, so there is nothing to let go of.
+    sqlx::query(
+        "UPDATE controller SET state = $2, settled = CASE WHEN $2 = 'active' THEN $3 ELSE settled END WHERE id = $1",
+    )
+    .bind(id.to_string())
+    .bind(state.as_str())
+    .bind(generation)
+    .execute(tx.conn())
+    .await?;
+    record_change(tx.conn(), dialect, generation).await?;
+    Ok(u64::try_from(generation).unwrap_or_default())
 }
 
-/// Touches this controller's row. False when it is gone: others have taken over.
-pub async fn touch(conn: &mut Conn, dialect: Dialect, id: ControllerId) -> Result<bool> {
-    let now = dialect.now_ms();
-    let done = sqlx::query(AssertSqlSafe(format!("UPDATE controller SET heartbeat_at = {now} WHERE id = $1")))
+/// Notes that a controller has let go of everything that it does not own in `generation`.
+pub async fn settle(tx: &mut Tx, id: ControllerId, joined: u64, generation: u64) -> Result<()> {
+    sqlx::query("UPDATE controller SET settled = $3 WHERE id = $1 AND generation = $2 AND settled < $3")
         .bind(id.to_string())
-        .execute(conn)
+        .bind(joined as i64)
+        .bind(generation as i64)
+        .execute(tx.conn())
         .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(())
 }
 
 /// Leaves: the row goes.
-pub async fn leave(tx: &mut Tx, id: ControllerId) -> Result<()> {
-    sqlx::query("DELETE FROM controller WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+pub async fn leave(tx: &mut Tx, id: ControllerId, joined: u64) -> Result<()> {
+    let dialect = tx.dialect();
+    let generation = next_generation(tx.conn()).await?;
+    let done = sqlx::query("DELETE FROM controller WHERE id = $1 AND generation = $2")
+        .bind(id.to_string())
+        .bind(joined as i64)
+        .execute(tx.conn())
+        .await?;
+    if done.rows_affected() == 1 {
+        record_change(tx.conn(), dialect, generation).await?;
+    }
     Ok(())
 }
 
-/// Ids of the controllers whose heartbeat is at most `max_age_ms` old.
-pub async fn alive(conn: &mut Conn, dialect: Dialect, max_age_ms: i64) -> Result<Vec<ControllerId>> {
+/// Refuses the transaction unless the controller is still the member that joined in `joined`, and keeps
+/// it from being removed before the commit.
+pub(super) async fn fence(conn: &mut Conn, id: ControllerId, joined: u64) -> Result<()> {
+    let row = sqlx::query("SELECT 1 AS here FROM controller WHERE id = $1 AND generation = $2 FOR KEY SHARE")
+        .bind(id.to_string())
+        .bind(joined as i64)
+        .fetch_optional(conn)
+        .await?;
+    if row.is_some() {
+        return Ok(());
+    }
+    Err(Fault::new(Code::StaleGeneration, "this controller is no member of the cluster any more: others act for it")
+        .into())
+}
+
+/// Touches the row of a controller. False when it is gone: others have taken over.
+pub async fn touch(conn: &mut Conn, dialect: Dialect, id: ControllerId, joined: u64) -> Result<bool> {
     let now = dialect.now_ms();
+    let sql = format!("UPDATE controller SET heartbeat_at = {now} WHERE id = $1 AND generation = $2");
+    let done = sqlx::query(AssertSqlSafe(sql)).bind(id.to_string()).bind(joined as i64).execute(conn).await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Everybody, and the generation of the ring.
+pub async fn all(conn: &mut Conn, dialect: Dialect) -> Result<Membership> {
+    let (now, connected) = (dialect.now_ms(), dialect.lock_is_held("controller.generation"));
+    // One statement, so the rows and the generation are of one moment.
+    let sql = format!(
+        "SELECT counter.value AS ring_generation, controller.*, {now} - controller.heartbeat_at AS silent_ms,
+             {connected} AS connected
+         FROM counter LEFT JOIN controller ON 1 = 1 WHERE counter.name = 'generation' ORDER BY controller.id"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(conn).await?;
+    let mut membership = Membership::default();
+    for row in rows {
+        membership.generation = number(row.int("ring_generation")?);
+        if row.opt_text("id")?.is_none() {
+            continue;
+        }
+        membership.controllers.push(ControllerRow {
+            id: row.parse("id")?,
+            address: row.text("address")?,
+            version: row.text("version")?,
+            state: row.parse("state")?,
+            joined: number(row.int("generation")?),
+            settled: number(row.int("settled")?),
+            started_at: row.time("started_at")?,
+            silent_ms: row.int("silent_ms")?,
+            connected: row.int("connected")? != 0,
+        });
+    }
+    Ok(membership)
+}
+
+/// Removes a controller that is dead, unless it has shown life meanwhile. Answers whether it did.
+pub async fn bury(conn: &mut Conn, dialect: Dialect, dead: &ControllerRow) -> Result<bool> {
+    let mut tx = conn.begin().await?;
+    let generation = next_generation(&mut tx).await?;
+    let now = all(&mut tx, dialect).await?;
+    let still = now.controllers.iter().any(|row| row.id == dead.id && row.joined == dead.joined && row.is_dead());
+    if !still {
+        tx.rollback().await?;
+        return Ok(false);
+    }
+    sqlx::query("DELETE FROM controller WHERE id = $1 AND generation = $2")
+        .bind(dead.id.to_string())
+        .bind(dead.joined as i64)
+        .execute(&mut *tx)
+        .await?;
+    record_change(&mut tx, dialect, generation).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// The rings before `generation`, newest first.
+pub async fn changes_before(conn: &mut Conn, generation: u64, max: u32) -> Result<Vec<RingChange>> {
+    let rows = sqlx::query("SELECT * FROM ring_change WHERE generation < $1 ORDER BY generation DESC LIMIT $2")
+        .bind(generation as i64)
+        .bind(i64::from(max))
+        .fetch_all(conn)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(RingChange {
+                generation: number(row.int("generation")?),
+                at: row.time("at")?,
+                members: row.json("members")?,
+            })
+        })
+        .collect()
+}
+
+/// Forgets all but the newest `keep` changes.
+pub async fn trim_changes(tx: &mut Tx, keep: u32) -> Result<()> {
+    sqlx::query("DELETE FROM ring_change WHERE generation <= (SELECT MAX(generation) FROM ring_change) - $1")
+        .bind(i64::from(keep))
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+async fn next_generation(conn: &mut Conn) -> Result<i64> {
+    let row = sqlx::query("UPDATE counter SET value = value + 1 WHERE name = 'generation' RETURNING value")
+        .fetch_one(conn)
+        .await?;
+    Ok(row.try_get("value")?)
+}
+
+/// Writes down the ring that the rows make now.
+async fn record_change(conn: &mut Conn, dialect: Dialect, generation: i64) -> Result<()> {
     let rows =
-        sqlx::query(AssertSqlSafe(format!("SELECT id FROM controller WHERE heartbeat_at >= {now} - $1 ORDER BY id")))
-            .bind(max_age_ms)
-            .fetch_all(conn)
-            .await?;
-    rows.iter().map(|row| row.parse("id")).collect()
+        sqlx::query("SELECT id FROM controller WHERE state = 'active' ORDER BY id").fetch_all(&mut *conn).await?;
+    let members: Vec<ControllerId> = rows.iter().map(|row| row.parse("id")).collect::<Result<_>>()?;
+    let now = dialect.now_ms();
+    sqlx::query(AssertSqlSafe(format!("INSERT INTO ring_change (generation, at, members) VALUES ($1, {now}, $2)")))
+        .bind(generation)
+        .bind(json(&members)?)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+fn number(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or_default()
 }

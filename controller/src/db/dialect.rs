@@ -1,9 +1,12 @@
 //! Where SQLite and PostgreSQL differ: the only place that knows.
 
 use sqlx::AnyConnection;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::{Error, Result};
+
+/// Kind of the advisory locks of heartbeats on PostgreSQL.
+const HEARTBEAT_LOCK: i32 = 0x4b52;
 
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +66,11 @@ impl Dialect {
                 .await?;
                 pragmas(conn, &["cache_size = -16384", "temp_store = MEMORY", "journal_size_limit = 67108864"]).await
             }
-            Self::Postgres => Ok(()),
+            // A process that is frozen in the middle of a transaction must not hold its locks for ever.
+            Self::Postgres => {
+                sqlx::query("SET idle_in_transaction_session_timeout = '5s'").execute(conn).await?;
+                Ok(())
+            }
         }
     }
 
@@ -89,6 +96,29 @@ impl Dialect {
             sqlx::query(sql).bind(key).execute(conn).await?;
         }
         Ok(())
+    }
+
+    /// Takes the lock of a heartbeat, which lasts as long as the connection. False when an older
+    /// connection still has it.
+    pub(super) async fn take_lock(self, conn: &mut AnyConnection, number: u64) -> Result<bool> {
+        if self == Self::Sqlite {
+            return Ok(true);
+        }
+        let sql = "SELECT CAST(pg_try_advisory_lock($1, $2) AS INT) AS taken";
+        let row = sqlx::query(sql).bind(HEARTBEAT_LOCK).bind(number as i32).fetch_one(conn).await?;
+        Ok(row.try_get::<i32, _>("taken")? == 1)
+    }
+
+    /// Expression: 1 while some connection has the lock of the heartbeat whose number is in `column`.
+    pub(super) fn lock_is_held(self, column: &str) -> String {
+        match self {
+            Self::Sqlite => "1".to_string(),
+            Self::Postgres => format!(
+                "CAST(EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+                     AND classid::bigint = {HEARTBEAT_LOCK} AND objid::bigint = {column}
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS INT)"
+            ),
+        }
     }
 
     /// Milliseconds since the epoch by the database's own clock.

@@ -1,11 +1,13 @@
 //! Rows of jobs: the journal of the workflow engine.
 //!
-//! Every write of the engine names the generation under which it acts; a row that a newer generation
-//! has touched refuses it ([`shared::Code::StaleGeneration`]).
+//! A job is run by one controller at a time, named in its row; another one may take it only when that
+//! one has let go of it or is no member any more. Every write of the engine names the controller and
+//! the generation under which it acts; a row that somebody else has, or a newer generation has
+//! touched, refuses it ([`shared::Code::StaleGeneration`]).
 
 use serde::Serialize;
 use shared::api::job::{Job, JobResource, JobState};
-use shared::id::{AccountId, JobId};
+use shared::id::{AccountId, ControllerId, JobId};
 use shared::time::Timestamp;
 use shared::{Code, Error as Fault};
 use sqlx::any::AnyRow;
@@ -63,6 +65,8 @@ pub struct NewJob {
     pub deadline_at: Timestamp,
     /// Ring generation.
     pub generation: u64,
+    /// The controller that runs it.
+    pub controller_id: ControllerId,
 }
 
 /// A job as the engine needs it.
@@ -78,14 +82,16 @@ pub struct JobRow {
     pub traceparent: String,
     /// Ring generation of who wrote it last.
     pub generation: u64,
+    /// The controller that runs it.
+    pub controller_id: Option<ControllerId>,
 }
 
 /// Accepts a job.
 pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<()> {
     sqlx::query(
         "INSERT INTO job (id, kind, state, resource_kind, resource_id, account_id, request_id, traceparent, step, steps,
-             data, progress, cancel_requested, rolled_back, cleanup_owed, created_at, deadline_at, generation)
-         VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, '[]', '[]', $11, $12, $13)",
+             data, progress, cancel_requested, rolled_back, cleanup_owed, created_at, deadline_at, generation, controller_id)
+         VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, '[]', '[]', $11, $12, $13, $14)",
     )
     .bind(job.id.to_string())
     .bind(job.kind)
@@ -100,6 +106,7 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<()> {
     .bind(job.created_at.ms())
     .bind(job.deadline_at.ms())
     .bind(job.generation as i64)
+    .bind(job.controller_id.to_string())
     .execute(tx.conn())
     .await?;
     Ok(())
@@ -111,12 +118,30 @@ pub async fn get(conn: &mut Conn, id: JobId) -> Result<Option<JobRow>> {
     row.as_ref().map(from_row).transpose()
 }
 
-/// Takes a job over under a newer generation, and answers it as it is from then on: who had it under an
-/// older one cannot write to it any more. `None` when it has ended or somebody newer has it.
-pub async fn claim(tx: &mut Tx, id: JobId, generation: u64) -> Result<Option<JobRow>> {
-    let sql = "UPDATE job SET generation = $2 WHERE id = $1 AND generation <= $2 AND finished_at IS NULL RETURNING *";
-    let row = sqlx::query(sql).bind(id.to_string()).bind(generation as i64).fetch_optional(tx.conn()).await?;
+/// Takes a job for `controller`, under a generation that is at least as new, and answers it as it is from
+/// then on. `None` when it has ended, or somebody who lives, or is newer, has it.
+pub async fn claim(tx: &mut Tx, id: JobId, controller: ControllerId, generation: u64) -> Result<Option<JobRow>> {
+    let sql = "UPDATE job SET generation = $2, controller_id = $3
+         WHERE id = $1 AND generation <= $2 AND finished_at IS NULL
+             AND (controller_id IS NULL OR controller_id = $3 OR controller_id NOT IN (SELECT id FROM controller))
+         RETURNING *";
+    let row = sqlx::query(sql)
+        .bind(id.to_string())
+        .bind(generation as i64)
+        .bind(controller.to_string())
+        .fetch_optional(tx.conn())
+        .await?;
     row.as_ref().map(from_row).transpose()
+}
+
+/// Lets go of a job, so that the new owner of its resource may take it.
+pub async fn release(tx: &mut Tx, id: JobId, controller: ControllerId) -> Result<()> {
+    sqlx::query("UPDATE job SET controller_id = NULL WHERE id = $1 AND controller_id = $2 AND finished_at IS NULL")
+        .bind(id.to_string())
+        .bind(controller.to_string())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
 }
 
 /// Jobs that have not ended, oldest first, after a certain one.
@@ -172,15 +197,17 @@ pub struct Progress<'a, E> {
     pub now: Timestamp,
     /// Ring generation of the engine.
     pub generation: u64,
+    /// The controller that runs it.
+    pub controller_id: ControllerId,
 }
 
-/// Writes the progress of a job, unless a newer generation has it or it has ended.
+/// Writes the progress of a job, unless another controller or a newer generation has it, or it has ended.
 pub async fn journal<E: Serialize>(tx: &mut Tx, p: &Progress<'_, E>) -> Result<()> {
     let error = p.error.map(|error| json(error)).transpose()?;
     let done = sqlx::query(
         "UPDATE job SET state = $2, step = $3, data = $4, progress = $5, error = $6, rolled_back = $7, cleanup_owed = $8,
              started_at = COALESCE(started_at, $9), finished_at = $10, generation = $11
-         WHERE id = $1 AND generation <= $11 AND finished_at IS NULL",
+         WHERE id = $1 AND generation <= $11 AND controller_id = $12 AND finished_at IS NULL",
     )
     .bind(p.id.to_string())
     .bind(p.state.as_str())
@@ -193,6 +220,7 @@ pub async fn journal<E: Serialize>(tx: &mut Tx, p: &Progress<'_, E>) -> Result<(
     .bind(p.now.ms())
     .bind(p.state.is_final().then_some(p.now.ms()))
     .bind(p.generation as i64)
+    .bind(p.controller_id.to_string())
     .execute(tx.conn())
     .await?;
     if done.rows_affected() == 1 {
@@ -277,5 +305,12 @@ pub fn from_row(row: &AnyRow) -> Result<JobRow> {
         links: shared::api::Links::new(),
     };
     let generation = u64::try_from(row.int("generation")?).unwrap_or_default();
-    Ok(JobRow { job, next_step, data: row.text("data")?, traceparent: row.text("traceparent")?, generation })
+    Ok(JobRow {
+        job,
+        next_step,
+        data: row.text("data")?,
+        traceparent: row.text("traceparent")?,
+        generation,
+        controller_id: row.opt_parse("controller_id")?,
+    })
 }

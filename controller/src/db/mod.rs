@@ -11,6 +11,7 @@
 //! could wait.
 
 pub mod account;
+pub mod authority;
 pub mod cleanup;
 pub mod cluster;
 pub mod controller;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use shared::Code;
+use shared::id::ControllerId;
 use sqlx::any::AnyPoolOptions;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyConnection, AnyPool, Connection};
@@ -181,6 +183,12 @@ pub async fn connect_writer(url: &str, dialect: Dialect) -> Result<Conn> {
     Ok(conn)
 }
 
+/// Takes the lock that tells the others that the heartbeat of the controller that joined in `joined` is
+/// connected. False when an older connection still has it.
+pub async fn take_heartbeat_lock(conn: &mut Conn, dialect: Dialect, joined: u64) -> Result<bool> {
+    dialect.take_lock(conn, joined).await
+}
+
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
 const READERS: u32 = 8;
 
@@ -227,7 +235,13 @@ impl Db {
         self.writer.write(work).await
     }
 
-    /// Wakes whenever events were appended by this controller.
+    /// From now on every write is refused unless the controller `id` is still the member that joined in
+    /// the generation `joined`.
+    pub fn write_as(&self, id: ControllerId, joined: u64) {
+        self.writer.write_as(id, joined);
+    }
+
+    /// Wakes whenever events were appended.
     #[must_use]
     pub fn watch_events(&self) -> watch::Receiver<u64> {
         self.events.subscribe()

@@ -5,10 +5,11 @@
 //! savepoint: one that fails is rolled back alone. Nobody is answered before the commit is durable.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use shared::id::ControllerId;
 use sqlx::AnyConnection;
 use sqlx::AnyPool;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -37,8 +38,12 @@ pub(super) enum Written {
 #[derive(Clone)]
 pub(super) enum Writer {
     Grouped { queue: mpsc::Sender<Write>, pool: AnyPool },
-    Pooled { pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>, tasks: TaskTracker },
+    Pooled { pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>, tasks: TaskTracker, fence: Fence },
 }
+
+/// The member that writes, and the generation in which it joined: when it is no member any more, the
+/// database refuses what it writes. Nothing is checked while it is not set.
+pub(super) type Fence = Arc<OnceLock<(ControllerId, u64)>>;
 
 impl Writer {
     pub(super) fn start(pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>, tasks: &TaskTracker) -> Self {
@@ -48,7 +53,7 @@ impl Writer {
                 tasks.spawn(run(writes, pool.clone(), dialect, events));
                 Self::Grouped { queue, pool }
             }
-            Dialect::Postgres => Self::Pooled { pool, dialect, events, tasks: tasks.clone() },
+            Dialect::Postgres => Self::Pooled { pool, dialect, events, tasks: tasks.clone(), fence: Fence::default() },
         }
     }
 
@@ -58,9 +63,20 @@ impl Writer {
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
+        let member = match self {
+            // The data folder is locked: nobody else writes to an embedded database.
+            Self::Grouped { .. } => None,
+            Self::Pooled { fence, .. } => fence.get().copied(),
+        };
         let write: Write = Box::new(move |tx| {
             Box::pin(async move {
-                let result = AssertUnwindSafe(work(tx)).catch_unwind().await.unwrap_or_else(|_| {
+                let fenced = async {
+                    if let Some((id, joined)) = member {
+                        super::controller::fence(tx.conn(), id, joined).await?;
+                    }
+                    work(tx).await
+                };
+                let result = AssertUnwindSafe(fenced).catch_unwind().await.unwrap_or_else(|_| {
                     Err(Error::Refused(shared::Error::internal("a write to the database panicked")))
                 });
                 match result {
@@ -78,7 +94,7 @@ impl Writer {
         match self {
             Self::Grouped { queue, .. } => queue.send(write).await.map_err(|_| Error::Closed)?,
             // In a task of its own, so a caller who goes away does not leave a transaction open.
-            Self::Pooled { pool, dialect, events, tasks } => {
+            Self::Pooled { pool, dialect, events, tasks, .. } => {
                 let (pool, dialect, events) = (pool.clone(), *dialect, Arc::clone(events));
                 tasks.spawn(async move {
                     let mut tx = match pool.acquire().await {
@@ -91,6 +107,14 @@ impl Writer {
             }
         }
         answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// From now on, writes are refused unless this member still is one.
+    pub(super) fn write_as(&self, id: ControllerId, joined: u64) {
+        if let Self::Pooled { fence, .. } = self {
+            // A second one would be a defect of the start-up; the first one stays.
+            let _ = fence.set((id, joined));
+        }
     }
 
     pub(super) async fn close(&self) {

@@ -1,43 +1,128 @@
 //! Who owns what: the ring of this moment, with its generation.
 //!
 //! Everybody asks here and nobody remembers the answer across an await that matters: a new
-//! generation may have come. The ring changes only through [`Ring::install`], which membership calls.
+//! generation may have come. The ring changes only through [`Ring::follow`], when the heartbeat has
+//! seen other members.
+//!
+//! A resource that moves is free for its new owner when its old one has let go of it, or is no member
+//! any more: [`Ring::until_mine`] waits for that.
 
 pub mod hash;
+pub mod heartbeat;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shared::id::ControllerId;
+use shared::state::controller::ControllerState;
 use shared::{Code, Error};
+use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::db::controller::Membership;
 pub use hash::HashRing;
 
-#[derive(Debug)]
+/// Time since the last confirmed heartbeat in which this controller acts. Others take over after
+/// [`crate::db::controller::LOST_AFTER_MS`] at the earliest.
+pub const LEASE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
 struct View {
     generation: u64,
     ring: HashRing,
+    /// The ring before, when it is known.
+    before: Option<(u64, HashRing)>,
+    /// Everyone who has a row: joining, active and draining.
+    alive: BTreeSet<ControllerId>,
+    /// Those, besides this controller, that have not let go yet, and the generation up to which they have.
+    unsettled: Vec<(ControllerId, u64)>,
+}
+
+impl View {
+    /// Whether somebody else may still be busy with `id`.
+    fn is_held(&self, id: Uuid) -> bool {
+        self.unsettled.iter().any(|(holder, settled)| match &self.before {
+            Some((generation, ring)) if settled >= generation => ring.owner(id) == Some(*holder),
+            // What it owned when it last let go is not known here.
+            _ => true,
+        })
+    }
 }
 
 /// The ring as this controller sees it. Cloning shares it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Ring {
     me: ControllerId,
-    view: Arc<ArcSwap<View>>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    view: ArcSwap<View>,
+    /// Counts what was followed, for those who wait.
+    changes: watch::Sender<u64>,
+    born: Instant,
+    /// End of the lease, in milliseconds since `born`; `u64::MAX` while nobody has said otherwise.
+    lease_ms: AtomicU64,
+    nudge: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("me", &self.me).field("view", &self.inner.view.load()).finish_non_exhaustive()
+    }
 }
 
 impl Ring {
     /// A ring without members, as before joining.
     #[must_use]
     pub fn new(me: ControllerId) -> Self {
-        Self { me, view: Arc::new(ArcSwap::from_pointee(View { generation: 0, ring: HashRing::default() })) }
+        let inner = Inner {
+            view: ArcSwap::default(),
+            changes: watch::Sender::new(0),
+            born: Instant::now(),
+            lease_ms: AtomicU64::new(u64::MAX),
+            nudge: OnceLock::new(),
+        };
+        Self { me, inner: Arc::new(inner) }
     }
 
-    /// Takes over the members of a newer generation; an older one is ignored.
+    /// Takes over the members of a newer generation, all of whom have let go; an older one is ignored.
     pub fn install(&self, generation: u64, members: &[ControllerId]) {
-        let next = Arc::new(View { generation, ring: HashRing::new(members) });
-        self.view.rcu(|now| if now.generation < generation { next.clone() } else { now.clone() });
+        let alive = members.iter().copied().collect();
+        self.replace(View { generation, ring: HashRing::new(members), alive, ..View::default() });
+    }
+
+    /// Takes over what the heartbeat has seen. `before` is the ring before this generation, when this
+    /// controller has not seen it itself.
+    pub fn follow(&self, seen: &Membership, before: Option<(u64, &[ControllerId])>) {
+        let of = |state| seen.controllers.iter().filter(move |row| row.state == state).map(|row| row.id);
+        let members: Vec<_> = of(ControllerState::Active).collect();
+        let now = self.inner.view.load();
+        let before = if now.generation == seen.generation {
+            now.before.clone()
+        } else if now.generation == 0 {
+            before.map(|(generation, members)| (generation, HashRing::new(members)))
+        } else {
+            Some((now.generation, now.ring.clone()))
+        };
+        let ring = if now.ring.members() == members { now.ring.clone() } else { HashRing::new(&members) };
+        let others = seen.controllers.iter().filter(|row| row.id != self.me && row.settled < seen.generation);
+        self.replace(View {
+            generation: seen.generation,
+            ring,
+            before,
+            alive: seen.controllers.iter().map(|row| row.id).collect(),
+            unsettled: others.map(|row| (row.id, row.settled)).collect(),
+        });
+    }
+
+    fn replace(&self, next: View) {
+        let next = Arc::new(next);
+        self.inner.view.rcu(|now| if now.generation <= next.generation { next.clone() } else { now.clone() });
+        self.inner.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// This controller.
@@ -49,40 +134,147 @@ impl Ring {
     /// The generation of the ring; 0 before joining.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.view.load().generation
+        self.inner.view.load().generation
     }
 
-    /// All members.
+    /// The controllers that own something.
     #[must_use]
     pub fn members(&self) -> Vec<ControllerId> {
-        self.view.load().ring.members().to_vec()
+        self.inner.view.load().ring.members().to_vec()
+    }
+
+    /// Every controller that lives, whether it owns something or not.
+    #[must_use]
+    pub fn alive(&self) -> BTreeSet<ControllerId> {
+        self.inner.view.load().alive.clone()
+    }
+
+    /// Whether there are other controllers.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.inner.view.load().alive.len() > 1
     }
 
     /// The controller that owns `id`.
     pub fn owner(&self, id: Uuid) -> Result<ControllerId, Error> {
-        let owner = self.view.load().ring.owner(id);
-        owner.ok_or_else(|| Error::new(Code::Unavailable, "the ring has no members yet: try again in a moment"))
+        let owner = self.inner.view.load().ring.owner(id);
+        owner.ok_or_else(|| Error::new(Code::OwnerLeft, "the ring has no members now: try again in a moment"))
     }
 
     /// Whether this controller owns `id`.
     #[must_use]
     pub fn is_mine(&self, id: Uuid) -> bool {
-        self.view.load().ring.owner(id) == Some(self.me)
+        self.inner.view.load().ring.owner(id) == Some(self.me)
     }
+
+    /// The share of all ids that a controller owns, 0 to 1.
+    #[must_use]
+    pub fn share(&self, id: ControllerId) -> f64 {
+        self.inner.view.load().ring.share(id)
+    }
+
+    /// Whether work on `id` may begin here; `owner_left` when it belongs elsewhere. Waits, for at most
+    /// `patience`, until its old owner has let go of it and the lease is good.
+    pub async fn until_mine(&self, id: Uuid, patience: Duration) -> Result<(), Error> {
+        if self.begin(id)? {
+            return Ok(());
+        }
+        let mut changes = self.inner.changes.subscribe();
+        let waits = async {
+            loop {
+                changes.mark_unchanged();
+                if self.begin(id)? {
+                    return Ok(());
+                }
+                // The sender lives as long as this ring.
+                let _ = changes.changed().await;
+            }
+        };
+        match tokio::time::timeout(patience, waits).await {
+            Ok(result) => result,
+            Err(_) if !self.may_act() => Err(out_of_touch()),
+            Err(_) => {
+                let text = "the controller that owned this has not let go of it yet: try again in a moment";
+                Err(Error::new(Code::OwnerLeft, text))
+            }
+        }
+    }
+
+    /// Whether work on `id` may begin now; `owner_left` when it never may, here.
+    fn begin(&self, id: Uuid) -> Result<bool, Error> {
+        let view = self.inner.view.load();
+        if view.ring.owner(id) != Some(self.me) {
+            let text = "this controller does not own the resource any more: ask the ring again";
+            return Err(Error::new(Code::OwnerLeft, text));
+        }
+        Ok(self.may_act() && (view.unsettled.is_empty() || !view.is_held(id)))
+    }
+
+    /// Resolves when `id` does not belong here any more.
+    pub async fn lost(&self, id: Uuid) {
+        let mut changes = self.inner.changes.subscribe();
+        while self.is_mine(id) {
+            // The sender lives as long as this ring.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// Resolves with every change that is followed.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Whether the last heartbeat is young enough to act.
+    #[must_use]
+    pub fn may_act(&self) -> bool {
+        let lease = self.inner.lease_ms.load(Relaxed);
+        lease == u64::MAX || self.inner.born.elapsed().as_millis() <= u128::from(lease)
+    }
+
+    /// Waits, until `deadline`, for a heartbeat that is young enough to act.
+    pub async fn until_may_act(&self, deadline: tokio::time::Instant) -> Result<(), Error> {
+        if self.may_act() {
+            return Ok(());
+        }
+        let mut changes = self.inner.changes.subscribe();
+        let waits = async {
+            while !self.may_act() {
+                changes.mark_unchanged();
+                let _ = tokio::time::timeout(LEASE, changes.changed()).await;
+            }
+        };
+        tokio::time::timeout_at(deadline, waits).await.map_err(|_| out_of_touch())
+    }
+
+    /// The database has confirmed a touch that was sent at `began`.
+    pub fn renew_lease(&self, began: Instant) {
+        let had = self.may_act();
+        let end = began.saturating_duration_since(self.inner.born) + LEASE;
+        self.inner.lease_ms.store(u64::try_from(end.as_millis()).unwrap_or(u64::MAX - 1), Relaxed);
+        if !had {
+            self.inner.changes.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
+    /// Lets [`Ring::nudge`] do something.
+    pub fn on_nudge(&self, nudge: impl Fn() + Send + Sync + 'static) {
+        // A second one would be a defect of the start-up; the first one stays.
+        let _ = self.inner.nudge.set(Box::new(nudge));
+    }
+
+    /// The ring that was followed last may be old: have a look at once.
+    pub fn nudge(&self) {
+        if let Some(nudge) = self.inner.nudge.get() {
+            nudge();
+        }
+    }
+}
+
+fn out_of_touch() -> Error {
+    let text = "this controller has lost touch with the database: it begins nothing until it is back";
+    Error::new(Code::Unavailable, text)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_older_generation_is_ignored() {
-        let (me, other) = (ControllerId::new(), ControllerId::new());
-        let ring = Ring::new(me);
-        assert_eq!(ring.owner(Uuid::nil()).unwrap_err().code, Code::Unavailable);
-        ring.install(2, &[me]);
-        ring.install(1, &[other]);
-        assert_eq!((ring.generation(), ring.owner(Uuid::nil()).unwrap()), (2, me));
-        assert!(ring.is_mine(Uuid::nil()));
-    }
-}
+mod tests;

@@ -73,6 +73,7 @@ pub(super) async fn clean_up<F: Flow>(deps: &Arc<Deps>, owed: Cleanup) -> Result
             trace: job.as_ref().and_then(|row| Trace::parse(&row.traceparent)).unwrap_or_default(),
             now: deps.clock.now(),
             generation: deps.ring.generation(),
+            controller_id: deps.ring.me(),
         },
         deps: Arc::clone(deps),
         deadline,
@@ -81,6 +82,7 @@ pub(super) async fn clean_up<F: Flow>(deps: &Arc<Deps>, owed: Cleanup) -> Result
         undoing: !step.owed_when_failing(),
         attempt: 1000 + owed.attempts,
         share: (0, 0),
+        leave: CancellationToken::new(),
         progress_written: AtomicI64::new(0),
     };
     let work = async {

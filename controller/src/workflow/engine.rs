@@ -58,11 +58,22 @@ pub struct Engine {
     pub(super) deps: Arc<Deps>,
     pub(super) flows: Flows,
     lanes: Arc<Queues>,
-    /// Jobs that are in a lane here, with what cancels them.
-    here: Mutex<HashMap<JobId, CancellationToken>>,
+    /// Jobs that are in a lane here.
+    here: Mutex<HashMap<JobId, Here>>,
     waiters: Mutex<HashMap<JobId, Vec<oneshot::Sender<()>>>>,
     pub(super) stop: CancellationToken,
     probe: OnceLock<Arc<dyn Probe>>,
+    on_release: OnceLock<Box<dyn Fn(JobId, Uuid) + Send + Sync>>,
+}
+
+/// A job that is in a lane here.
+#[derive(Clone)]
+struct Here {
+    resource: Uuid,
+    /// Fires when a user wants it to stop.
+    cancel: CancellationToken,
+    /// Fires when it goes on elsewhere, or at the next start.
+    leave: CancellationToken,
 }
 
 impl Engine {
@@ -78,7 +89,15 @@ impl Engine {
             waiters: Mutex::default(),
             stop,
             probe: OnceLock::new(),
+            on_release: OnceLock::new(),
         })
+    }
+
+    /// Lets `tell` know of each job that was let go of because its resource belongs to another
+    /// controller now.
+    pub fn on_release(&self, tell: impl Fn(JobId, Uuid) + Send + Sync + 'static) {
+        // A second one would be a defect of the start-up; the first one stays.
+        let _ = self.on_release.set(Box::new(tell));
     }
 
     /// Lets a test watch every job pass; the first probe stays.
@@ -103,6 +122,7 @@ impl Engine {
             trace: cx.trace,
             now: self.deps.clock.now(),
             generation: self.deps.ring.generation(),
+            controller_id: self.deps.ring.me(),
         };
         let key = cx.idempotency.clone();
         let caller = cx.caller.account().unwrap_or(account);
@@ -139,19 +159,23 @@ impl Engine {
 
     /// Puts a job into the lane of its resource, unless it is there already.
     pub fn enqueue(self: &Arc<Self>, id: JobId, resource: Uuid) {
-        let cancel = CancellationToken::new();
+        let job = Here { resource, cancel: CancellationToken::new(), leave: self.stop.child_token() };
         {
             let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
             if here.contains_key(&id) {
                 return;
             }
-            here.insert(id, cancel.clone());
+            here.insert(id, job.clone());
         }
         let engine = Arc::clone(self);
         let pushed = self.lanes.push(resource, async move {
-            engine.run(id, cancel).await;
+            engine.run(id, &job).await;
             engine.here.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             engine.wake(id);
+            // It may have come back while it was on its way out.
+            if job.leave.is_cancelled() && !engine.stop.is_cancelled() && engine.deps.ring.is_mine(resource) {
+                engine.enqueue(id, resource);
+            }
         });
         if pushed.is_err() {
             // It is durable: the recovery sweep finds it when the lane has room.
@@ -187,8 +211,8 @@ impl Engine {
         if !open {
             return Err(Error::new(Code::InvalidState, format!("job {id} has ended already")));
         }
-        if let Some(cancel) = self.here.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            cancel.cancel();
+        if let Some(job) = self.here.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            job.cancel.cancel();
         }
         Ok(())
     }
@@ -203,6 +227,13 @@ impl Engine {
         of_job.retain(|waiter| !waiter.is_closed());
         of_job.push(wake);
         woken
+    }
+
+    /// Leaves every job whose resource belongs to another controller now. Each stops where it is, is let
+    /// go of, and goes on there.
+    pub fn let_go(&self) {
+        let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+        here.values().filter(|job| !self.deps.ring.is_mine(job.resource)).for_each(|job| job.leave.cancel());
     }
 
     /// How many jobs are in a lane here.
@@ -220,8 +251,8 @@ impl Engine {
         }
     }
 
-    /// The job, when it is to be run here. One that was written under an older generation is claimed
-    /// first, so that nobody writes to it after it was read.
+    /// The job, when it is to be run here. One that was not accepted here, or under an older generation,
+    /// is claimed first, so that nobody else writes to it after it was read.
     async fn take(&self, id: JobId) -> Result<Option<JobRow>> {
         let row = {
             let mut conn = self.deps.db.read().await?;
@@ -231,16 +262,25 @@ impl Engine {
         if row.job.state.is_final() || !self.deps.ring.is_mine(row.job.resource.id) || self.stop.is_cancelled() {
             return Ok(None);
         }
-        let generation = self.deps.ring.generation();
-        if row.generation == generation {
+        let (me, generation) = (self.deps.ring.me(), self.deps.ring.generation());
+        if (row.generation, row.controller_id) == (generation, Some(me)) {
             return Ok(Some(row));
         }
-        Ok(self.deps.db.write(move |tx| Box::pin(async move { db::job::claim(tx, id, generation).await })).await?)
+        let claimed =
+            self.deps.db.write(move |tx| Box::pin(async move { db::job::claim(tx, id, me, generation).await })).await?;
+        if claimed.is_none() {
+            tracing::debug!(job.id = %id, "a job is still with another controller, which will let go of it");
+        }
+        Ok(claimed)
     }
 
-    async fn run(self: &Arc<Self>, id: JobId, cancel: CancellationToken) {
-        let runner =
-            Runner { deps: Arc::clone(&self.deps), cancel, stop: self.stop.clone(), probe: self.probe.get().cloned() };
+    async fn run(self: &Arc<Self>, id: JobId, here: &Here) {
+        let runner = Runner {
+            deps: Arc::clone(&self.deps),
+            cancel: here.cancel.clone(),
+            leave: here.leave.clone(),
+            probe: self.probe.get().cloned(),
+        };
         let done = async {
             let Some(row) = self.take(id).await? else { return Ok(()) };
             let flow = self.flows.0.get(row.job.kind.as_str()).ok_or_else(|| {
@@ -254,6 +294,22 @@ impl Engine {
         if let Err(error) = done.await {
             // The job stays open and durable; recovery takes it up again here or elsewhere.
             tracing::warn!(job.id = %id, error = error.chain(), detail = error.detail, "a job was left for later");
+        }
+        if !self.stop.is_cancelled() && !self.deps.ring.is_mine(here.resource) {
+            self.release(id, here.resource).await;
+        }
+    }
+
+    /// Lets go of a job that belongs to another controller now, and has that one told.
+    async fn release(&self, id: JobId, resource: Uuid) {
+        let me = self.deps.ring.me();
+        let released = self.deps.db.write(move |tx| Box::pin(async move { db::job::release(tx, id, me).await })).await;
+        if let Err(error) = released {
+            // When this controller is fenced, others do not wait for its word.
+            return tracing::warn!(job.id = %id, error = &error as &dyn std::error::Error, "a job could not be let go of");
+        }
+        if let Some(tell) = self.on_release.get() {
+            tell(id, resource);
         }
     }
 }
@@ -279,6 +335,7 @@ async fn accept<F: Flow>(tx: &mut db::Tx, at: &At, mut state: F::State) -> db::R
         created_at: at.now,
         deadline_at: at.now.plus_ms(i64::try_from(F::TIMEOUT.as_millis()).unwrap_or(i64::MAX)),
         generation: at.generation,
+        controller_id: at.controller_id,
     };
     db::job::insert(tx, &job).await?;
     Ok(JobRef { job_id: at.job_id, resource })

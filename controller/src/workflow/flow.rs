@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::api::host::HostConnection;
-use shared::id::{AccountId, HostId, JobId, TaskId};
+use shared::id::{AccountId, ControllerId, HostId, JobId, TaskId};
 use shared::time::Timestamp;
 use shared::wire::AgentCommand;
 use shared::{Code, Error, Result};
@@ -123,6 +123,8 @@ pub struct At {
     pub now: Timestamp,
     /// Ring generation under which it runs.
     pub generation: u64,
+    /// The controller that runs it.
+    pub controller_id: ControllerId,
 }
 
 /// What a step may use outside of a transaction.
@@ -139,6 +141,7 @@ pub struct StepCx {
     pub(super) undoing: bool,
     pub(super) attempt: u32,
     pub(super) share: (u8, u8),
+    pub(super) leave: CancellationToken,
     pub(super) progress_written: AtomicI64,
 }
 
@@ -169,7 +172,13 @@ impl StepCx {
             let text = format!("host {} is disconnected: see `kring host show {}`", row.host.name, row.host.name);
             return Err(Error::new(Code::HostUnreachable, text));
         }
-        let order = Order { task_id: self.task_id(n), generation: self.at.generation, deadline: self.deadline };
+        self.deps.ring.until_may_act(self.deadline).await?;
+        let order = Order {
+            task_id: self.task_id(n),
+            generation: self.at.generation,
+            deadline: self.deadline,
+            leave: self.leave.clone(),
+        };
         self.deps.agents.command(&row.reference(), order, command, self).await
     }
 

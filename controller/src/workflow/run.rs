@@ -31,7 +31,8 @@ const UNDO_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) struct Runner {
     pub(super) deps: Arc<Deps>,
     pub(super) cancel: CancellationToken,
-    pub(super) stop: CancellationToken,
+    /// Fires when the job is to be left where it is: it goes on elsewhere, or at the next start.
+    pub(super) leave: CancellationToken,
     pub(super) probe: Option<Arc<dyn Probe>>,
 }
 
@@ -85,6 +86,7 @@ impl<'a, F: Flow> Run<'a, F> {
             trace: Trace::parse(&row.traceparent).unwrap_or_default(),
             now,
             generation: runner.deps.ring.generation(),
+            controller_id: runner.deps.ring.me(),
         };
         if row.job.cancel_requested {
             runner.cancel.cancel();
@@ -150,7 +152,7 @@ impl<'a, F: Flow> Run<'a, F> {
             let cx = self.step_cx(step.name(), index, false, attempt, self.deadline);
             let result = tokio::select! {
                 biased;
-                () = self.runner.stop.cancelled() => return Err(stopping()),
+                () = self.runner.leave.cancelled() => return Err(leaving()),
                 () = self.runner.cancel.cancelled() => Err(Error::new(Code::Cancelled, "the job was cancelled")),
                 () = tokio::time::sleep_until(self.deadline) =>
                     Err(Error::new(Code::DeadlineExceeded, format!("the job took longer than {} s", F::TIMEOUT.as_secs()))),
@@ -191,7 +193,7 @@ impl<'a, F: Flow> Run<'a, F> {
             let cx = self.step_cx(step.name(), index, true, attempt, Instant::now() + UNDO_TIMEOUT);
             let result = tokio::select! {
                 biased;
-                () = self.runner.stop.cancelled() => return Err(stopping()),
+                () = self.runner.leave.cancelled() => return Err(leaving()),
                 result = tokio::time::timeout_at(cx.deadline, self.undo_once(step, &cx)) => result
                     .unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "undoing took too long"))),
             };
@@ -227,6 +229,7 @@ impl<'a, F: Flow> Run<'a, F> {
             undoing,
             attempt,
             share: (share(index), share(index + 1)),
+            leave: self.runner.leave.clone(),
             progress_written: AtomicI64::new(0),
         }
     }
@@ -235,7 +238,7 @@ impl<'a, F: Flow> Run<'a, F> {
     async fn pause(&self, attempt: u32) -> Result<()> {
         let wait = backoff(attempt);
         tokio::select! {
-            () = self.runner.stop.cancelled() => Err(stopping()),
+            () = self.runner.leave.cancelled() => Err(leaving()),
             () = tokio::time::sleep(wait) => Ok(()),
         }
     }
@@ -364,7 +367,7 @@ impl<'a, F: Flow> Run<'a, F> {
                 Ok(value) => return Ok(Ok(value)),
                 Err(db::Error::Refused(error)) if error.code == Code::StaleGeneration => return Err(error),
                 Err(db::Error::Refused(error)) => return Ok(Err(error)),
-                Err(db::Error::Closed) => return Err(stopping()),
+                Err(db::Error::Closed) => return Err(leaving()),
                 Err(error) if !error.is_transient() => return Ok(Err(error.into())),
                 Err(error) => {
                     tracing::error!(job.id = %self.at.job_id, error = &error as &dyn std::error::Error, attempt,
@@ -407,6 +410,7 @@ async fn journal(tx: &mut Tx, at: &At, entry: &Entry<'_>) -> db::Result<()> {
         cleanup_owed: &job.cleanup_owed,
         now: at.now,
         generation: at.generation,
+        controller_id: at.controller_id,
     };
     db::job::journal(tx, &row).await?;
     if !state.is_final() {
@@ -428,8 +432,8 @@ fn to_json<S: serde::Serialize>(state: &S) -> Result<String> {
     serde_json::to_string(state).map_err(|e| Error::internal(format_args!("a journal could not be written: {e}")))
 }
 
-fn stopping() -> Error {
-    Error::new(Code::Unavailable, "the controller is stopping; the job goes on when it is back")
+fn leaving() -> Error {
+    Error::new(Code::Unavailable, "the job was left where it is: it goes on when its owner takes it up")
 }
 
 /// Time before the next try: about 0.2, 0.8, 3.2, then at most 5 seconds, each with jitter.

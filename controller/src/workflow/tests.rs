@@ -313,6 +313,7 @@ async fn a_stale_owner_cannot_journal() {
     second.recover().await.unwrap();
     bench.ended(&second, job.job_id).await;
     // The first owner wakes up and wants to fail the job.
+    let me = bench.deps.ring.me();
     let stale = bench
         .deps
         .db
@@ -329,6 +330,7 @@ async fn a_stale_owner_cannot_journal() {
                     cleanup_owed: &[],
                     now: shared::time::Timestamp(0),
                     generation: 1,
+                    controller_id: me,
                 };
                 db::job::journal(tx, &progress).await
             })
@@ -368,4 +370,81 @@ async fn a_dry_run_accepts_nothing() {
     let mut conn = bench.deps.db.read().await.unwrap();
     assert!(db::job::get(&mut conn, job.job_id).await.unwrap().is_none());
     assert_eq!(bench.records(job.resource.id).await, 0);
+}
+
+/// The same database as another controller sees it, which owns what `members` leave it.
+fn other_controller(bench: &Bench) -> (Arc<Deps>, Arc<Engine>) {
+    let ring = Ring::new(ControllerId::new());
+    let Deps { db, agents, pki, clock, data_dir, .. } = bench.deps.as_ref();
+    let deps = Arc::new(Deps {
+        db: db.clone(),
+        agents: Arc::clone(agents),
+        pki: Arc::clone(pki),
+        ring,
+        clock: clock.clone(),
+        data_dir: data_dir.clone(),
+        settings: Settings::default(),
+    });
+    let engine = engine(&deps);
+    (deps, engine)
+}
+
+async fn alive(bench: &Bench, ids: &[ControllerId]) {
+    let ids = ids.to_vec();
+    let insert = bench.deps.db.write(move |tx| {
+        Box::pin(async move {
+            sqlx::query("DELETE FROM controller").execute(tx.conn()).await?;
+            for id in ids {
+                sqlx::query("INSERT INTO controller VALUES ($1, '', '', 1, 0, 0, 'active', 1)")
+                    .bind(id.to_string())
+                    .execute(tx.conn())
+                    .await?;
+            }
+            Ok(())
+        })
+    });
+    insert.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_whose_resource_moves_goes_on_with_its_new_owner() {
+    let bench = bench().await;
+    let probe = At1::crash("one", Point::AfterApply);
+    bench.engine.set_probe(probe.clone());
+    let (deps, second) = other_controller(&bench);
+    let (me, other) = (bench.deps.ring.me(), deps.ring.me());
+    alive(&bench, &[me, other]).await;
+    let job = bench.submit(&cx()).await.unwrap();
+    probe.reached.notified().await;
+    bench.deps.ring.install(2, &[other]);
+    deps.ring.install(2, &[other]);
+    // The old owner lives and has not let go: nobody else may touch the job.
+    assert_eq!(second.recover().await.unwrap(), 1);
+    let idle = second.watch(job.job_id);
+    let _ = tokio::time::timeout(Duration::from_secs(60), idle).await;
+    let row = bench.job(job.job_id).await;
+    assert_eq!((row.controller_id, row.job.state.is_final()), (Some(me), false));
+    let heir = Arc::clone(&second);
+    bench.engine.on_release(move |id, resource| heir.enqueue(id, resource));
+    bench.engine.let_go();
+    let row = bench.ended(&second, job.job_id).await;
+    assert_eq!((row.job.state, row.controller_id), (JobState::Succeeded, Some(other)));
+    assert_eq!(bench.records(job.resource.id).await, 3);
+}
+
+#[tokio::test]
+async fn a_job_of_a_controller_that_is_no_member_any_more_is_taken() {
+    let bench = bench().await;
+    let probe = At1::crash("one", Point::BeforeApply);
+    bench.engine.set_probe(probe.clone());
+    let (deps, second) = other_controller(&bench);
+    let (me, other) = (bench.deps.ring.me(), deps.ring.me());
+    alive(&bench, &[me, other]).await;
+    let job = bench.submit(&cx()).await.unwrap();
+    probe.reached.notified().await;
+    alive(&bench, &[other]).await;
+    deps.ring.install(2, &[other]);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    let row = bench.ended(&second, job.job_id).await;
+    assert_eq!((row.job.state, row.controller_id), (JobState::Succeeded, Some(other)));
 }

@@ -1,5 +1,6 @@
 //! State enums: each is exhaustive, with one `can_become` table and its diagram in the file's docs.
 
+pub mod controller;
 pub mod host;
 pub mod image;
 pub mod job;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use shared::api::host::HostConnection;
-use shared::id::{HostId, TaskId, VmId};
+use shared::id::{HostId, VmId};
 use shared::wire::host::{InspectHost, Inventory, Pong, StorageSpec};
 use shared::wire::vm::VmReport;
 use shared::{Error, Result};
@@ -82,7 +82,7 @@ async fn storages(context: &Context, row: &HostRow) -> Result<Vec<StorageSpec>> 
 
 async fn inspect(context: &Context, cx: &Cx, row: &HostRow, storages: &[StorageSpec]) -> Result<Inventory> {
     let command = InspectHost { host_id: row.host.id, storages: storages.to_vec() };
-    let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
+    let order = Order::once(context.deps.ring.generation(), cx.deadline);
     context.deps.agents.command(&row.reference(), order, &command, &NoProgress).await
 }
 

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use shared::api::host::HostConnection;
-use shared::id::{HostId, ImageId, NetworkId, ResourceId, StorageId, TaskId, VmId, VolumeId};
+use shared::id::{HostId, ImageId, NetworkId, ResourceId, StorageId, VmId, VolumeId};
 use shared::wire::AgentCommand;
 use shared::wire::host::{Inventory, StorageSpec};
 use shared::wire::image::DeleteImage;
@@ -95,7 +95,7 @@ async fn find(context: &Context, inventory: &Inventory) -> Result<Orphans> {
 async fn remove<C: AgentCommand>(context: &Context, cx: &Cx, row: &HostRow, command: &C) -> Result<()> {
     debug_assert_ne!(row.host.connection, HostConnection::Disconnected, "only a host that answers is compared");
     tracing::info!(host.id = %row.host.id, command = C::PATH, resource.id = %command.resource(), "removing what belongs to nothing");
-    let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
+    let order = Order::once(context.deps.ring.generation(), cx.deadline);
     match context.deps.agents.command(&row.reference(), order, command, &NoProgress).await {
         Err(error) if error.code == Code::InUse => {
             tracing::warn!(host.id = %row.host.id, command = C::PATH, error = error.chain(), "left alone");

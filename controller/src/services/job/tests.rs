@@ -53,6 +53,7 @@ async fn who_waits_gets_the_job_as_it_is_at_the_deadline() {
             created_at: now,
             deadline_at: now.plus_ms(60_000),
             generation: 1,
+            controller_id: system.context.deps.ring.me(),
         };
         system
             .context

@@ -6,7 +6,7 @@
 
 use shared::Result;
 use shared::api::vm::VmState;
-use shared::id::{ResourceId, TaskId};
+use shared::id::ResourceId;
 use shared::wire::vm::{DeleteVm, PowerState};
 
 use crate::agent_client::{NoProgress, Order};
@@ -91,7 +91,7 @@ async fn remove(context: &Context, cx: &Cx, message: &VmObserved) -> Result<()> 
     };
     let Some(host) = host else { return Ok(()) };
     tracing::info!(vm.id = %message.id, host.id = %message.host_id, "removing the domain of a deleted vm");
-    let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
+    let order = Order::once(context.deps.ring.generation(), cx.deadline);
     context.deps.agents.command(&host.reference(), order, &DeleteVm { vm_id: message.id }, &NoProgress).await?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use shared::api::Link;
 use shared::api::page::Page;
 use shared::api::vm::{ConsoleLog, Vm, VmState};
-use shared::id::{TaskId, VmId};
+use shared::id::VmId;
 use shared::wire::vm::ReadConsoleLog;
 use shared::{Code, Error, Result};
 
@@ -41,7 +41,7 @@ pub(super) async fn console_log(context: Context, cx: Cx, message: GetConsoleLog
     let host = host_of(&context, message.id).await?;
     let command =
         ReadConsoleLog { vm_id: message.id, offset: message.range.offset, max: message.range.max.min(MAX_LOG) };
-    let order = Order { task_id: TaskId::new(), generation: context.deps.ring.generation(), deadline: cx.deadline };
+    let order = Order::once(context.deps.ring.generation(), cx.deadline);
     context.deps.agents.command(&host, order, &command, &NoProgress).await
 }
 

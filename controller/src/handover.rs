@@ -1,0 +1,122 @@
+//! What happens in this controller when the ring changes: it lets go of what it has lost, and takes up
+//! what it has gained.
+//!
+//! ```text
+//! other members seen ──▶ ring followed ──┬─▶ jobs lost: left where they are, let go of, their owner told
+//!                                        ├─▶ requests lost: ended (or cut off) ──▶ settled: the others may begin
+//!                                        ├─▶ calls to who is gone: failed at once, for the ring to be asked again
+//!                                        └─▶ jobs gained: taken up
+//! ```
+//!
+//! It knows no service and no resource, only the ring, the bus and the workflow engine.
+
+use std::sync::Arc;
+
+use shared::Result;
+use shared::id::ControllerId;
+use shared::state::controller::ControllerState;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bus::Bus;
+use crate::db::controller::Membership;
+use crate::db::{self, Db};
+use crate::ring::Ring;
+use crate::workflow::Engine;
+
+/// Follows the ring for one controller. Cloning shares it.
+#[derive(Clone)]
+pub struct Handover {
+    /// The database.
+    pub db: Db,
+    /// The ring that follows.
+    pub ring: Ring,
+    /// Whose requests are let go of.
+    pub bus: Arc<Bus>,
+    /// Whose jobs are let go of and taken up.
+    pub engine: Arc<Engine>,
+    /// The generation in which this controller joined.
+    pub joined: u64,
+    /// Owns what is done beside.
+    pub tasks: TaskTracker,
+}
+
+impl Handover {
+    /// Follows what the heartbeat sees, until `stop`.
+    pub async fn run(self, mut seen: watch::Receiver<Membership>, stop: CancellationToken) {
+        while let Some(Ok(())) = stop.run_until_cancelled(seen.changed()).await {
+            let membership = seen.borrow_and_update().clone();
+            if let Err(error) = self.follow(&membership).await {
+                tracing::warn!(
+                    ring.generation = membership.generation,
+                    error = error.chain(),
+                    detail = error.detail,
+                    "the ring was followed in part; the rest is done by the reconcilers"
+                );
+            }
+        }
+    }
+
+    /// Changes what this controller does, and waits until that is seen here.
+    pub async fn become_state(&self, state: ControllerState) -> Result<()> {
+        let me = self.ring.me();
+        let mut followed = self.ring.watch();
+        let generation =
+            self.db.write(move |tx| Box::pin(async move { db::controller::set_state(tx, me, state).await })).await?;
+        self.ring.nudge();
+        while self.ring.generation() < generation {
+            // The sender lives as long as the ring.
+            let _ = followed.changed().await;
+        }
+        Ok(())
+    }
+
+    async fn follow(&self, seen: &Membership) -> Result<()> {
+        let (generation, alive) = (self.ring.generation(), self.ring.alive());
+        let before = if generation == 0 {
+            let mut conn = self.db.read().await?;
+            db::controller::changes_before(&mut conn, seen.generation, 1).await?.pop()
+        } else {
+            None
+        };
+        self.ring.follow(seen, before.as_ref().map(|change| (change.generation, change.members.as_slice())));
+        let gone: Vec<ControllerId> = alive.difference(&self.ring.alive()).copied().collect();
+        for controller in gone {
+            self.bus.controller_left(controller);
+        }
+        if seen.generation == generation {
+            return Ok(());
+        }
+        tracing::info!(
+            ring.generation = seen.generation,
+            ring.members = self.ring.members().len(),
+            controllers = seen.controllers.len(),
+            "the ring has changed"
+        );
+        self.engine.let_go();
+        self.tasks.spawn(self.clone().settle(seen.generation));
+        // Events that a controller appended just before it died woke nobody here.
+        self.db.wake_event_watchers();
+        let taken = self.engine.recover().await?;
+        if taken > 0 {
+            tracing::info!(jobs = taken, "taking up jobs that had not ended");
+        }
+        Ok(())
+    }
+
+    /// Tells the others when nothing is done here any more about what belongs to them.
+    async fn settle(self, generation: u64) {
+        self.bus.until_let_go().await;
+        let (me, joined) = (self.ring.me(), self.joined);
+        let written =
+            self.db.write(move |tx| Box::pin(async move { db::controller::settle(tx, me, joined, generation).await }));
+        if let Err(error) = written.await {
+            tracing::warn!(
+                ring.generation = generation,
+                error = &error as &dyn std::error::Error,
+                "the others could not be told that this controller has let go; they wait for the next change"
+            );
+        }
+    }
+}
