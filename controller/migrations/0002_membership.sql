@@ -19,7 +19,7 @@ ALTER TABLE job ADD COLUMN controller_id TEXT;
 
 -- The certificate authority that all controllers of a cluster share: at most one row.
 CREATE TABLE authority (
-    only     BIGINT PRIMARY KEY CHECK (only = 1),
+    id       BIGINT PRIMARY KEY CHECK (id = 1),
     cert_pem TEXT NOT NULL,
     key_pem  TEXT NOT NULL
 );

@@ -12,7 +12,7 @@ pub async fn get(conn: &mut Conn) -> Result<Option<Files>> {
 
 /// Keeps `files` unless there is an authority already; answers the one that is kept.
 pub async fn keep(tx: &mut Tx, files: &Files) -> Result<Files> {
-    sqlx::query("INSERT INTO authority (only, cert_pem, key_pem) VALUES (1, $1, $2) ON CONFLICT (only) DO NOTHING")
+    sqlx::query("INSERT INTO authority (id, cert_pem, key_pem) VALUES (1, $1, $2) ON CONFLICT (id) DO NOTHING")
         .bind(files.cert_pem.clone())
         .bind(files.key_pem.clone())
         .execute(tx.conn())

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::Bench;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Add {
     a: u64,
     b: u64,

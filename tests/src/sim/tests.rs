@@ -10,7 +10,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::api::image::Firmware;
 use shared::api::vm::StopMode;
-use shared::id::{ImageId, StorageId, TaskId, VmId, VolumeId};
+use shared::id::{ImageId, StorageId, VmId, VolumeId};
 use shared::wire::host::{InspectHost, StorageSpec};
 use shared::wire::image::{DeleteImage, ImageOrigin, ImageSpec};
 use shared::wire::vm::{CloudInit, DeleteVm, DiskSpec, EnsureVm, StopVm, VmSpec};
@@ -79,7 +79,7 @@ fn agents(tls: Arc<rustls::ClientConfig>) -> Arc<Agents> {
 }
 
 fn order(generation: u64) -> Order {
-    Order { task_id: TaskId::new(), generation, deadline: Instant::now() + Duration::from_secs(30) }
+    Order::once(generation, Instant::now() + Duration::from_secs(30))
 }
 
 fn vm(start: bool) -> EnsureVm {
@@ -164,7 +164,7 @@ async fn a_repeated_task_is_not_run_twice() {
     let bench = bench(&authority()).await;
     let ensure = vm(true);
     let order = order(1);
-    bench.send(order, &ensure).await.unwrap();
+    bench.send(order.clone(), &ensure).await.unwrap();
     bench.host.virsh(ensure.vm.vm_id, shared::wire::vm::PowerState::Stopped).unwrap();
     assert_eq!(bench.send(order, &ensure).await.unwrap().power.as_str(), "running", "the outcome of the first time");
     assert_eq!(bench.host.state().report(ensure.vm.vm_id).unwrap().power.as_str(), "stopped");
