@@ -15,13 +15,15 @@ use nix::fcntl::{Flock, FlockArg};
 use shared::id::{ControllerId, HostId};
 use shared::state::controller::ControllerState;
 use shared::wire::TaskReport;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent_client::Agents;
 use crate::api::{self, CallbackSink};
 use crate::auth::tls::Pki;
-use crate::bus::{Bus, LocalTransport, Registry};
+use crate::bus::rabbit::RabbitTransport;
+use crate::bus::{Bus, LocalTransport, Registry, Transport};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::db::{self, Db};
@@ -36,6 +38,9 @@ use crate::{bootstrap, reconcile};
 
 /// How long jobs may take to come to a stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a start waits for the message broker.
+const BROKER: Duration = Duration::from_secs(5);
 
 /// Why a controller did not start.
 #[derive(Debug, thiserror::Error)]
@@ -165,14 +170,14 @@ impl App {
         let context = Context::new(deps, Arc::clone(&engine));
         let mut registry = Registry::new(tasks.clone());
         services::ALL.iter().for_each(|service| (service.register)(&context, &mut registry));
-        let (transport, inbox) = LocalTransport::new(me, config.bus.max_per_service);
+        let (transport, inbox) = transport(&config, me, &registry, &clock).await;
         let bus = Bus::start(
             registry,
             ring.clone(),
             clock.clone(),
             config.bus.limits(),
             config.bus.loopback,
-            (Arc::new(transport), inbox),
+            (transport, inbox),
             (tasks.clone(), stop.clone()),
         );
         context.set_bus(Arc::clone(&bus));
@@ -256,11 +261,32 @@ impl App {
         if let Err(error) = left.await {
             tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
         }
+        // Nobody sends here any more: what is kept for this controller goes.
+        self.bus.transport().close().await;
         self.tasks.close();
         if tokio::time::timeout(Duration::from_secs(10), self.db.close()).await.is_err() {
             tracing::warn!("the database did not close in time");
         }
     }
+}
+
+/// The way to the other controllers, and what comes from there.
+async fn transport(
+    config: &Config,
+    me: ControllerId,
+    registry: &Registry,
+    clock: &Clock,
+) -> (Arc<dyn Transport>, mpsc::Receiver<Vec<u8>>) {
+    let Some(broker) = config.bus.broker() else {
+        let (transport, inbox) = LocalTransport::new(me, config.bus.max_per_service);
+        return (Arc::new(transport), inbox);
+    };
+    let (transport, inbox) = RabbitTransport::start(broker, me, registry.service_names(), clock.clone());
+    // A controller that starts without the broker serves what it owns.
+    if !transport.wait_connected(BROKER).await {
+        tracing::warn!("starting without the message broker");
+    }
+    (transport, inbox)
 }
 
 /// The identity of the controller of this data folder, made at its first start: with it, a restart

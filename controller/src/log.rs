@@ -9,6 +9,10 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat};
 
+/// The client of the message broker logs each message that comes back, with its content. The sender is
+/// told of it, and what is in messages is not for logs.
+const QUIET: &str = "lapin::returned_messages=error";
+
 /// Why logs cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -31,8 +35,8 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn init(config: &LogConfig) -> Result<(), Error> {
-    let filter =
-        EnvFilter::try_new(&config.filter).map_err(|source| Error::Filter { filter: config.filter.clone(), source })?;
+    let invalid = |source| Error::Filter { filter: config.filter.clone(), source };
+    let filter = EnvFilter::try_new(&config.filter).map_err(invalid)?.add_directive(QUIET.parse().map_err(invalid)?);
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match config.format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();

@@ -78,6 +78,13 @@ impl Metrics {
         let (resources, waiting) = bus.queue_sizes();
         self.gauge("kring_bus_busy_resources", &[], resources as u64);
         self.gauge("kring_bus_waiting_messages", &[], waiting as u64);
+        let broker = bus.transport().health();
+        if broker.broker {
+            self.gauge("kring_bus_broker_connected", &[], u64::from(broker.connected));
+            self.gauge("kring_bus_broker_blocked", &[], u64::from(broker.blocked));
+            let reconnects = key("kring_bus_broker_reconnects_total", &[]);
+            self.recorder.register_counter(&reconnects, &META).absolute(broker.reconnects);
+        }
         self.handle.render()
     }
 

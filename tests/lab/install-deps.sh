@@ -23,7 +23,7 @@ packages_of() {
                 iproute2 iputils-ping openssh-client ovmf seabios ipxe-qemu curl jq procps util-linux ;;
     guest) echo busybox-static cpio gzip xz-utils zstd mtools syslinux syslinux-common \
                 qemu-utils binutils systemd-boot-efi ;;
-    test)  echo postgresql ;;
+    test)  echo postgresql rabbitmq-server ;;
     cloud) packages_of guest; echo debootstrap e2fsprogs fdisk ;;
     *)     die "no set of packages is named '$1'; there are: build run guest test cloud" ;;
     esac

@@ -23,7 +23,8 @@ pub async fn healthz() -> &'static str {
     "alive\n"
 }
 
-/// Whether this controller can be used; when not, why.
+/// Whether this controller can be used; when not, why. Also how the message broker is: `none`,
+/// `connected`, `blocked` or `away`.
 pub async fn readyz(State(api): State<Arc<Api>>) -> Answer {
     let mut reasons = api.not_ready.load().to_vec();
     if api.stop.is_cancelled() {
@@ -35,7 +36,9 @@ pub async fn readyz(State(api): State<Arc<Api>>) -> Answer {
         Err(_) => reasons.push("the database does not answer".to_string()),
     }
     match reasons.is_empty() {
-        true => reply::ok(&json!({"ready": true})),
+        // Without the broker, what this controller owns goes on and what others own waits for it: no other
+        // controller would do better, so nobody needs to be sent elsewhere.
+        true => reply::ok(&json!({"ready": true, "broker": api.bus.transport().health().state()})),
         false => Err(Failure::new(Code::Unavailable, format!("not ready: {}", reasons.join("; ")))),
     }
 }

@@ -10,11 +10,13 @@
 //!   cancelled by its own message.
 //!
 //! A message for this controller does not leave the process and is not serialised, unless
-//! [`Loopback::Wire`] asks for it.
+//! [`Loopback::Broker`] asks for it.
 
 pub mod envelope;
+mod local;
 mod message;
 mod queue;
+pub mod rabbit;
 mod registry;
 mod stats;
 mod transport;
@@ -34,12 +36,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+pub use local::LocalTransport;
 pub(crate) use message::request;
 pub use message::{ApiEvent, ApiRequest, CanonicalEvent, Event, Message, Request};
 pub use queue::{Full, Queues};
 pub use registry::{Registry, Service};
 pub use stats::{Figures, ServiceStats};
-pub use transport::{LocalTransport, Transport};
+pub use transport::{Health, Transport};
 
 use crate::clock::Clock;
 use crate::cx::Cx;
@@ -55,7 +58,7 @@ pub enum Loopback {
     #[default]
     Direct,
     /// Written, through the transport, and read again. For tests.
-    Wire,
+    Broker,
 }
 
 /// Bounds of the bus.
@@ -246,6 +249,12 @@ impl Bus {
         }
     }
 
+    /// The way to the other controllers.
+    #[must_use]
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
     /// How many resources have work here, and how many messages wait for them.
     #[must_use]
     pub fn queue_sizes(&self) -> (usize, usize) {
@@ -294,10 +303,10 @@ impl Bus {
         let mut envelope = Envelope::wrap(cx, M::SERVICE, message, self.ring.generation(), self.clock.now().ms())?;
         envelope.headers.reply_to = Some(self.ring.me());
         let (reply, answer) = oneshot::channel();
-        let id = envelope.id;
+        let (id, ttl) = (envelope.id, Duration::from_millis(envelope.timeout_ms));
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Waiting { owner: target, reply });
         let mut abandoned = Abandoned { bus: self, target, request: Some(envelope.clone()) };
-        let result = match self.transport.send(target, M::SERVICE, envelope.encode()?).await {
+        let result = match self.transport.send(target, M::SERVICE, envelope.encode()?, ttl).await {
             Err(error) => Err(error),
             Ok(()) => match tokio::time::timeout_at(cx.deadline, answer).await {
                 Ok(Ok(result)) => result,
@@ -368,7 +377,12 @@ impl Bus {
         while let Some(Some(bytes)) = stop.run_until_cancelled(inbox.recv()).await {
             match Envelope::decode(&bytes) {
                 Ok(envelope) => self.deliver(envelope),
-                Err(error) => tracing::error!(error = error.chain(), detail = error.detail, "a message was dropped"),
+                Err(error) => tracing::error!(
+                    size = bytes.len(),
+                    error = error.chain(),
+                    detail = error.detail,
+                    "a message was dropped"
+                ),
             }
         }
     }
@@ -464,12 +478,13 @@ impl Bus {
             body,
             ..request.clone()
         };
+        let ttl = Duration::from_millis(request.timeout_ms);
         message.headers.correlation = Some(request.id);
         message.headers.reply_to = None;
         let bus = Arc::clone(self);
         self.tasks.spawn(async move {
             let sent = match message.encode() {
-                Ok(bytes) => bus.transport.send(target, name, bytes).await,
+                Ok(bytes) => bus.transport.send(target, name, bytes, ttl).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = sent {

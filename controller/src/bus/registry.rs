@@ -148,6 +148,12 @@ impl Registry {
         Self { tasks, ..Self::default() }
     }
 
+    /// The names of the services that registered so far.
+    #[must_use]
+    pub fn service_names(&self) -> Vec<&'static str> {
+        self.services.keys().copied().collect()
+    }
+
     /// Lets `handle` answer every `M`. A second handler for the same message is a defect and replaces
     /// nothing: it is refused with a panic at start, before anything is accepted.
     pub fn serve<M, F, Fut>(&mut self, handle: F)

@@ -56,7 +56,7 @@ fn math() -> Registry {
 
 #[tokio::test]
 async fn a_request_is_answered_on_either_way() {
-    for loopback in [Loopback::Direct, Loopback::Wire] {
+    for loopback in [Loopback::Direct, Loopback::Broker] {
         let bus = start(math(), loopback, Limits::default());
         let cx = Cx::system(Duration::from_secs(60));
         assert_eq!(bus.call(&cx, Add { a: 1, b: 2, about: None }).await, Ok(3));
@@ -72,7 +72,7 @@ async fn a_request_is_answered_on_either_way() {
 
 #[tokio::test]
 async fn an_unknown_message_is_answered_with_an_error() {
-    for loopback in [Loopback::Direct, Loopback::Wire] {
+    for loopback in [Loopback::Direct, Loopback::Broker] {
         let bus = start(math(), loopback, Limits::default());
         let error = bus.call(&Cx::system(Duration::from_secs(60)), Stranger).await.unwrap_err();
         assert_eq!(error.code, Code::UnknownMessage);
@@ -81,7 +81,7 @@ async fn an_unknown_message_is_answered_with_an_error() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_beyond_the_deadline_and_a_full_queue_refuses() {
-    for loopback in [Loopback::Direct, Loopback::Wire] {
+    for loopback in [Loopback::Direct, Loopback::Broker] {
         let gate = Arc::new(Semaphore::new(0));
         let mut registry = Registry::new(TaskTracker::new());
         let held = gate.clone();
@@ -105,7 +105,7 @@ async fn nobody_waits_beyond_the_deadline_and_a_full_queue_refuses() {
 
 #[tokio::test]
 async fn a_handler_learns_that_nobody_waits_any_more() {
-    for loopback in [Loopback::Direct, Loopback::Wire] {
+    for loopback in [Loopback::Direct, Loopback::Broker] {
         let (told, mut tells) = mpsc::unbounded_channel();
         let mut registry = Registry::new(TaskTracker::new());
         registry.serve(move |cx: Cx, _: Slow| {

@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use shared::units::Bytes;
 
-use crate::bus::{Limits, Loopback};
+use crate::bus::{Limits, Loopback, rabbit};
 use crate::db::dialect::Dialect;
 
 /// `[database]`
@@ -27,9 +27,22 @@ impl std::fmt::Debug for DatabaseConfig {
 }
 
 /// `[bus]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BusConfig {
+    /// `amqp://…` or `amqps://…` of the message broker; empty: this controller is alone. May hold a
+    /// password.
+    #[serde(deserialize_with = "broker_url")]
+    pub url: String,
+    /// Certificates of the authorities that may vouch for the broker; `None`: the system's.
+    #[serde(deserialize_with = "file_or_none")]
+    pub ca_file: Option<PathBuf>,
+    /// File with `user:password` for the broker.
+    #[serde(deserialize_with = "file_or_none")]
+    pub credentials_file: Option<PathBuf>,
+    /// Messages that the broker may send of each queue before they are acknowledged.
+    #[serde(deserialize_with = "positive")]
+    pub prefetch: u16,
     /// Way of messages whose owner is this controller.
     pub loopback: Loopback,
     /// Messages that may wait for one resource.
@@ -42,7 +55,30 @@ pub struct BusConfig {
 
 impl Default for BusConfig {
     fn default() -> Self {
-        Self { loopback: Loopback::Direct, max_per_resource: 256, max_per_service: 65_536 }
+        Self {
+            url: String::new(),
+            ca_file: None,
+            credentials_file: None,
+            prefetch: 256,
+            loopback: Loopback::Direct,
+            max_per_resource: 256,
+            max_per_service: 65_536,
+        }
+    }
+}
+
+impl std::fmt::Debug for BusConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = self.url.split(':').next().unwrap_or_default();
+        f.debug_struct("BusConfig")
+            .field("url", &format_args!("{scheme:?}"))
+            .field("ca_file", &self.ca_file)
+            .field("credentials_file", &self.credentials_file)
+            .field("prefetch", &self.prefetch)
+            .field("loopback", &self.loopback)
+            .field("max_per_resource", &self.max_per_resource)
+            .field("max_per_service", &self.max_per_service)
+            .finish()
     }
 }
 
@@ -51,6 +87,17 @@ impl BusConfig {
     #[must_use]
     pub const fn limits(&self) -> Limits {
         Limits { per_resource: self.max_per_resource, per_service: self.max_per_service as u64 }
+    }
+
+    /// The broker, when there is one.
+    #[must_use]
+    pub fn broker(&self) -> Option<rabbit::Settings> {
+        (!self.url.is_empty()).then(|| rabbit::Settings {
+            url: self.url.clone(),
+            ca_file: self.ca_file.clone(),
+            credentials_file: self.credentials_file.clone(),
+            prefetch: self.prefetch,
+        })
     }
 }
 
@@ -157,6 +204,26 @@ pub(super) fn names<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::E
     match names.iter().find(|name| name.parse::<IpAddr>().is_err() && !name.split('.').all(is_label)) {
         None => Ok(names),
         Some(bad) => Err(D::Error::custom(format!("\"{bad}\" is neither a DNS name nor an address"))),
+    }
+}
+
+fn broker_url<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let url = String::deserialize(d)?;
+    match url.is_empty() {
+        true => Ok(url),
+        // The URL may hold a password, so it is not repeated.
+        false => {
+            rabbit::settings::check_url(&url).map(|()| url).map_err(|e| D::Error::custom(format!("{e}, or be empty")))
+        }
+    }
+}
+
+fn file_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(d)?;
+    match (path.as_os_str().is_empty(), path.is_absolute()) {
+        (true, _) => Ok(None),
+        (false, true) => Ok(Some(path)),
+        (false, false) => Err(D::Error::custom("must be an absolute path, or empty")),
     }
 }
 

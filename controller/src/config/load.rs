@@ -107,8 +107,10 @@ pub(super) fn merge(sources: &[Source]) -> Result<Config, Error> {
         toml::from_str::<Config>(&text).map_err(invalid)?;
         overlay(&mut merged, toml::from_str(&text).map_err(invalid)?);
     }
-    Config::deserialize(Value::Table(merged))
-        .map_err(|e| Error::Invalid { origin: "the configuration".into(), message: e.message().to_string() })
+    let invalid = |message| Error::Invalid { origin: "the configuration".into(), message };
+    let config = Config::deserialize(Value::Table(merged)).map_err(|e| invalid(e.message().to_string()))?;
+    config.check().map_err(invalid)?;
+    Ok(config)
 }
 
 /// `key = value` in TOML; a value that is no TOML value by itself is text.

@@ -88,6 +88,22 @@ impl Config {
         load::merge(sources)
     }
 
+    /// What no key can say alone.
+    fn check(&self) -> Result<(), String> {
+        let dialect = crate::db::dialect::Dialect::of(&self.database_url());
+        if !self.bus.url.is_empty() && dialect.is_ok_and(|dialect| dialect == crate::db::dialect::Dialect::Sqlite) {
+            return Err(
+                "bus.url names a message broker, but database.url is SQLite, which only one controller can use: \
+                        many controllers need both, so give database.url = \"postgres://…\" too, or leave bus.url empty"
+                    .to_string(),
+            );
+        }
+        if self.bus.url.is_empty() && (self.bus.ca_file.is_some() || self.bus.credentials_file.is_some()) {
+            return Err("bus.ca_file and bus.credentials_file are for a message broker: give bus.url too".to_string());
+        }
+        Ok(())
+    }
+
     /// The database's URL, also when none is configured.
     #[must_use]
     pub fn database_url(&self) -> String {

@@ -65,6 +65,11 @@ fn an_error_names_the_place_the_key_and_what_to_give() {
         error(&[file("[api]\nnames = [\"a b\"]\n")]),
         error(&[file("[database]\nurl = \"mysql://root:secret@x\"\n")]),
         error(&[file("[log]\nformat = \"xml\"\n")]),
+        error(&[set("bus.url=rabbit://guest:secret@host")]),
+        error(&[file("[bus]\nca_file = \"ca.pem\"\n")]),
+        error(&[set("bus.prefetch=0")]),
+        error(&[set("bus.url=amqp://guest:secret@host")]),
+        error(&[set("bus.credentials_file=/etc/kring/broker")]),
         error(&[file("[hosts\n")]),
         error(&[set("api.listen=nowhere")]),
         error(&[set("api.max_streams=many")]),
@@ -82,6 +87,8 @@ fn an_error_names_the_place_the_key_and_what_to_give() {
         )
         .contains("secret")
     );
+    let url = "amqp://a:secret@b".to_string();
+    assert!(!format!("{:?}", BusConfig { url, ..BusConfig::default() }).contains("secret"));
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl TestSystem {
         ALL.iter().for_each(|service| (service.register)(&context, &mut registry));
         let (transport, inbox) = LocalTransport::new(me, 100);
         let wires = (Arc::new(transport) as _, inbox);
-        let bus = Bus::start(registry, ring, clock, Limits::default(), Loopback::Wire, wires, (tasks, stop.clone()));
+        let bus = Bus::start(registry, ring, clock, Limits::default(), Loopback::Broker, wires, (tasks, stop.clone()));
         context.set_bus(Arc::clone(&bus));
         Self {
             context,

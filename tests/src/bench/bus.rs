@@ -48,7 +48,7 @@ pub fn run() -> anyhow::Result<()> {
     for (name, loopback, keyed) in [
         ("direct, one service", Loopback::Direct, false),
         ("direct, each about a resource", Loopback::Direct, true),
-        ("written and read, one service", Loopback::Wire, false),
+        ("written and read, one service", Loopback::Broker, false),
     ] {
         let target = if loopback == Loopback::Direct { "at least 500,000" } else { "" };
         let calls = if loopback == Loopback::Direct { CALLS } else { CALLS / 10 };

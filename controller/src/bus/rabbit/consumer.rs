@@ -1,0 +1,217 @@
+//! Receives: from this controller's queues into the inbox of the bus.
+//!
+//! A message is acknowledged when it is in the inbox, which is bounded: what the bus does not take stays
+//! with the broker. When the broker ends a consumer, because somebody removed its queue, all of it is
+//! made again.
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer};
+use shared::id::ControllerId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::topology::Queues;
+
+/// Messages that are taken and acknowledged together at most.
+const BATCH: usize = 256;
+/// Pause before queues that somebody removed are made again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Messages that are remembered, to know them again: more than can be unacknowledged in all queues.
+const REMEMBERED: usize = 16_384;
+
+/// What receives, and what outlives one connection.
+pub(super) struct Receiver {
+    me: ControllerId,
+    prefetch: u16,
+    inbox: mpsc::Sender<Vec<u8>>,
+    seen: Seen,
+}
+
+/// Why a round of receiving ended without an error.
+enum End {
+    Stopped,
+    /// The broker ended a consumer.
+    Cancelled,
+}
+
+impl Receiver {
+    pub(super) fn new(me: ControllerId, prefetch: u16, inbox: mpsc::Sender<Vec<u8>>) -> Self {
+        Self { me, prefetch, inbox, seen: Seen::default() }
+    }
+
+    /// Receives until the connection breaks or `stop`; calls `up` each time that queues and consumers
+    /// are there.
+    pub(super) async fn run(
+        &mut self,
+        connection: &Connection,
+        queues: &Queues,
+        mut up: impl FnMut(),
+        stop: &CancellationToken,
+    ) -> lapin::Result<()> {
+        loop {
+            let channel = connection.create_channel().await?;
+            queues.declare(&channel).await?;
+            channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
+            let mut consumers = Vec::new();
+            for queue in queues.mine() {
+                let options = BasicConsumeOptions::default();
+                let tag = queue.as_str().into();
+                consumers.push(channel.basic_consume(queue.into(), tag, options, FieldTable::default()).await?);
+            }
+            up();
+            match self.receive(&channel, consumers, stop).await? {
+                End::Stopped => return Ok(()),
+                End::Cancelled => {
+                    tracing::warn!("the message broker removed a queue of this controller: it is made again");
+                    channel.close(200, "again".into()).await?;
+                    if stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn receive(
+        &mut self,
+        channel: &Channel,
+        consumers: Vec<Consumer>,
+        stop: &CancellationToken,
+    ) -> lapin::Result<End> {
+        // The end of one of them must be seen, which the selection alone would hide.
+        let ending =
+            consumers.into_iter().map(|consumer| consumer.map(Some).chain(stream::once(async { None })).boxed());
+        let mut deliveries = stream::select_all(ending).ready_chunks(BATCH);
+        let mut handed = Handed::default();
+        loop {
+            let Some(Some(batch)) = stop.run_until_cancelled(deliveries.next()).await else { return Ok(End::Stopped) };
+            let mut cancelled = false;
+            for delivery in batch {
+                let Some(delivery) = delivery.transpose()? else {
+                    cancelled = true;
+                    continue;
+                };
+                let tag = delivery.delivery_tag;
+                if let Some(bytes) = self.accept(delivery) {
+                    match stop.run_until_cancelled(self.inbox.send(bytes)).await {
+                        Some(Ok(())) => {}
+                        // The bus takes no more; what it sends still goes out until `stop`.
+                        Some(Err(_)) => stop.cancelled().await,
+                        None => {}
+                    }
+                    if stop.is_cancelled() {
+                        return Ok(End::Stopped);
+                    }
+                }
+                handed.add(tag);
+            }
+            if let Some(tag) = handed.all_up_to() {
+                channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+            }
+            if cancelled {
+                for tag in handed.beyond {
+                    channel.basic_ack(tag, BasicAckOptions::default()).await?;
+                }
+                return Ok(End::Cancelled);
+            }
+        }
+    }
+
+    /// The message, unless it is this controller's own broadcast or was received before.
+    fn accept(&mut self, delivery: Delivery) -> Option<Vec<u8>> {
+        let properties = &delivery.properties;
+        let text = |field: &Option<lapin::types::ShortString>| {
+            field.as_ref().map(|text| text.as_str().to_string()).unwrap_or_default()
+        };
+        let (from, number) = (text(properties.app_id()), text(properties.message_id()));
+        let mine = from == self.me.to_string();
+        if mine && delivery.exchange.as_str() == super::topology::BROADCAST {
+            return None;
+        }
+        let new = number.is_empty() || self.seen.insert(xxh3_64(format!("{from} {number}").as_bytes()));
+        (new || !delivery.redelivered).then_some(delivery.data)
+    }
+}
+
+/// Which deliveries of a channel were handed over, so that one acknowledgement can stand for many. They
+/// need not come in the order of their numbers, because each queue has its own stream.
+#[derive(Default)]
+struct Handed {
+    /// All up to here were handed over and acknowledged, or are with the next acknowledgement.
+    up_to: u64,
+    acknowledged: u64,
+    beyond: BTreeSet<u64>,
+}
+
+impl Handed {
+    fn add(&mut self, tag: u64) {
+        self.beyond.insert(tag);
+        while self.beyond.remove(&(self.up_to + 1)) {
+            self.up_to += 1;
+        }
+    }
+
+    /// The number up to which all were handed over, when it has grown.
+    fn all_up_to(&mut self) -> Option<u64> {
+        let grown = self.up_to > self.acknowledged;
+        self.acknowledged = self.up_to;
+        grown.then_some(self.up_to)
+    }
+}
+
+/// The messages that were received last. The broker sends again what it saw no acknowledgement of, also
+/// when it was lost with the connection.
+#[derive(Default)]
+struct Seen {
+    set: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Seen {
+    /// Whether it is new.
+    fn insert(&mut self, message: u64) -> bool {
+        if !self.set.insert(message) {
+            return false;
+        }
+        self.order.push_back(message);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_acknowledgement_stands_for_all_that_were_handed_over_and_no_other() {
+        let mut handed = Handed::default();
+        assert_eq!(handed.all_up_to(), None);
+        [1, 2, 5, 4].into_iter().for_each(|tag| handed.add(tag));
+        assert_eq!((handed.all_up_to(), handed.all_up_to()), (Some(2), None));
+        handed.add(3);
+        assert_eq!(handed.all_up_to(), Some(5));
+        assert!(handed.beyond.is_empty());
+    }
+
+    #[test]
+    fn what_was_received_is_known_again_for_a_while() {
+        let mut seen = Seen::default();
+        assert!(seen.insert(0));
+        assert!(!seen.insert(0));
+        (1..=REMEMBERED as u64).for_each(|n| assert!(seen.insert(n)));
+        assert!(seen.insert(0));
+        assert_eq!(seen.set.len(), REMEMBERED);
+    }
+}
