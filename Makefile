@@ -34,7 +34,7 @@ check: ## formatting, lints, and licences and advisories of dependencies
 	fi
 
 bench: ## figures, optimised (NAME=bus for one of them; then in target/bench as JSON)
-	@$(LAB)/install-deps.sh build
+	@$(LAB)/install-deps.sh build test
 	cargo build --locked --release --bin kring-controller --bin kring-bench
 	@$${CARGO_TARGET_DIR:-target}/release/kring-bench $(NAME)
 

@@ -2,6 +2,7 @@
 
 mod api;
 mod architecture;
+mod bus;
 mod faults;
 mod flows;
 mod host;

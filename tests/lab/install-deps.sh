@@ -64,8 +64,8 @@ install_packages() {
     die "apt could not install: $*"
 }
 
-# PostgreSQL's package starts a server of its own when it is installed. Tests start theirs, so the
-# starting is forbidden meanwhile by Debian's own means for that: a policy file, which is marked,
+# The packages of PostgreSQL and RabbitMQ start a server of their own when they are installed. Tests
+# start theirs, so the starting is forbidden meanwhile by Debian's own means for that: a policy file, which is marked,
 # so that one left by a killed run is recognised and removed.
 POLICY=/usr/sbin/policy-rc.d
 POLICY_MARK='# made by kring tests/lab/install-deps.sh, for the time of an installation'
@@ -77,6 +77,14 @@ forbid_services() {
     trap allow_services EXIT
     printf '#!/bin/sh\n%s\nexit 101\n' "$POLICY_MARK" | "${SUDO[@]}" tee "$POLICY" >/dev/null
     "${SUDO[@]}" chmod 755 "$POLICY"
+}
+
+# A broker that was not on this machine before is not to come up at its next boot either. (An idle
+# PostgreSQL is left as Debian has it: hosts may be meant to have one.)
+disable_new() {
+    has_systemd || return 0
+    case " $* " in *" rabbitmq-server "*) ;; *) return 0 ;; esac
+    "${SUDO[@]}" systemctl disable --quiet rabbitmq-server.service epmd.socket epmd.service 2>/dev/null || true
 }
 
 main() {
@@ -106,6 +114,7 @@ main() {
         forbid_services
         install_packages "${quiet[@]}"
         allow_services
+        disable_new "${quiet[@]}"
         # shellcheck disable=SC2207
         missing=($(comm -23 <(printf '%s\n' "${missing[@]}") <(printf '%s\n' "${quiet[@]}")))
     fi

@@ -7,7 +7,7 @@
 #   rabbitmq.sh kill DIR       end it as a crash does (kill -9); what is in DIR stays
 #   rabbitmq.sh restart DIR    end it in order, when it runs, and start it again on the same ports
 #   rabbitmq.sh ctl DIR ARG…   rabbitmqctl
-#   rabbitmq.sh pid DIR        the broker's process, to freeze it
+#   rabbitmq.sh freeze DIR     stop it as a debugger does (SIGSTOP); thaw DIR lets it go on
 #   rabbitmq.sh stop DIR       end it and remove DIR
 #   rabbitmq.sh sweep          remove brokers of runs that were killed (DIR is NAME.PID of the run)
 set -euo pipefail
@@ -125,6 +125,12 @@ crash() {
     end_process "$record" 0
 }
 
+signal() {
+    local record
+    record=$(process "$2") && alive "$record" || die "the broker does not run"
+    kill "-$1" "${record% *}"
+}
+
 # Ends the name server that the broker started.
 name_server() {
     ( environment "$1"; timeout 10 epmd -kill ) >/dev/null 2>&1 || true
@@ -165,7 +171,8 @@ sweep() {
 case ${1:-} in
 start|stop|restart) [ $# -eq 2 ] || die "usage: $0 $1 DIR"; "$1" "$2" ;;
 kill)  [ $# -eq 2 ] || die "usage: $0 kill DIR"; crash "$2" ;;
-pid)   [ $# -eq 2 ] || die "usage: $0 pid DIR"; record=$(process "$2"); say "${record% *}" ;;
+freeze) [ $# -eq 2 ] || die "usage: $0 freeze DIR"; signal STOP "$2" ;;
+thaw)  [ $# -eq 2 ] || die "usage: $0 thaw DIR"; signal CONT "$2" ;;
 ctl)   [ $# -ge 3 ] || die "usage: $0 ctl DIR ARG…"; shift; ctl "$@" ;;
 sweep) sweep ;;
 *)     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 2 ;;

@@ -5,8 +5,8 @@
 #
 # The runner is cargo-nextest, each test a process of its own. Where it is missing it is installed
 # into the cache, once (KRING_NO_INSTALL=1: not installed); where that fails, cargo's own runner
-# takes its place. Without arguments what touches the database is run on PostgreSQL first, on a
-# server that this script starts, and then everything on SQLite.
+# takes its place. Without arguments what touches the database is run on PostgreSQL and RabbitMQ
+# first, on servers that this script starts, and then everything on SQLite and the bus in process.
 set -euo pipefail
 LAB=$(cd "$(dirname "$0")" && pwd)
 . "$LAB/lib.sh"
@@ -33,8 +33,9 @@ if ! cargo nextest --version >/dev/null 2>&1 && [ -z "${KRING_NO_INSTALL:-}" ]; 
 fi
 
 postgres=/var/tmp/kring-test-postgres.$$
+rabbitmq=/var/tmp/kring-test-rabbitmq.$$
 results=$(mktemp)
-trap 'rm -f "$results"; "$LAB/postgres.sh" stop "$postgres"' EXIT
+trap 'rm -f "$results"; "$LAB/postgres.sh" stop "$postgres"; "$LAB/rabbitmq.sh" stop "$rabbitmq"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 code=0
@@ -43,10 +44,14 @@ if cargo nextest --version >/dev/null 2>&1; then
     if [ $# -eq 0 ]; then
         "$LAB/postgres.sh" sweep
         url=$("$LAB/postgres.sh" start "$postgres")
-        say "=== on PostgreSQL: what touches the database"
-        KRING_TEST_POSTGRES=$url cargo nextest run --locked --workspace --no-fail-fast -E "$DATABASE_TESTS" || code=$?
+        "$LAB/rabbitmq.sh" sweep
+        broker=$("$LAB/rabbitmq.sh" start "$rabbitmq")
+        say "=== on PostgreSQL and RabbitMQ: what touches the database"
+        KRING_TEST_POSTGRES=$url KRING_TEST_RABBIT=$broker \
+            cargo nextest run --locked --workspace --no-fail-fast -E "$DATABASE_TESTS" || code=$?
         "$LAB/postgres.sh" stop "$postgres"
-        [ $code -eq 0 ] || say "FAILED on PostgreSQL: see above"
+        "$LAB/rabbitmq.sh" stop "$rabbitmq"
+        [ $code -eq 0 ] || say "FAILED on PostgreSQL and RabbitMQ: see above"
         say "=== on SQLite: everything"
     fi
     cargo nextest run --locked --workspace --no-fail-fast "$@" || code=$?

@@ -2,8 +2,9 @@
 //! simulator that stands for its hosts.
 //!
 //! The controller runs in the test's process, or as the built program for tests that kill it
-//! ([`Setup::process`]). SQLite by default; with `KRING_TEST_POSTGRES=postgres://…` each cluster gets
-//! a database of its own on that server.
+//! ([`Setup::process`]). SQLite and no broker by default; with `KRING_TEST_POSTGRES=postgres://…` each cluster gets
+//! a database of its own on that server, and with `KRING_TEST_RABBIT=amqp://…` beside it every message
+//! takes the way over that broker.
 
 use std::ffi::OsStr;
 use std::net::TcpListener;
@@ -94,7 +95,11 @@ impl Cluster {
             Some((_, url)) => url.clone(),
             None => controller::db::Db::sqlite_url(&folder.path().join("data")),
         };
-        std::fs::write(folder.path().join("controller.toml"), config(&folder, &listen, &database_url, &setup.config))?;
+        let mut more = setup.config.clone();
+        if let (Some(_), Some(url)) = (&postgres, variable("KRING_TEST_RABBIT")) {
+            more += &format!("\n[bus]\nurl = \"{url}\"\nloopback = \"broker\"\n");
+        }
+        std::fs::write(folder.path().join("controller.toml"), config(&folder, &listen, &database_url, &more))?;
         let api = init(&folder, &url, setup.process).await?;
         let mut options = Options { deferred: setup.deferred, ..Options::new(&url) };
         if let Some((cpus, memory)) = setup.host {
@@ -294,9 +299,14 @@ fn config(folder: &TempDir, listen: &str, database_url: &str, more: &str) -> Str
     )
 }
 
+/// A variable of the environment that is set and not empty.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// A database of its own on the server that `KRING_TEST_POSTGRES` names: (server, database).
 async fn postgres(folder: &TempDir) -> anyhow::Result<Option<(String, String)>> {
-    let Some(server) = std::env::var("KRING_TEST_POSTGRES").ok().filter(|url| !url.is_empty()) else { return Ok(None) };
+    let Some(server) = variable("KRING_TEST_POSTGRES") else { return Ok(None) };
     sqlx::any::install_default_drivers();
     let name = folder.path().file_name().map(|n| n.to_string_lossy().to_lowercase().replace('-', "_"));
     let name = name.context("the folder has a name")?.replace('.', "_");

@@ -41,6 +41,14 @@ pub async fn run(program: &OsStr, args: &[&OsStr]) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Runs a program to its end, blocking; what it prints and how it ends is nobody's business.
+pub fn run_to_end(program: &OsStr, args: &[&OsStr]) {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that starts processes")]
+    let mut command = std::process::Command::new(program);
+    // It fails when there is nothing left to do.
+    let _ = command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+}
+
 /// Starts a program that goes on, its output in a file. It is killed when the child is dropped.
 ///
 /// # Errors

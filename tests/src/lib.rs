@@ -2,6 +2,7 @@
 //!
 //! - [`sim`]: thousands of simulated hosts that speak the agent's wire.
 //! - [`cluster`]: a controller with a database of its own, and its hosts.
+//! - [`broker`]: a message broker that a test may kill, and buses over it.
 //! - [`client`], [`world`]: the public API, and what most tests need made through it.
 //! - [`snapshot`]: what is in the database and on the hosts, to be compared.
 //! - [`kit`]: breaks every step of every flow.
@@ -9,6 +10,7 @@
 //! - [`wait`]: waiting for conditions. - [`cmd`]: starting built programs.
 
 pub mod bench;
+pub mod broker;
 pub mod client;
 pub mod cluster;
 pub mod cmd;

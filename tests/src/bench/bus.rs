@@ -1,4 +1,5 @@
-//! `bus`: request-replies a second in one process, on one thread.
+//! `bus`: request-replies a second in one process, on one thread; and between two buses over RabbitMQ,
+//! beside what the client library does alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +17,10 @@ use uuid::Uuid;
 use super::Bench;
 
 #[derive(Clone, Serialize, Deserialize)]
-struct Add {
-    a: u64,
-    b: u64,
-    about: Option<Uuid>,
+pub(super) struct Add {
+    pub(super) a: u64,
+    pub(super) b: u64,
+    pub(super) about: Option<Uuid>,
 }
 
 impl Message for Add {
@@ -55,6 +56,7 @@ pub fn run() -> anyhow::Result<()> {
         let took = runtime.block_on(measure(loopback, keyed, calls))?;
         bench.figure(format!("request-replies a second, {name}"), calls as f64 / took.as_secs_f64(), "1/s", target);
     }
+    super::bus_broker::run(&mut bench)?;
     bench.end()
 }
 

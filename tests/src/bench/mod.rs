@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod bus;
+mod bus_broker;
 pub mod create;
 pub mod idle;
 pub mod load;

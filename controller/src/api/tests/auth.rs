@@ -131,7 +131,7 @@ async fn figures_are_for_this_machine_and_probes_for_everybody() {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert_eq!(gateway.get("/healthz").send().await.status, 200);
-    assert_eq!(gateway.get("/readyz").send().await.json(), json!({"ready": true}));
+    assert_eq!(gateway.get("/readyz").send().await.json(), json!({"ready": true, "broker": "none"}));
     gateway.server.api().set_not_ready(vec!["the broker is away".into()]);
     let reply = gateway.get("/readyz").send().await;
     assert_eq!(reply.problem().0, 503);

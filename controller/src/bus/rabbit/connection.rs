@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::tcp::AsyncTcpStream;
+use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use nix::sys::socket::sockopt::{TcpNoDelay, TcpUserTimeout};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown};
@@ -74,7 +74,7 @@ impl Link {
             .with_connection_name(format!("kring {me} {role}").into())
             .with_client_property("product".into(), "kring-controller".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let tls = OwnedTLSConfig { identity: None, cert_chain: destination.authorities.clone() };
+        let tls = destination.tls.clone();
         let socket = Socket::default();
         let guard = Guard(Arc::clone(&socket));
         let runtime =
@@ -101,9 +101,9 @@ impl Link {
                         let own = tcp.as_fd().try_clone_to_owned()?;
                         *socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(own);
                     }
-                    return match uri.scheme {
-                        AMQPScheme::AMQP => Ok(stream),
-                        AMQPScheme::AMQPS => Ok(stream.into_tls(&authority.host, tls.as_ref()).await?),
+                    return match &tls {
+                        None => Ok(stream),
+                        Some(tls) => Ok(stream.into_rustls(tls, &authority.host).await?),
                     };
                 }
                 Err(failed.into())

@@ -228,7 +228,7 @@ impl Session {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::info!(%error, "queues of this controller stay until they expire"),
             Err(_) => {
-                tracing::info!("the message broker did not answer: queues of this controller stay until they expire")
+                tracing::info!("the message broker did not answer: queues of this controller stay until they expire");
             }
         }
     }

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 
-/// Where Debian and Red Hat keep the certificates of public authorities.
-const SYSTEM_CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 /// Seconds between two signs of life, when the URL does not say (`?heartbeat=`).
 const HEARTBEAT_S: u16 = 10;
 
@@ -54,9 +55,9 @@ pub enum Error {
     /// The file with user and password.
     #[error("{} must hold one line, user:password", .0.display())]
     Credentials(PathBuf),
-    /// No authority is known.
-    #[error("no certificates of authorities are on this system: give bus.ca_file")]
-    NoAuthorities,
+    /// Certificates of authorities.
+    #[error("the certificates of authorities cannot be used: {0}")]
+    Authorities(#[source] std::io::Error),
 }
 
 /// Whether a text can be the URL of a broker.
@@ -87,8 +88,8 @@ fn parse(url: &str) -> Result<AMQPUri, Error> {
 /// Where to go, with everything read.
 pub(super) struct Destination {
     pub(super) uri: AMQPUri,
-    /// Certificates (PEM) of authorities, when it is gone to with TLS.
-    pub(super) authorities: Option<String>,
+    /// Makes TLS of a connection, when there is to be TLS.
+    pub(super) tls: Option<RustlsConnector>,
 }
 
 impl Settings {
@@ -102,22 +103,31 @@ impl Settings {
             uri.authority.userinfo.username = user.to_string();
             uri.authority.userinfo.password = password.to_string();
         }
-        let authorities = match (&uri.scheme, &self.ca_file) {
+        let tls = match (&uri.scheme, &self.ca_file) {
             (AMQPScheme::AMQP, _) => None,
-            (AMQPScheme::AMQPS, Some(path)) => Some(read(path).await?),
-            (AMQPScheme::AMQPS, None) => Some(system_certificates().await?),
+            (AMQPScheme::AMQPS, Some(path)) => Some(trusting(&read(path).await?).map_err(Error::Authorities)?),
+            (AMQPScheme::AMQPS, None) => Some(
+                RustlsConnectorConfig::new_with_native_certs()
+                    .and_then(RustlsConnectorConfig::connector_with_no_client_auth)
+                    .map_err(Error::Authorities)?,
+            ),
         };
-        Ok(Destination { uri, authorities })
+        Ok(Destination { uri, tls })
     }
 }
 
-async fn system_certificates() -> Result<String, Error> {
-    for path in SYSTEM_CERTIFICATES {
-        if let Ok(text) = read(Path::new(path)).await {
-            return Ok(text);
-        }
+/// TLS that trusts these authorities (PEM) and no others.
+fn trusting(pem: &str) -> std::io::Result<RustlsConnector> {
+    let invalid = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error: rustls_pki_types::pem::Error| invalid(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(invalid("bus.ca_file has no certificate".to_string()));
     }
-    Err(Error::NoAuthorities)
+    let mut config = RustlsConnectorConfig::default();
+    config.add_parsable_certificates(certificates);
+    config.connector_with_no_client_auth()
 }
 
 async fn read(path: &Path) -> Result<String, Error> {

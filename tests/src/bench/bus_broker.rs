@@ -1,0 +1,191 @@
+//! Request-replies a second between two controllers over RabbitMQ: by the bus, and by the client library
+//! alone with the same size of messages, number in flight and guarantees (confirms, `mandatory`,
+//! acknowledgements, one connection to send and one to receive on each side).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use controller::bus::envelope::Envelope;
+use controller::bus::{Registry, Request as _};
+use controller::cx::Cx;
+use futures_util::stream::{self, FuturesUnordered};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Bench;
+use super::bus::Add;
+use crate::broker::{Broker, Node};
+
+const CALLS: u64 = 20_000;
+/// Requests that are on their way at a time.
+const WINDOW: usize = 128;
+/// Each is measured so often, in turn, because the machine is not the same at all times.
+const ROUNDS: usize = 3;
+/// What may be unacknowledged, as the bus has it.
+const PREFETCH: u16 = 256;
+
+/// Measures both; the middle of the rounds counts.
+pub(super) fn run(bench: &mut Bench) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let (mut bus, mut bare) = (Vec::new(), Vec::new());
+    runtime.block_on(async {
+        let broker = Broker::start().await?;
+        for _ in 0..ROUNDS {
+            bare.push(measure_bare(&broker).await?);
+            bus.push(measure_bus(&broker).await?);
+        }
+        anyhow::Ok(())
+    })?;
+    let middle = |rates: &mut Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates.get(ROUNDS / 2).copied().unwrap_or(f64::NAN)
+    };
+    let (bus, bare) = (middle(&mut bus), middle(&mut bare));
+    bench.figure("request-replies a second, over RabbitMQ", bus, "1/s", "");
+    bench.figure("the same by lapin alone", bare, "1/s", "");
+    bench.figure("bus / lapin alone", bus / bare, "", "at least 0.8");
+    Ok(())
+}
+
+fn rate(calls: u64, took: Duration) -> f64 {
+    calls as f64 / took.as_secs_f64()
+}
+
+fn add(n: u64) -> Add {
+    Add { a: n, b: 1, about: None }
+}
+
+async fn measure_bus(broker: &Broker) -> anyhow::Result<f64> {
+    let serve = |registry: &mut Registry| registry.serve(|_, m: Add| async move { Ok(m.a + m.b) });
+    let (one, two) = (Node::start(broker.settings(), serve), Node::start(broker.settings(), serve));
+    one.connected().await?;
+    two.connected().await?;
+    let cx = Cx::system(Duration::from_secs(600));
+    let begin = Instant::now();
+    let calls = stream::iter(0..CALLS).map(|n| one.bus.call_at(two.id, &cx, add(n))).buffer_unordered(WINDOW);
+    let sum: u64 = calls.try_fold(0, async |sum, reply| Ok(sum + reply)).await?;
+    let took = begin.elapsed();
+    anyhow::ensure!(sum == CALLS * (CALLS + 1) / 2, "the sum is wrong: {sum}");
+    one.leave().await;
+    two.leave().await;
+    Ok(rate(CALLS, took))
+}
+
+/// One side of the conversation of the client library.
+struct Side {
+    sends: Channel,
+    receives: Channel,
+    consumer: Consumer,
+    _connections: [Connection; 2],
+}
+
+impl Side {
+    async fn open(broker: &Broker, queue: &str) -> anyhow::Result<Self> {
+        let connect = || Connection::connect(&broker.url, ConnectionProperties::default());
+        let connections = [connect().await?, connect().await?];
+        let (sends, receives) = (connections[0].create_channel().await?, connections[1].create_channel().await?);
+        sends.confirm_select(ConfirmSelectOptions::default()).await?;
+        receives.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+        let options = QueueDeclareOptions { durable: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        receives.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer = receives.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+        Ok(Self { sends, receives, consumer, _connections: connections })
+    }
+}
+
+async fn publish(channel: &Channel, queue: &str, id: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let properties = BasicProperties::default()
+        .with_delivery_mode(1)
+        .with_expiration("600000".into())
+        .with_correlation_id(id.into());
+    let options = BasicPublishOptions { mandatory: true, immediate: false };
+    let confirm = channel.basic_publish("".into(), queue.into(), options, bytes, properties).await?.await?;
+    anyhow::ensure!(confirm.is_ack(), "the broker refused a message");
+    anyhow::ensure!(confirm.take_message().is_none(), "a message came back");
+    Ok(())
+}
+
+async fn measure_bare(broker: &Broker) -> anyhow::Result<f64> {
+    let (requests, replies) = ("bench.requests", "bench.replies");
+    let client = Side::open(broker, replies).await?;
+    let server = Side::open(broker, requests).await?;
+    let bytes = Envelope::wrap(&Cx::system(Duration::from_secs(600)), Add::SERVICE, &add(1), 1, 0)?.encode()?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    tasks.spawn(serve(server, replies, bytes.clone(), stop.clone()));
+    let waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>> = Arc::default();
+    tasks.spawn(receive(client.consumer, client.receives, Arc::clone(&waiting), stop.clone()));
+    let begin = Instant::now();
+    let calls = stream::iter(0..CALLS).map(|n| {
+        let (id, sends, waiting, bytes) = (n.to_string(), &client.sends, &waiting, &bytes);
+        async move {
+            let (done, reply) = oneshot::channel();
+            waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), done);
+            publish(sends, requests, &id, bytes).await?;
+            reply.await.context("no reply")
+        }
+    });
+    calls.buffer_unordered(WINDOW).try_for_each(async |()| Ok(())).await?;
+    let took = begin.elapsed();
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(rate(CALLS, took))
+}
+
+/// Answers every request with a message of the same size.
+async fn serve(side: Side, replies: &'static str, bytes: Vec<u8>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut requests = side.consumer.ready_chunks(usize::from(PREFETCH));
+    let mut answering = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            Some(answered) = answering.next() => { let () = answered?; }
+            batch = requests.next() => {
+                let mut last = 0;
+                for request in batch.context("the requests ended")? {
+                    let request = request?;
+                    last = request.delivery_tag;
+                    let id = request.properties.correlation_id().as_ref().map(|id| id.as_str().to_string());
+                    let (sends, bytes) = (&side.sends, &bytes);
+                    answering.push(async move { publish(sends, replies, &id.unwrap_or_default(), bytes).await });
+                }
+                side.receives.basic_ack(last, BasicAckOptions { multiple: true }).await?;
+            }
+        }
+    }
+}
+
+/// Hands replies to those who wait.
+async fn receive(
+    replies: Consumer,
+    channel: Channel,
+    waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut replies = replies.ready_chunks(usize::from(PREFETCH));
+    while let Some(Some(batch)) = stop.run_until_cancelled(replies.next()).await {
+        let mut last = 0;
+        for reply in batch {
+            let reply = reply?;
+            last = reply.delivery_tag;
+            let id = reply.properties.correlation_id().as_ref().map_or("", |id| id.as_str());
+            if let Some(done) = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(id) {
+                // A call that failed waits no more.
+                let _ = done.send(());
+            }
+        }
+        channel.basic_ack(last, BasicAckOptions { multiple: true }).await?;
+    }
+    Ok(())
+}
