@@ -33,7 +33,7 @@ use crate::ring::Ring;
 use crate::ring::heartbeat::{Heartbeat, Pulse};
 use crate::services::{self, Context};
 use crate::settings::Settings;
-use crate::workflow::{Engine, Flows};
+use crate::workflow::Engine;
 use crate::{bootstrap, reconcile};
 
 /// How long jobs may take to come to a stop.
@@ -164,12 +164,10 @@ impl App {
         });
         services::setting::load(&deps).await?;
 
-        let mut flows = Flows::default();
-        services::ALL.iter().for_each(|service| (service.flows)(&mut flows));
-        let engine = Engine::new(Arc::clone(&deps), flows, &tasks, stop.clone());
+        let engine = Engine::new(Arc::clone(&deps), services::flows(&config.services), &tasks, stop.clone());
         let context = Context::new(deps, Arc::clone(&engine));
         let mut registry = Registry::new(tasks.clone());
-        services::ALL.iter().for_each(|service| (service.register)(&context, &mut registry));
+        services::register(&config.services, &context, &mut registry);
         let (transport, inbox) = transport(&config, me, &registry, &clock).await;
         let bus = Bus::start(
             registry,

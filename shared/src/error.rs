@@ -109,6 +109,8 @@ codes! {
     NoSpace = "no_space", 507, "No space is left";
     /// A queue is full or the process is stopping; try again later.
     Unavailable = "unavailable", 503, "The service is not available now";
+    /// The operator has switched the service off.
+    ServiceDisabled = "service_disabled", 503, "The service is disabled";
     /// The bus does not know the message or nobody serves it.
     UnknownMessage = "unknown_message", 501, "Nobody understands this message";
     /// The controller that worked on it left the ring.

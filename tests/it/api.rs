@@ -222,6 +222,44 @@ async fn events_are_in_order_and_resumed_where_one_left_off() -> anyhow::Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_disabled_says_so_and_what_it_made_can_still_be_used() -> anyhow::Result<()> {
+    let (mut cluster, image, network) = ready().await?;
+    let config = cluster.config_file();
+    let text = std::fs::read_to_string(&config)?;
+    std::fs::write(&config, format!("{text}\n[services]\ndisabled = [\"image\", \"network\"]\n"))?;
+    cluster.restart().await?;
+    let text = "the service `image` is disabled on this controller by services.disabled";
+    let upload = format!("/v1/images/{}/content", image.id);
+    let one = format!("/v1/images/{}", image.id);
+    let calls = [
+        Call::new(Method::GET, "/v1/images"),
+        Call::new(Method::GET, &one),
+        Call::new(Method::DELETE, &one),
+        Call::new(Method::POST, "/v1/images").json(&cluster.image_body("http://images.example/x")),
+        Call::new(Method::PUT, &upload).raw("application/octet-stream", vec![0; 1024]),
+    ];
+    for call in calls {
+        let answer = cluster.api.send(call.clone()).await?;
+        let said = (answer.status, answer.json["code"].as_str(), answer.json["detail"].as_str());
+        assert_eq!(said, (503, Some("service_disabled"), Some(text)), "{call:?}");
+        assert!(!answer.headers.contains_key("retry-after"), "it will not pass by itself");
+    }
+    let services = cluster.api.send(Call::new(Method::GET, "/v1/services")).await?;
+    let services: Vec<Service> = serde_json::from_value(services.json["items"].clone())?;
+    for service in services {
+        let disabled = matches!(service.name.as_str(), "image" | "network");
+        assert_eq!((service.disabled, service.started), (disabled, !disabled), "{}", service.name);
+        assert_eq!(service.messages.is_empty(), disabled, "{}", service.name);
+    }
+    let host = cluster.sim.hosts()[0].id;
+    cluster.connected(host, shared::api::host::HostConnection::Connected).await?;
+    let vm = cluster.vm(&image, &network).await?;
+    assert_eq!(vm.image_id, image.id);
+    cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn services_and_metrics_tell_what_is_done() -> anyhow::Result<()> {
     let (cluster, image, network) = ready().await?;
     cluster.vm(&image, &network).await?;

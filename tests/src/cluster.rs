@@ -40,6 +40,8 @@ pub struct Setup {
     pub config: String,
     /// Whether the controller is a process of its own, which can be killed.
     pub process: bool,
+    /// A disk of this size, in memory, for what the controller keeps; needs root.
+    pub disk: Option<shared::units::Bytes>,
 }
 
 /// The controller, as it runs now.
@@ -59,8 +61,30 @@ pub struct Cluster {
     controller: Running,
     process: bool,
     probe: Option<Arc<dyn Probe>>,
+    /// Before the folder, which it is in.
+    _disk: Option<Disk>,
     folder: TempDir,
     postgres: Option<(String, String)>,
+}
+
+/// A disk in memory that is mounted while this lives.
+struct Disk(PathBuf);
+
+impl Disk {
+    async fn mount(path: PathBuf, size: shared::units::Bytes) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&path)?;
+        let size = format!("size={},mode=0700", size.0);
+        let args = ["-t", "tmpfs", "-o", &size, "kring-test"].map(OsStr::new);
+        cmd::run("mount".as_ref(), &[&args[..], &[path.as_os_str()]].concat()).await.context("mount")?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: what is still open in it goes with its process.
+        cmd::run_now("umount".as_ref(), &["-l".as_ref(), self.0.as_os_str()]);
+    }
 }
 
 impl Deref for Cluster {
@@ -90,6 +114,10 @@ impl Cluster {
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let listen = format!("127.0.0.1:{port}");
         let url = format!("https://{listen}");
+        let disk = match setup.disk {
+            Some(size) => Some(Disk::mount(folder.path().join("data"), size).await?),
+            None => None,
+        };
         let postgres = postgres(&folder).await?;
         let database_url = match &postgres {
             Some((_, url)) => url.clone(),
@@ -108,7 +136,8 @@ impl Cluster {
         let world = World::new(api, Arc::new(Sim::new(options)));
         let database = Database::open(&database_url).await?;
         let (controller, process) = (Running::No, setup.process);
-        let mut cluster = Self { world, database, url, controller, process, probe: None, folder, postgres };
+        let mut cluster =
+            Self { world, database, url, controller, process, probe: None, _disk: disk, folder, postgres };
         cluster.run().await?;
         cluster.ground().await?;
         cluster.set("host.ping_interval", 0.2.into()).await?;
@@ -165,6 +194,18 @@ impl Cluster {
         }
     }
 
+    /// The controller's configuration, which it reads when it starts.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("controller.toml")
+    }
+
+    /// Where the controller keeps what it must keep.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     /// Configuration of the command line for this controller, as admin.
     #[must_use]
     pub fn cli_config(&self) -> PathBuf {
@@ -205,6 +246,18 @@ impl Cluster {
         match &self.controller {
             Running::Process(child) => child.id(),
             Running::Here(_) | Running::No => None,
+        }
+    }
+
+    /// Whether the controller's process has ended by itself.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        match &mut self.controller {
+            Running::Process(child) => Ok(child.try_wait()?.is_some()),
+            Running::Here(_) => Ok(false),
+            Running::No => Ok(true),
         }
     }
 

@@ -290,6 +290,7 @@ fn of_problem(code: Code) -> Option<&'static str> {
         Code::Exhausted => "kring status shows what is left; free something or add more",
         Code::QuotaExceeded => "delete what is not needed, or ask an administrator for more",
         Code::RateLimited | Code::Unavailable | Code::OwnerLeft => "try again in a moment",
+        Code::ServiceDisabled => "kring service list shows what is switched off; ask an administrator",
         Code::DeadlineExceeded => "see whether it was done after all: kring job list",
         Code::HostUnreachable => "kring host list shows which hosts answer; try again when it is back",
         Code::HostFailed | Code::Internal => "the operator finds more in the controller's log by the request id",

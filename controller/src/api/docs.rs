@@ -82,6 +82,7 @@ const fn advice(code: Code) -> &'static str {
         Code::DownloadFailed => "Check that the hosts reach the URL and that it answers with the image.",
         Code::NoSpace => "An operator must make room, or use another storage.",
         Code::Unavailable => "Wait as long as `Retry-After` says, and send it again; or ask another controller.",
+        Code::ServiceDisabled => "Ask the operator: `services.disabled` of the controller names the service.",
         Code::UnknownMessage => "Bring all controllers to the same version.",
         Code::OwnerLeft => "Send it again: the controller that worked on it is gone, another one takes over.",
         Code::Internal | Code::Unknown => {

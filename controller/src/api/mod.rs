@@ -154,8 +154,10 @@ impl Api {
     /// Sends what a caller asked for to the service that does it, when the caller may ask for it.
     ///
     /// # Errors
-    /// `not_found` or `forbidden` for what the caller may not; what the service answers.
+    /// `service_disabled`; `not_found` or `forbidden` for what the caller may not; what the service answers.
     pub async fn call<M: ApiRequest>(&self, cx: &Cx, message: M) -> Result<M::Reply, Error> {
+        // Before anything is looked up: what is switched off has nothing to show to anybody.
+        self.bus.refuse_disabled(M::SERVICE)?;
         let subject = message.subject();
         let asks_owner = matches!(M::ACTION, Action::Read | Action::Write) && !cx.caller.is_admin();
         let owner = match subject {

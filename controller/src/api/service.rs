@@ -20,7 +20,8 @@ pub async fn list_services(State(api): State<Arc<Api>>, _cx: Cx, List(params): L
         let figures = service.stats.figures();
         Service {
             name: name.to_string(),
-            started: true,
+            started: !service.disabled,
+            disabled: service.disabled,
             in_flight: figures.in_flight,
             queued: figures.queued,
             handled: figures.handled,

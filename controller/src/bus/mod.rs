@@ -321,8 +321,26 @@ impl Bus {
     }
 
     fn wire_handler(&self, name: &str) -> Result<Arc<dyn WireHandler>, Error> {
-        let handler = self.registry.handlers.get(name).map(Arc::clone);
-        handler.ok_or_else(|| Error::new(Code::UnknownMessage, format!("no service here understands {name}")))
+        if let Some(handler) = self.registry.handlers.get(name) {
+            return Ok(Arc::clone(handler));
+        }
+        // A message is named `<service>.<Type>`.
+        self.refuse_disabled(name.split('.').next().unwrap_or_default())?;
+        Err(Error::new(Code::UnknownMessage, format!("no service here understands {name}")))
+    }
+
+    /// Refuses with `service_disabled` what is for a service that this controller does not start.
+    ///
+    /// # Errors
+    /// `service_disabled`
+    pub fn refuse_disabled(&self, service: &str) -> Result<(), Error> {
+        match self.registry.services.get(service) {
+            Some(found) if found.disabled => {
+                let text = format!("the service `{service}` is disabled on this controller by services.disabled");
+                Err(Error::new(Code::ServiceDisabled, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Handles something about a resource as its owner: begins when the old owner has let go, and is cut

@@ -136,6 +136,8 @@ pub struct Service {
     pub stats: Arc<ServiceStats>,
     /// The names of its messages.
     pub messages: Vec<&'static str>,
+    /// Whether it was switched off; then it has no messages.
+    pub disabled: bool,
 }
 
 /// How many events may wait for one subscriber.
@@ -170,6 +172,11 @@ impl Registry {
         };
         let before = self.handlers.insert(M::NAME, Arc::new(handler));
         assert!(before.is_none(), "two handlers for {}", M::NAME);
+    }
+
+    /// Notes a service that is not started: its messages are answered with `service_disabled`.
+    pub fn disable(&mut self, service: &'static str) {
+        self.services.entry(service).or_default().disabled = true;
     }
 
     /// Lets `handle` see every `E`, one at a time, in the order of publication.

@@ -7,6 +7,7 @@
 mod api;
 mod area;
 mod load;
+mod services;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use serde::Deserialize;
 pub use api::ApiConfig;
 pub use area::{BusConfig, DatabaseConfig, HostsConfig, LogConfig, LogFormat, PkiConfig};
 pub use load::{Error, Source};
+pub use services::{NEEDED, OPTIONAL, ServicesConfig};
 
 /// The manual, as `kring-controller config` prints it.
 pub const DEFAULT_TOML: &str = include_str!("../../config.default.toml");
@@ -38,6 +40,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// The bus.
     pub bus: BusConfig,
+    /// What is switched on.
+    pub services: ServicesConfig,
     /// The way to the hosts.
     pub hosts: HostsConfig,
     /// Certificates.
@@ -54,6 +58,7 @@ impl Default for Config {
             api: ApiConfig::default(),
             database: DatabaseConfig::default(),
             bus: BusConfig::default(),
+            services: ServicesConfig::default(),
             hosts: HostsConfig::default(),
             pki: PkiConfig::default(),
             log: LogConfig::default(),

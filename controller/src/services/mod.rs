@@ -37,6 +37,7 @@ use tokio::time::Instant;
 
 use crate::agent_client::HostRef;
 use crate::bus::{Bus, Registry, Request};
+use crate::config::ServicesConfig;
 use crate::cx::Cx;
 use crate::db::event::NewEvent;
 use crate::db::{self, Tx};
@@ -79,6 +80,26 @@ pub const ALL: &[Definition] = &[
     Definition { name: "volume", flows: volume::flows, register: volume::register },
     Definition { name: "zone", flows: |_| (), register: zone::register },
 ];
+
+/// Lets every service that `config` does not disable add its flows.
+#[must_use]
+pub fn flows(config: &ServicesConfig) -> Flows {
+    let mut flows = Flows::default();
+    ALL.iter().filter(|service| !config.is_disabled(service.name)).for_each(|service| (service.flows)(&mut flows));
+    flows
+}
+
+/// Lets every service that `config` does not disable add its handlers, and notes the others.
+pub fn register(config: &ServicesConfig, context: &Context, registry: &mut Registry) {
+    for service in ALL {
+        if config.is_disabled(service.name) {
+            tracing::info!(service = service.name, "disabled by services.disabled");
+            registry.disable(service.name);
+        } else {
+            (service.register)(context, registry);
+        }
+    }
+}
 
 impl Context {
     /// A context whose bus is set when it has started.

@@ -30,15 +30,15 @@ use crate::agent_client::Agents;
 use crate::auth::tls::{Pki, provider};
 use crate::bus::{ApiRequest, Bus, Limits, LocalTransport, Loopback, Registry, Request};
 use crate::clock::Clock;
-use crate::config::PkiConfig;
+use crate::config::{PkiConfig, ServicesConfig};
 use crate::cx::{Caller, Cx, Idempotency};
 use crate::db::testing::{Seed, TestDb, dbs};
 use crate::deps::Deps;
 use crate::messages::job::WaitJob;
 use crate::ring::Ring;
-use crate::services::{ALL, Context};
+use crate::services::{self, Context};
 use crate::settings::Settings;
-use crate::workflow::{Engine, Flows};
+use crate::workflow::Engine;
 
 /// A controller on a database of its own.
 pub struct TestSystem {
@@ -61,9 +61,15 @@ pub struct TestSystem {
 
 /// One controller for each kind of database.
 pub async fn systems() -> Vec<TestSystem> {
+    systems_without(&[]).await
+}
+
+/// The same, without some services.
+pub async fn systems_without(disabled: &[&str]) -> Vec<TestSystem> {
+    let services = ServicesConfig { disabled: disabled.iter().map(ToString::to_string).collect() };
     let mut systems = Vec::new();
     for db in dbs().await {
-        systems.push(TestSystem::start(db).await);
+        systems.push(TestSystem::start(db, &services).await);
     }
     systems
 }
@@ -80,7 +86,7 @@ pub fn with_key(cx: &Cx, key: &str, request: &str) -> Cx {
 }
 
 impl TestSystem {
-    async fn start(db: TestDb) -> Self {
+    async fn start(db: TestDb, services: &ServicesConfig) -> Self {
         let (tasks, stop, clock) = (TaskTracker::new(), CancellationToken::new(), Clock::default());
         let data = tempfile::tempdir().unwrap();
         let pki = Arc::new(Pki::open(data.path().join("pki"), &[], PkiConfig::default(), clock.clone()).unwrap());
@@ -101,12 +107,10 @@ impl TestSystem {
             data_dir: data.path().to_path_buf(),
             settings: Settings::default(),
         });
-        let mut flows = Flows::default();
-        ALL.iter().for_each(|service| (service.flows)(&mut flows));
-        let engine = Engine::new(Arc::clone(&deps), flows, &tasks, stop.clone());
+        let engine = Engine::new(Arc::clone(&deps), services::flows(services), &tasks, stop.clone());
         let context = Context::new(deps, engine);
         let mut registry = Registry::new(tasks.clone());
-        ALL.iter().for_each(|service| (service.register)(&context, &mut registry));
+        services::register(services, &context, &mut registry);
         let (transport, inbox) = LocalTransport::new(me, 100);
         let wires = (Arc::new(transport) as _, inbox);
         let bus = Bus::start(registry, ring, clock, Limits::default(), Loopback::Broker, wires, (tasks, stop.clone()));

@@ -12,8 +12,10 @@ use shared::id::{ClusterId, InstanceTypeId, StorageId, ZoneId};
 use shared::units::Bytes;
 use shared::{Code, Error};
 
-use super::testing::{TestSystem, systems, with_key};
+use super::testing::{TestSystem, systems, systems_without, with_key};
+use crate::config::{NEEDED, OPTIONAL};
 use crate::messages::cluster::{CreateCluster, DeleteCluster, GetCluster};
+use crate::messages::image::GetImage;
 use crate::messages::instance_type::{CreateInstanceType, DeleteInstanceType, ListInstanceTypes};
 use crate::messages::network::DeleteNetwork;
 use crate::messages::storage::{CreateStorage, DeleteStorage, GetStorage, ListStorages};
@@ -48,6 +50,29 @@ async fn every_service_registers_under_its_name_in_order() {
         let served: Vec<_> = system.bus.services().map(|(name, _)| name).collect();
         let defined: Vec<_> = super::ALL.iter().map(|service| service.name).collect();
         assert_eq!(served, defined);
+        let mut configurable = [NEEDED, OPTIONAL].concat();
+        configurable.sort_unstable();
+        assert_eq!(configurable, defined, "the configuration knows every service");
+    }
+}
+
+#[tokio::test]
+async fn a_disabled_service_registers_nothing_and_says_so_and_the_others_work() {
+    for system in systems_without(&["image", "volume"]).await {
+        let refused = system.by_tenant(GetImage { id: system.seed.image.id }).await.unwrap_err();
+        let text = "the service `image` is disabled on this controller by services.disabled";
+        assert_eq!((refused.code, refused.message.as_str()), (Code::ServiceDisabled, text));
+        for (name, service) in system.bus.services() {
+            assert_eq!(
+                (service.disabled, service.messages.is_empty()),
+                (matches!(name, "image" | "volume"), service.disabled),
+                "{name}"
+            );
+        }
+        assert!(
+            !system.context.engine.kinds().iter().any(|kind| kind.starts_with("image.") || kind.starts_with("volume."))
+        );
+        assert_eq!(system.by_admin(ListZones::default()).await.unwrap().items.len(), 1);
     }
 }
 

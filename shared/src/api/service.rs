@@ -9,6 +9,9 @@ pub struct Service {
     pub name: String,
     /// Whether it is started here.
     pub started: bool,
+    /// Whether the operator has switched it off (`services.disabled`).
+    #[serde(default)]
+    pub disabled: bool,
     /// Messages that it is handling now.
     pub in_flight: u64,
     /// Messages that wait in its queues.

@@ -48,9 +48,10 @@ impl Resource for Service {
     const NOUN: Noun = Noun::SERVICE;
     const COLUMNS: &'static [Column<Self>] = &[
         Column::new("name", |service, _| Cell::new(&service.name)),
-        Column::new("state", |service, _| match service.started {
-            true => Cell::state("started"),
-            false => Cell::state("stopped"),
+        Column::new("state", |service, _| match (service.disabled, service.started) {
+            (true, _) => Cell::state("disabled"),
+            (false, true) => Cell::state("started"),
+            (false, false) => Cell::state("stopped"),
         }),
         Column::number("in_flight", |service, _| Cell::new(service.in_flight)),
         Column::number("queued", |service, _| Cell::new(service.queued)),
