@@ -1,9 +1,10 @@
 //! Images: what is accepted, what is refused and why, uploads, and what is still in use.
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use harness::client::{Call, Client};
 use harness::cluster::Cluster;
-use harness::sim::{plausible_image, sha256_hex};
+use harness::sim::{Fault, What, plausible_image, sha256_hex};
 use reqwest::Method;
 use shared::api::image::{CreateImage, DiskFormat, Image, ImageSource, ImageState};
 use shared::api::job::JobRef;
@@ -116,6 +117,75 @@ async fn an_upload_is_checked_and_reaches_the_hosts() -> anyhow::Result<()> {
     let cached = cluster.sim_host(vm.host_id)?.state().images[&id].clone();
     assert_eq!(cached.sha256, sum, "the host has fetched the same bytes");
     cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_fetch_an_image_is_not_the_end_of_it() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let (full, good) = (cluster.host().await?, cluster.host().await?);
+    let fetched = "http://images.example/debian.qcow2";
+    for what in [What::FailHalfway { code: Code::NoSpace }, What::Fail { code: Code::HostFailed }, What::DropBefore] {
+        let fault = cluster.sim.faults().add(Fault::new("image/ensure", what.clone()).on(full.id));
+        // Until the host that cannot do it was asked first.
+        while cluster.sim.faults().hits(fault) == 0 {
+            let image = create(&cluster, &cluster.image_body(fetched)).await?;
+            let image = image.map_err(|code| anyhow::anyhow!("{what:?}: {code}"))?;
+            assert_eq!(image.state, ImageState::Ready);
+            assert!(good.state().images.contains_key(&image.id));
+            assert!(!full.state().images.contains_key(&image.id));
+        }
+        cluster.sim.faults().remove(fault);
+    }
+    // What is wrong with the image itself is not tried on every host.
+    cluster.sim.set_image("http://images.example/gone", Err(Error::new(Code::DownloadFailed, "404")));
+    let asked = cluster.sim.faults().add(Fault::new("image/ensure", What::Delay { ms: 1 }));
+    let failed = create(&cluster, &cluster.image_body("http://images.example/gone")).await?;
+    assert_eq!((failed.err(), cluster.sim.faults().hits(asked)), (Some(Code::DownloadFailed), 1));
+    // When no host can do it, what they say is told and nothing stays.
+    let before = cluster.snapshot().await?;
+    cluster.sim.faults().add(Fault::new("image/ensure", What::FailHalfway { code: Code::NoSpace }));
+    assert_eq!(create(&cluster, &cluster.image_body(fetched)).await?.err(), Some(Code::NoSpace));
+    cluster.assert_clean(&before).await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_uploads_at_once_cannot_mix() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.host().await?;
+    let network = cluster.network().await?;
+    let disks = [1_u8, 2].map(|mark| {
+        let mut disk = raw_disk();
+        disk[1000..].fill(mark);
+        disk
+    });
+    for _ in 0..4 {
+        let id = ImageId::new();
+        let body = CreateImage { id: Some(id), source: ImageSource::Upload, ..cluster.image_body("") };
+        let made: JobRef = cluster.api.post("/v1/images", &body).await?;
+        cluster.api.succeed(&made).await?;
+        let path = format!("/v1/images/{id}/content");
+        let ends = disks.each_ref().map(|disk| async {
+            let call = Call::new(Method::PUT, &path).raw("application/octet-stream", disk.clone());
+            match cluster.api.send(call).await?.read::<JobRef>() {
+                Ok(job) => Ok(cluster.api.wait_job(job.job_id).await?.error.map(|error| error.code)),
+                Err(failure) => anyhow::Ok(Some(failure.code())),
+            }
+        });
+        let ends: Vec<_> = join_all(ends).await.into_iter().collect::<anyhow::Result<_>>()?;
+        let winner = ends.iter().position(Option::is_none).context("one of them wins")?;
+        let lost = ends[1 - winner];
+        assert!(matches!(lost, Some(Code::Conflict | Code::InvalidState)), "{ends:?}");
+        let image: Image = cluster.api.get(&format!("/v1/images/{id}")).await?;
+        let sum = sha256_hex(&disks[winner]);
+        assert_eq!((image.state, image.sha256.clone()), (ImageState::Ready, Some(sum.clone())));
+        let vm = cluster.vm(&image, &network).await?;
+        assert_eq!(cluster.sim_host(vm.host_id)?.state().images[&id].sha256, sum, "what hosts get is what is recorded");
+    }
+    let left: Vec<_> = std::fs::read_dir(cluster.data_dir().join("images"))?.collect::<Result<_, _>>()?;
+    assert!(left.iter().all(|file| !file.file_name().to_string_lossy().contains('.')), "{left:?}");
+    assert_eq!(left.len(), 4);
     cluster.stop().await
 }
 

@@ -1,8 +1,9 @@
 //! The content of images: uploaded by users, fetched by hosts.
 //!
-//! An upload is streamed to `<id>.part`, made durable, and takes its name only when all of it is
-//! there; whatever goes wrong before leaves nothing. The image service is told afterwards, and
-//! decides whether the content is good.
+//! Each upload is streamed to a file of its own, `<image>.<upload>.part`, made durable, and loses the
+//! `.part` only when all of it is there; whatever goes wrong before leaves nothing. The image service
+//! is told afterwards; it decides whether the content is good, and gives it the image's name. So two
+//! uploads of one image, also by two controllers, never write to the same file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
+use uuid::Uuid;
 
 use super::Api;
 use super::error::Failure;
@@ -31,7 +33,7 @@ use super::extract::{Id, Wait};
 use super::reply::{self, Answer};
 use crate::auth::token::hex;
 use crate::cx::{Cx, Idempotency};
-use crate::messages::image::{FinishUpload, GetImage, Uploaded};
+use crate::messages::image::{FinishUpload, GetImage, Uploaded, file_name};
 
 /// Bytes that are read from a file at a time.
 const PIECE: usize = 256 * 1024;
@@ -60,6 +62,7 @@ pub async fn put_image_content(
         request.headers().get(super::context::IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok()).map(str::to_string);
     let _alone = Alone::take(&api, id)?;
     let body = receive(&api, id, request).await?;
+    let uploaded = api.config.image_dir().join(body.file_name(id));
     cx.idempotency = key.map(|key| Arc::new(Idempotency { key, request_hash: format!("PUT {id} {}", body.sha256) }));
     // The upload had its own time; what is left is an ordinary request.
     cx.deadline = Instant::now() + api.config.api.timeout();
@@ -68,7 +71,7 @@ pub async fn put_image_content(
         Err(error) => {
             // After a clear refusal nobody will look at the content; otherwise a job may have it.
             if error.code.status() < 500 {
-                let _ = tokio::fs::remove_file(path(&api, id)).await;
+                let _ = tokio::fs::remove_file(uploaded).await;
             }
             Err(error.into())
         }
@@ -91,7 +94,7 @@ fn expects_content(image: &Image) -> Result<(), Error> {
     }
 }
 
-/// The only upload of an image at a time.
+/// The only upload of an image at a time: what a second one sends would be thrown away.
 struct Alone<'a> {
     api: &'a Api,
     id: ImageId,
@@ -135,8 +138,10 @@ async fn receive(api: &Api, id: ImageId, request: Request) -> Result<Uploaded, E
     if announced.is_some_and(|length| length > max.0) {
         return Err(too_large());
     }
-    let whole = path(api, id);
-    let mut part = Part { path: whole.with_extension("part"), finished: false };
+    let upload = Uuid::now_v7();
+    let whole = api.config.image_dir().join(file_name(id, upload));
+    let mut part =
+        Part { path: api.config.image_dir().join(format!("{}.part", file_name(id, upload))), finished: false };
     tokio::fs::create_dir_all(api.config.image_dir()).await.map_err(failed)?;
     let mut file = File::create(&part.path).await.map_err(failed)?;
     let (mut hash, mut size) = (Sha256::new(), 0_u64);
@@ -162,7 +167,7 @@ async fn receive(api: &Api, id: ImageId, request: Request) -> Result<Uploaded, E
     tokio::fs::rename(&part.path, &whole).await.map_err(failed)?;
     part.finished = true;
     sync_dir(&api.config.image_dir()).await.map_err(failed)?;
-    Ok(Uploaded { size: Bytes(size), sha256: hex(&hash.finalize()) })
+    Ok(Uploaded { upload, size: Bytes(size), sha256: hex(&hash.finalize()) })
 }
 
 async fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -12,7 +12,7 @@ pub use driver::{Reconciler, spawn};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::services::Context;
+use crate::services::{self, Context};
 use crate::workflow;
 
 /// Every reconciler of a controller.
@@ -32,5 +32,10 @@ pub fn all(context: &Context) -> Vec<Reconciler> {
     let expunge = Reconciler::new("expunge", Duration::from_secs(10), move || expunge::run(c.clone()));
     let c = context.clone();
     let trim = Reconciler::new("trim", Duration::from_secs(60), move || trim::run(c.clone()));
-    vec![jobs, cleanup, expunge, trim]
+    let c = context.clone();
+    let uploads = Reconciler::new("uploads", Duration::from_secs(3600), move || {
+        let c = c.clone();
+        async move { services::image::sweep_uploads(&c).await }
+    });
+    vec![jobs, cleanup, expunge, trim, uploads]
 }

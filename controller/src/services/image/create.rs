@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rand::seq::SliceRandom as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared::api::image::{Image, ImageSource};
@@ -17,18 +18,24 @@ use uuid::Uuid;
 
 use super::file;
 use crate::db::{self, Tx};
-use crate::services::announce;
+use crate::services::{announce, on_hosts};
 use crate::specs;
 use crate::workflow::{At, Flow, Step, StepCx};
 
 /// Makes an image.
 pub(super) struct Create;
 
+/// Hosts that are asked to download, one after the other, before the download is given up.
+const CANDIDATES: usize = 3;
+
 /// The image, and what was found out on the way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
     image: Image,
-    /// The host that downloads it.
+    /// The hosts that may download it, in the order in which they are asked.
+    #[serde(default)]
+    candidates: Vec<HostId>,
+    /// The host that has downloaded it.
     #[serde(default)]
     host: Option<HostId>,
     /// What it turned out to be.
@@ -38,7 +45,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) const fn new(image: Image) -> Self {
-        Self { image, host: None, info: None }
+        Self { image, candidates: Vec::new(), host: None, info: None }
     }
 }
 
@@ -100,7 +107,7 @@ impl Step<State> for AwaitUpload {
     }
 }
 
-/// Decides which host downloads, and writes it down before it begins: the undoing must find it.
+/// Decides which hosts may download, and writes them down before one begins: the undoing must find them.
 struct ChooseHost;
 
 #[async_trait]
@@ -110,21 +117,25 @@ impl Step<State> for ChooseHost {
     }
 
     async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
-        let hosts = db::host::accepting(tx.conn()).await?;
+        let mut hosts = db::host::accepting(tx.conn()).await?;
         // Any will do; different ones share the work.
-        let chosen = hosts.get(rand::random_range(0..hosts.len().max(1)));
-        let chosen = chosen.ok_or_else(|| {
-            Error::new(
-                Code::NoHostFits,
-                "no host is connected and enabled, so none can download the image: add one first",
-            )
-        })?;
-        state.host = Some(chosen.id);
+        let (chosen, _) = hosts.partial_shuffle(&mut rand::rng(), CANDIDATES);
+        state.candidates = chosen.iter().map(|host| host.id).collect();
+        if state.candidates.is_empty() {
+            let text = "no host is connected and enabled, so none can download the image: add one first";
+            return Err(Error::new(Code::NoHostFits, text).into());
+        }
         Ok(())
     }
 }
 
+/// Has a host download, and another one when that fails for reasons of its own.
 struct Fetch;
+
+/// Whether another host may succeed: what is wrong with the image is wrong on every host.
+const fn is_of_the_host(error: &Error) -> bool {
+    matches!(error.code, Code::HostUnreachable | Code::NoSpace | Code::HostFailed | Code::Unavailable)
+}
 
 #[async_trait]
 impl Step<State> for Fetch {
@@ -133,12 +144,27 @@ impl Step<State> for Fetch {
     }
 
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
-        let host = state.host.ok_or_else(|| Error::internal("no host was chosen"))?;
-        let image = specs::image(&state.image, &cx.deps.settings);
-        let fetched = cx.command(host, 0, &EnsureImage { image }).await;
-        state.info =
-            Some(fetched.map_err(|e| e.during(format_args!("image {} could not be fetched", state.image.name)))?);
-        Ok(())
+        let command = EnsureImage { image: specs::image(&state.image, &cx.deps.settings) };
+        let mut failed = Error::internal("no host was chosen");
+        for (n, host) in (0..).zip(&state.candidates) {
+            match cx.command(*host, n, &command).await {
+                Ok(info) => {
+                    (state.host, state.info) = (Some(*host), Some(info));
+                    return Ok(());
+                }
+                // It was removed since it was chosen.
+                Err(error) if error.code == Code::NotFound || is_of_the_host(&error) => {
+                    tracing::info!(job.id = %cx.job_id, image.id = %state.image.id, host.id = %host, error = error.chain(),
+                        "a host could not fetch an image; another one is asked");
+                    failed = error;
+                }
+                Err(error) => {
+                    failed = error;
+                    break;
+                }
+            }
+        }
+        Err(failed.during(format_args!("image {} could not be fetched", state.image.name)))
     }
 
     async fn record(&self, tx: &mut Tx, at: &At, state: &mut State) -> db::Result<()> {
@@ -152,13 +178,14 @@ impl Step<State> for Fetch {
     }
 
     async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {
-        let Some(host) = state.host else {
-            return Ok(());
-        };
-        match cx.command(host, 0, &DeleteImage { image_id: state.image.id }).await {
-            // A host that was removed has taken its cache along.
-            Err(error) if error.code == Code::NotFound => Ok(()),
-            result => result.map(|_| ()),
+        let mut hosts = Vec::new();
+        {
+            let mut conn = cx.deps.db.read().await?;
+            for id in &state.candidates {
+                // A host that was removed has taken its cache along.
+                hosts.extend(db::host::get(&mut conn, *id).await?.map(|row| row.reference()));
+            }
         }
+        on_hosts(cx, hosts, &DeleteImage { image_id: state.image.id }).await
     }
 }

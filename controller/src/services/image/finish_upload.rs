@@ -1,5 +1,6 @@
-//! Flow `image.finish_upload`: accept → check. The content is on the disk of this controller already;
-//! a content that is refused is removed, and the image waits for another upload.
+//! Flow `image.finish_upload`: accept → check → place → tidy. The content is on the disk of this
+//! controller already, in the upload's own file; one that is refused is removed, and the image waits for
+//! another upload.
 
 use std::sync::Arc;
 
@@ -39,6 +40,11 @@ impl State {
     pub(super) const fn new(image_id: ImageId, uploaded: Uploaded) -> Self {
         Self { image_id, uploaded, image: None, info: None }
     }
+
+    /// The upload that this is about.
+    pub(super) const fn upload(&self) -> Uuid {
+        self.uploaded.upload
+    }
 }
 
 impl Flow for FinishUpload {
@@ -51,7 +57,7 @@ impl Flow for FinishUpload {
     }
 
     fn steps(_: &State) -> Vec<Arc<dyn Step<State>>> {
-        vec![Arc::new(Accept), Arc::new(Check)]
+        vec![Arc::new(Accept), Arc::new(Check), Arc::new(Place), Arc::new(Tidy)]
     }
 }
 
@@ -82,6 +88,7 @@ impl Step<State> for Accept {
     }
 }
 
+/// Decides whether the content is good. One that is not is thrown away.
 struct Check;
 
 #[async_trait]
@@ -97,6 +104,34 @@ impl Step<State> for Check {
         Ok(())
     }
 
+    async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {
+        file::remove_upload(&cx.deps.data_dir, state.image_id, &state.uploaded).await
+    }
+}
+
+/// Gives the content the name of its image and makes the image ready. Of several uploads the first one
+/// that comes here wins: jobs of one image run one after the other.
+struct Place;
+
+#[async_trait]
+impl Step<State> for Place {
+    fn name(&self) -> &'static str {
+        "place"
+    }
+
+    async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
+        let now = {
+            let mut conn = cx.deps.db.read().await?;
+            db::image::get(&mut conn, state.image_id).await?
+        };
+        let image = now.ok_or_else(|| Error::not_found("image", state.image_id))?;
+        if image.state != ImageState::Creating {
+            let text = format!("another upload of image {} came first", image.name);
+            return Err(Error::new(Code::Conflict, text));
+        }
+        file::place(&cx.deps.data_dir, state.image_id, &state.uploaded).await
+    }
+
     async fn record(&self, tx: &mut Tx, at: &At, state: &mut State) -> db::Result<()> {
         let info = state.info.as_ref().ok_or_else(|| Error::internal("nothing is known of the upload"))?;
         let image = db::image::set_ready(tx, state.image_id, info).await?;
@@ -105,12 +140,25 @@ impl Step<State> for Check {
     }
 
     async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {
-        let ready = {
-            let mut conn = cx.deps.db.read().await?;
-            let image = db::image::get(&mut conn, state.image_id).await?;
-            image.is_some_and(|image| image.state != ImageState::Creating)
-        };
-        // Another job has made it ready meanwhile, of the same file.
-        if ready { Ok(()) } else { file::remove(&cx.deps.data_dir, state.image_id).await }
+        file::unplace(&cx.deps.data_dir, state.image_id, &state.uploaded).await
+    }
+}
+
+/// Forgets the name that the file had as an upload.
+struct Tidy;
+
+#[async_trait]
+impl Step<State> for Tidy {
+    fn name(&self) -> &'static str {
+        "tidy"
+    }
+
+    /// The image is ready: a name too many is no reason to take it back.
+    fn owed_when_failing(&self) -> bool {
+        true
+    }
+
+    async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
+        file::remove_upload(&cx.deps.data_dir, state.image_id, &state.uploaded).await
     }
 }

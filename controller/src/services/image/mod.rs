@@ -10,6 +10,8 @@ mod file;
 mod finish_upload;
 mod service;
 
+pub use service::sweep_uploads;
+
 use crate::bus::Registry;
 use crate::services::Context;
 use crate::workflow::Flows;

@@ -10,13 +10,15 @@ use shared::{Code, Error, Result};
 use super::create::Create;
 use super::delete::Delete;
 use super::finish_upload::FinishUpload;
-use super::{create, delete, finish_upload};
+use super::{create, delete, file, finish_upload};
 use crate::cx::Cx;
 use crate::db;
 use crate::messages::image as messages;
 use crate::services::{Context, id_taken, owner, same_or_conflict};
 use crate::workflow::Flow;
 
+/// How long the file of an upload may lie here without being written to and without a job.
+const UPLOAD_KEPT_MS: i64 = 3600 * 1000;
 /// Longest URL; what browsers and proxies take.
 const MAX_URL: usize = 2048;
 
@@ -122,7 +124,38 @@ pub(super) async fn list(context: Context, cx: Cx, message: messages::ListImages
 }
 
 pub(super) async fn finish_upload(context: Context, cx: Cx, message: messages::FinishUpload) -> Result<JobRef> {
-    context.engine.submit::<FinishUpload>(&cx, owner(&cx)?, finish_upload::State::new(message.id, message.body)).await
+    let state = finish_upload::State::new(message.id, message.body.clone());
+    let job = context.engine.submit::<FinishUpload>(&cx, owner(&cx)?, state).await?;
+    if cx.idempotency.is_some() && !is_about(&context, &job, &message.body).await? {
+        // A repetition, answered with the first job: what it sent once more belongs to nobody.
+        file::remove_upload(&context.deps.data_dir, message.id, &message.body).await?;
+    }
+    Ok(job)
+}
+
+/// Whether a job works on this upload.
+async fn is_about(context: &Context, job: &JobRef, uploaded: &messages::Uploaded) -> Result<bool> {
+    let mut conn = context.deps.db.read().await?;
+    let row = db::job::get(&mut conn, job.job_id).await?;
+    let state = row.map(|row| serde_json::from_str::<finish_upload::State>(&row.data)).transpose();
+    Ok(state.map_err(Error::internal)?.is_some_and(|state| state.upload() == uploaded.upload))
+}
+
+/// Removes files of uploads that broke off with the controller, or whose job was never accepted. What
+/// a job works on stays, however long that takes.
+pub async fn sweep_uploads(context: &Context) -> Result<()> {
+    let before = context.deps.clock.now().plus_ms(-UPLOAD_KEPT_MS);
+    for (image, file) in file::stale_uploads(&context.deps.data_dir, before).await? {
+        let held = {
+            let mut conn = context.deps.db.read().await?;
+            db::job::has_open(&mut conn, image.uuid()).await?
+        };
+        if !held {
+            tracing::info!(image.id = %image, file = %file.display(), "an upload that nobody took is removed");
+            file::remove_file(&file).await?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn delete(context: Context, cx: Cx, message: messages::DeleteImage) -> Result<JobRef> {

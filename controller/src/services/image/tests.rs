@@ -7,6 +7,7 @@ use shared::units::Bytes;
 use shared::wire::Empty;
 use shared::wire::image::{DeleteImage as DeleteOnHost, EnsureImage, ImageInfo};
 use shared::{Code, Error};
+use uuid::Uuid;
 
 use crate::auth::token::sha256_hex;
 use crate::messages::image::{CreateImage, DeleteImage, FinishUpload, GetImage, Uploaded};
@@ -121,10 +122,23 @@ async fn a_name_is_taken_once_and_a_key_names_one_job() {
 
 /// Puts a content where the gateway puts uploads, and says that it is there.
 async fn upload(system: &TestSystem, id: ImageId, content: &[u8], declared: Bytes) -> Job {
-    let path = super::file::path(&system.context.deps.data_dir, id);
-    tokio::fs::write(path, content).await.unwrap();
+    let body = arrived(system, id, content, declared).await;
+    run(system, FinishUpload { id, body }).await
+}
+
+/// Puts a content where the gateway puts uploads.
+async fn arrived(system: &TestSystem, id: ImageId, content: &[u8], size: Bytes) -> Uploaded {
     let sha256 = crate::auth::token::hex(&<sha2::Sha256 as sha2::Digest>::digest(content));
-    run(system, FinishUpload { id, body: Uploaded { size: declared, sha256 } }).await
+    let uploaded = Uploaded { upload: Uuid::now_v7(), size, sha256 };
+    let path = super::file::upload_path(&system.context.deps.data_dir, id, &uploaded);
+    tokio::fs::write(path, content).await.unwrap();
+    uploaded
+}
+
+/// Names in the folder of uploads.
+fn files(system: &TestSystem) -> Vec<String> {
+    let folder = std::fs::read_dir(system.context.deps.data_dir.join("images")).unwrap();
+    folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 fn stored(system: &TestSystem, id: ImageId) -> bool {
@@ -155,11 +169,67 @@ async fn an_upload_is_checked_and_kept_or_thrown_away() {
             (ImageState::Ready, Some(DiskFormat::Raw), Some(Bytes(1024)))
         );
         assert!(!ready.links.contains_key("upload"));
-        let body = Uploaded { size: Bytes(1), sha256: sha256_hex("") };
+        assert_eq!(files(&system), [wanted.id.to_string()], "nothing else is left");
+        let body = Uploaded { upload: Uuid::now_v7(), size: Bytes(1), sha256: sha256_hex("") };
         let again = system.by_tenant(FinishUpload { id: wanted.id, body }).await.unwrap_err();
         assert_eq!((again.code, stored(&system, wanted.id)), (Code::InvalidState, true));
         assert_eq!(run(&system, DeleteImage { id: wanted.id }).await.state, JobState::Succeeded);
         assert!(!stored(&system, wanted.id));
+    }
+}
+
+#[tokio::test]
+async fn of_two_uploads_at_once_one_wins_and_is_what_is_stored() {
+    for system in systems().await {
+        for round in 0..8_u8 {
+            let wanted = image(&format!("race-{round}"), ImageSource::Upload);
+            run(&system, wanted.clone()).await;
+            let id = wanted.id;
+            let (a, b) = (vec![round * 2 + 1; 1024], vec![round * 2 + 2; 2048]);
+            let first = arrived(&system, id, &a, Bytes(1024)).await;
+            let second = arrived(&system, id, &b, Bytes(2048)).await;
+            let finish = async |body: Uploaded| match system.by_tenant(FinishUpload { id, body: body.clone() }).await {
+                Ok(job) => system.end_of(job).await.error.map(|error| error.code),
+                Err(error) => {
+                    // As the gateway does after a refusal.
+                    super::file::remove_upload(&system.context.deps.data_dir, id, &body).await.unwrap();
+                    Some(error.code)
+                }
+            };
+            let ends = tokio::join!(finish(first.clone()), finish(second.clone()));
+            let (winner, lost) = match ends {
+                (None, Some(lost)) => (first, lost),
+                (Some(lost), None) => (second, lost),
+                other => panic!("{other:?}"),
+            };
+            assert!(matches!(lost, Code::Conflict | Code::InvalidState), "{lost}");
+            let ready = get(&system, id).await.unwrap();
+            assert_eq!((ready.state, ready.sha256.as_ref()), (ImageState::Ready, Some(&winner.sha256)));
+            let content = std::fs::read(super::file::path(&system.context.deps.data_dir, id)).unwrap();
+            assert_eq!(crate::auth::token::hex(&<sha2::Sha256 as sha2::Digest>::digest(&content)), winner.sha256);
+        }
+        assert!(files(&system).iter().all(|name| !name.contains('.')), "{:?}", files(&system));
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_sent_again_or_that_nobody_took_leaves_no_file() {
+    for system in systems().await {
+        let wanted = image("again", ImageSource::Upload);
+        run(&system, wanted.clone()).await;
+        let (id, cx) = (wanted.id, with_key(&system.tenant, "k", "h"));
+        let first = arrived(&system, id, &[1; 1024], Bytes(1024)).await;
+        let job = system.bus.call(&cx, FinishUpload { id, body: first }).await.unwrap();
+        let again = arrived(&system, id, &[1; 1024], Bytes(1024)).await;
+        assert_eq!(system.bus.call(&cx, FinishUpload { id, body: again }).await.unwrap(), job);
+        assert_eq!(system.end_of(job).await.state, JobState::Succeeded);
+        assert_eq!(files(&system), [id.to_string()]);
+        arrived(&system, id, &[1; 1024], Bytes(1024)).await;
+        super::sweep_uploads(&system.context).await.unwrap();
+        assert_eq!(files(&system).len(), 2, "it may just have come");
+        system.context.deps.clock.step(2 * 3600 * 1000);
+        super::sweep_uploads(&system.context).await.unwrap();
+        assert_eq!(files(&system), [id.to_string()]);
     }
 }
 

@@ -38,8 +38,9 @@ fn sample(name: &str) -> Option<Value> {
             "id": ID, "name": "i", "source": { "kind": "url", "url": "http://a/b" }, "sha256": "ab", "format": "qcow2",
             "firmware": "uefi",
         })),
-        "image.FinishUpload" => with(json!({ "size": 10, "sha256": "ab" })),
+        "image.FinishUpload" => with(json!({ "upload": OTHER, "size": 10, "sha256": "ab" })),
         "instance_type.CreateInstanceType" => with(json!({ "id": ID, "name": "t", "vcpus": 1, "memory": 1 })),
+        "job.StopJob" => json!({ "id": ID, "resource": OTHER }),
         "network.CreateNetwork" => with(json!({
             "id": ID, "name": "n", "kind": "nat", "cidr": "10.0.0.0/24", "cluster_id": OTHER, "gateway": "10.0.0.1",
             "dns": ["10.0.0.2"], "mtu": 1500,
