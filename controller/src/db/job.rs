@@ -144,16 +144,32 @@ pub async fn release(tx: &mut Tx, id: JobId, controller: ControllerId) -> Result
     Ok(())
 }
 
+/// A job that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenJob {
+    /// Which.
+    pub id: JobId,
+    /// What it works on.
+    pub resource: Uuid,
+    /// Whether a user wants it to stop.
+    pub cancel_requested: bool,
+}
+
 /// Jobs that have not ended, oldest first, after a certain one.
-pub async fn open_after(conn: &mut Conn, after: Option<JobId>, max: u32) -> Result<Vec<(JobId, Uuid)>> {
+pub async fn open_after(conn: &mut Conn, after: Option<JobId>, max: u32) -> Result<Vec<OpenJob>> {
     let after = after.map(|id| id.to_string()).unwrap_or_default();
-    let rows =
-        sqlx::query("SELECT id, resource_id FROM job WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT $2")
-            .bind(after)
-            .bind(i64::from(max))
-            .fetch_all(conn)
-            .await?;
-    rows.iter().map(|row| Ok((row.parse("id")?, row.parse("resource_id")?))).collect()
+    let rows = sqlx::query(
+        "SELECT id, resource_id, cancel_requested FROM job WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT $2",
+    )
+    .bind(after)
+    .bind(i64::from(max))
+    .fetch_all(conn)
+    .await?;
+    let open = |row: &AnyRow| {
+        let cancel_requested = row.int("cancel_requested")? != 0;
+        Ok(OpenJob { id: row.parse("id")?, resource: row.parse("resource_id")?, cancel_requested })
+    };
+    rows.iter().map(open).collect()
 }
 
 /// Whether a resource has a job that has not ended.

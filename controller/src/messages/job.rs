@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shared::api::job::{Job, JobState};
 use shared::id::{JobId, ResourceId};
+use uuid::Uuid;
 
 use super::{changes, reads};
 use crate::auth::Action;
@@ -23,10 +24,21 @@ pub struct WaitJob {
 request!("job.WaitJob" to "job" => Job, WaitJob);
 impl ApiRequest for WaitJob {
     const ACTION: Action = Action::Read;
-    fn subject(&self) -> Option<(&'static str, uuid::Uuid)> {
+    fn subject(&self) -> Option<(&'static str, Uuid)> {
         Some(("job", self.id.uuid()))
     }
 }
+
+/// Tells the engine that runs a job to stop it: whoever sends this has written down that a user wants
+/// so. Goes to the owner of what the job works on, since jobs run there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopJob {
+    /// Which.
+    pub id: JobId,
+    /// What it works on.
+    pub resource: Uuid,
+}
+request!("job.StopJob" to "job" => (), StopJob, about |m| m.resource);
 
 /// A job ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

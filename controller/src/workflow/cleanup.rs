@@ -34,7 +34,7 @@ pub async fn run_due(engine: &Engine) -> Result<usize> {
         let (id, attempts) = (owed.id, owed.attempts);
         let result = match engine.flows.0.get(owed.kind.as_str()) {
             Some(flow) => flow.clean_up(deps, owed).await,
-            None => Err(Error::internal(format_args!("this version has no flow {}", owed.kind))),
+            None => Err(Error::internal(format_args!("this controller has no flow {}", owed.kind))),
         };
         match result {
             Ok(()) => paid += 1,

@@ -194,27 +194,39 @@ impl Engine {
                 let mut conn = self.deps.db.read().await?;
                 db::job::open_after(&mut conn, after, 1000).await?
             };
-            let Some((last, _)) = page.last() else { return Ok(taken) };
-            after = Some(*last);
-            for (id, resource) in page {
-                if self.deps.ring.is_mine(resource) {
+            let Some(last) = page.last() else { return Ok(taken) };
+            after = Some(last.id);
+            for job in page {
+                if self.deps.ring.is_mine(job.resource) {
                     taken += 1;
-                    self.enqueue(id, resource);
+                    self.enqueue(job.id, job.resource);
+                    if job.cancel_requested {
+                        // The message that says so may have been lost.
+                        self.stop_here(job.id);
+                    }
                 }
             }
         }
     }
 
-    /// Asks a job to stop and to undo what it has done.
-    pub async fn cancel(&self, id: JobId) -> Result<()> {
+    /// Writes down that a job shall stop and undo what it has done. Its owner is to be told as well
+    /// ([`Engine::stop_here`]).
+    ///
+    /// # Errors
+    /// `invalid_state` when it has ended.
+    pub async fn request_cancel(&self, id: JobId) -> Result<()> {
         let open = self.deps.db.write(move |tx| Box::pin(async move { db::job::request_cancel(tx, id).await })).await?;
-        if !open {
-            return Err(Error::new(Code::InvalidState, format!("job {id} has ended already")));
+        match open {
+            true => Ok(()),
+            false => Err(Error::new(Code::InvalidState, format!("job {id} has ended already"))),
         }
+    }
+
+    /// Stops a job that is in a lane here; any other is not touched.
+    pub fn stop_here(&self, id: JobId) {
         if let Some(job) = self.here.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
             job.cancel.cancel();
         }
-        Ok(())
     }
 
     /// Resolves when the job has left its lane here. Ask the database afterwards: the wake-up says
@@ -285,7 +297,7 @@ impl Engine {
             let Some(row) = self.take(id).await? else { return Ok(()) };
             let flow = self.flows.0.get(row.job.kind.as_str()).ok_or_else(|| {
                 Error::internal(format_args!(
-                    "this version has no flow {}: another controller must run it",
+                    "this controller has no flow {}: its service is disabled here, or a newer version must run it",
                     row.job.kind
                 ))
             })?;

@@ -281,11 +281,25 @@ async fn a_cancelled_job_is_rolled_back() {
     bench.engine.set_probe(probe.clone());
     let job = bench.submit(&cx()).await.unwrap();
     probe.reached.notified().await;
-    bench.engine.cancel(job.job_id).await.unwrap();
+    bench.engine.request_cancel(job.job_id).await.unwrap();
+    bench.engine.stop_here(job.job_id);
     let row = bench.ended(&bench.engine, job.job_id).await;
     assert_eq!(row.job.state, JobState::Cancelled);
     assert_eq!(bench.records(job.resource.id).await, 0);
-    assert_eq!(bench.engine.cancel(job.job_id).await.unwrap_err().code, Code::InvalidState);
+    assert_eq!(bench.engine.request_cancel(job.job_id).await.unwrap_err().code, Code::InvalidState);
+}
+
+#[tokio::test]
+async fn a_cancellation_that_the_owner_was_not_told_of_is_found_by_the_sweep() {
+    let bench = bench().await;
+    let probe = At1::crash("two", Point::BeforeApply);
+    bench.engine.set_probe(probe.clone());
+    let job = bench.submit(&cx()).await.unwrap();
+    probe.reached.notified().await;
+    bench.engine.request_cancel(job.job_id).await.unwrap();
+    assert_eq!(bench.job(job.job_id).await.job.state, JobState::Running);
+    bench.engine.recover().await.unwrap();
+    assert_eq!(bench.ended(&bench.engine, job.job_id).await.job.state, JobState::Cancelled);
 }
 
 #[tokio::test]

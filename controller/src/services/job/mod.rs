@@ -11,6 +11,7 @@ pub fn register(context: &Context, registry: &mut Registry) {
     context.serve(registry, service::get);
     context.serve(registry, service::list);
     context.serve(registry, service::cancel);
+    context.serve(registry, service::stop);
     context.serve(registry, wait::wait);
 }
 

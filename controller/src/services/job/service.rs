@@ -8,7 +8,7 @@ use shared::{Code, Error, Result};
 
 use crate::cx::Cx;
 use crate::db;
-use crate::messages::job::{CancelJob, GetJob, ListJobs};
+use crate::messages::job::{CancelJob, GetJob, ListJobs, StopJob};
 use crate::services::Context;
 
 pub(super) async fn get(context: Context, _: Cx, message: GetJob) -> Result<Job> {
@@ -31,8 +31,16 @@ pub(super) async fn cancel(context: Context, cx: Cx, message: CancelJob) -> Resu
     if job.cancel_requested || cx.dry_run {
         return Ok(job);
     }
-    context.engine.cancel(job.id).await?;
+    context.engine.request_cancel(job.id).await?;
+    // One way: what is written down is found by the owner's next sweep when this does not arrive.
+    context.bus()?.notify(&cx, StopJob { id: job.id, resource: job.resource.id });
     read(&context, message.id).await
+}
+
+/// Stops a job that runs here. One that does not run yet reads in its row that it shall stop.
+pub(super) async fn stop(context: Context, _: Cx, message: StopJob) -> Result<()> {
+    context.engine.stop_here(message.id);
+    Ok(())
 }
 
 pub(super) async fn read(context: &Context, id: JobId) -> Result<Job> {
