@@ -138,6 +138,15 @@ async fn pragmas(conn: &mut AnyConnection, settings: &[&str]) -> sqlx::Result<()
     Ok(())
 }
 
+/// Whether what the database says is that its disk is full (SQLite's `SQLITE_FULL`, PostgreSQL's
+/// `disk_full`).
+pub(super) fn is_full(error: &dyn sqlx::error::DatabaseError) -> bool {
+    match error.code().unwrap_or_default().as_ref() {
+        "53100" => true,
+        code => code.parse::<u32>().is_ok_and(|code| code & 0xff == 13),
+    }
+}
+
 /// Whether what the database says may pass by itself: busy, locked or full (SQLite), connection,
 /// resources, operator or serialisation (classes 08, 53, 57, 40 of PostgreSQL).
 pub(super) fn is_transient(error: &dyn sqlx::error::DatabaseError) -> bool {

@@ -81,6 +81,12 @@ pub enum Error {
         /// What it holds.
         value: String,
     },
+    /// The disk that SQLite writes to is full. Nothing of the write stays.
+    #[error("the disk of the database is full")]
+    Full,
+    /// There is no connection to write through.
+    #[error("the database cannot be reached")]
+    Away,
     /// The writer is gone: the process is stopping.
     #[error("the database is closed")]
     Closed,
@@ -110,7 +116,17 @@ impl Error {
                     | sqlx::Error::Encode(_)
                     | sqlx::Error::TypeNotFound { .. }
             ),
+            Self::Full | Self::Away => true,
             Self::Closed | Self::Migrate(_) | Self::Refused(_) | Self::Column { .. } => false,
+        }
+    }
+
+    /// Whether the disk of the database is full.
+    pub(in crate::db) fn is_full(&self) -> bool {
+        match self {
+            Self::Full => true,
+            Self::Sql(sqlx::Error::Database(error)) => dialect::is_full(error.as_ref()),
+            _ => false,
         }
     }
 
@@ -125,6 +141,11 @@ impl From<Error> for shared::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refused) => refused,
+            full if full.is_full() => Self::new(
+                Code::NoSpace,
+                "the disk of the controller's database is full, so nothing can be changed: the operator must make room",
+            ),
+            Error::Away => Self::new(Code::Unavailable, "the database cannot be reached now: try again in a moment"),
             Error::Closed => Self::new(Code::Unavailable, "the controller is stopping: try again on another one"),
             Error::Sql(sqlx::Error::PoolTimedOut) => {
                 Self::new(Code::Unavailable, "the database is too busy: try again in a moment")

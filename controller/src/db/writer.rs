@@ -31,8 +31,11 @@ pub(super) type Write = Box<dyn for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Writ
 pub(super) enum Written {
     /// Answer after the commit.
     Keep(Answer),
-    /// Roll back; answered already.
-    Discard,
+    /// Roll back; answered already, with this said of the disk.
+    Discard {
+        /// Whether it failed because the disk is full.
+        full: bool,
+    },
 }
 
 #[derive(Clone)]
@@ -85,8 +88,9 @@ impl Writer {
                         let _ = reply.send(committed.map(|()| value));
                     })),
                     Err(error) => {
+                        let full = error.is_full();
                         let _ = reply.send(Err(error));
-                        Written::Discard
+                        Written::Discard { full }
                     }
                 }
             })
@@ -99,14 +103,14 @@ impl Writer {
                 tasks.spawn(async move {
                     let mut tx = match pool.acquire().await {
                         Ok(conn) => Tx { conn, dialect, appended_events: false },
-                        // The reply channel closes with the write: the caller sees `Closed`.
+                        // The reply channel closes with the write: the caller sees `Away`.
                         Err(error) => return tracing::warn!(%error, "no database connection for a write"),
                     };
                     commit_group(&mut tx, vec![write], &events).await;
                 });
             }
         }
-        answer.await.map_err(|_| Error::Closed)?
+        answer.await.map_err(|_| Error::Away)?
     }
 
     /// From now on, writes are refused unless this member still is one.
@@ -152,19 +156,19 @@ async fn commit_group(tx: &mut Tx, group: Vec<Write>, events: &watch::Sender<u64
         }
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, writes = answers.len(), "a commit failed");
-            let text = error.to_string();
+            let (full, text) = (error.is_full(), error.to_string());
             // A connection in an unknown state is not used again.
             if exec(tx.conn(), "ROLLBACK").await.is_err() {
                 tx.conn.close_on_drop();
             }
             for answer in answers {
-                answer(Err(Error::Sql(sqlx::Error::Protocol(text.clone()))));
+                answer(Err(if full { Error::Full } else { Error::Sql(sqlx::Error::Protocol(text.clone())) }));
             }
         }
     }
 }
 
-async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) -> sqlx::Result<()> {
+async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) -> Result<()> {
     let begin = tx.dialect.begin();
     exec(tx.conn(), begin).await?;
     for write in group {
@@ -175,14 +179,16 @@ async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) 
                 answers.push(answer);
                 exec(tx.conn(), "RELEASE SAVEPOINT w").await?;
             }
-            Written::Discard => {
+            Written::Discard { full } => {
                 tx.appended_events = events_before;
-                exec(tx.conn(), "ROLLBACK TO SAVEPOINT w").await?;
+                let rolled_back = exec(tx.conn(), "ROLLBACK TO SAVEPOINT w").await;
+                // On a full disk SQLite may have rolled back everything, with the savepoint.
+                rolled_back.map_err(|error| if full { Error::Full } else { error.into() })?;
                 exec(tx.conn(), "RELEASE SAVEPOINT w").await?;
             }
         }
     }
-    exec(tx.conn(), "COMMIT").await
+    Ok(exec(tx.conn(), "COMMIT").await?)
 }
 
 async fn exec(conn: &mut AnyConnection, sql: &'static str) -> sqlx::Result<()> {

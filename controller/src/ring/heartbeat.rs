@@ -7,6 +7,8 @@
 //! row is still there, nobody has taken over and the controller goes on. When the row is gone, others
 //! have: it fires `fenced`, and the process ends.
 //!
+//! On SQLite there is nobody else, and a beat that fails takes no lease away.
+//!
 //! On PostgreSQL the connection holds a lock for as long as it exists, so the others see at once when a
 //! controller's process has died, and need not wait for its silence.
 
@@ -158,6 +160,11 @@ impl Heart {
             Ok(Err(_)) | Err(_) => {}
         }
         self.failing = true;
+        if self.pulse.dialect == Dialect::Sqlite {
+            // Alone, a controller has nobody who could take over: a write that cannot be done (a full disk)
+            // says so itself.
+            self.pulse.ring.renew_lease(began);
+        }
         false
     }
 
