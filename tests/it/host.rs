@@ -1,6 +1,8 @@
 //! Hosts: joining, certificates, what happens when they die and come back, and what operators do to
 //! VMs there behind Kring's back.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use harness::client::Call;
 use harness::cluster::Cluster;
@@ -8,6 +10,7 @@ use harness::sim::state::{Domain, Volume};
 use harness::sim::{self, Sim, outbound, tls};
 use harness::wait::until;
 use reqwest::Method;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use shared::api::event::Event;
 use shared::api::host::{Host, HostAdminState, HostConnection, UpdateHost};
@@ -19,6 +22,9 @@ use shared::state::vm::VmState;
 use shared::units::Bytes;
 use shared::wire::event::{AgentEvent, AgentEvents};
 use shared::wire::vm::{PowerState, VmReport};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::vm::ready;
 
@@ -36,6 +42,92 @@ async fn a_host_joins_once_by_its_token_and_tells_what_it_has() -> anyhow::Resul
     let forged = format!("{}.{fingerprint}", secret.chars().rev().collect::<String>());
     assert!(cluster.sim.join(&forged).await.is_err());
     assert_eq!(cluster.database.count("SELECT COUNT(*) FROM host").await?, 1);
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_has_expired_or_was_used_lets_nobody_in() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let app = cluster.app().context("the controller runs here")?;
+    let (late, used) = (cluster.api.join_token().await?, cluster.api.join_token().await?);
+    let first = cluster.sim.join(&used.token).await?;
+    let refusal = async |token: &str, spec| -> anyhow::Result<String> {
+        let refused = cluster.sim.join_as(token, spec).await.err().context("it is refused")?;
+        let refused: shared::Error = refused.downcast()?;
+        assert_eq!(refused.code, Code::Unauthenticated);
+        Ok(refused.message)
+    };
+    let said = refusal(&used.token, cluster.sim.next_spec()?).await?;
+    assert!(said.contains("was used by another host"), "{said}");
+    // Days later neither works, also not for the host that used it.
+    app.context().deps.clock.step(8 * 24 * 3600 * 1000);
+    for spec in [cluster.sim.next_spec()?, sim::HostSpec { host_id: Some(first.id), ..cluster.sim.next_spec()? }] {
+        let said = refusal(&late.token, spec).await?;
+        assert!(said.contains("has expired"), "{said}");
+    }
+    assert_eq!(cluster.database.count("SELECT COUNT(*) FROM host").await?, 1);
+    // An operator's clock that was wrong and is set right again changes nothing for who is in.
+    app.context().deps.clock.step(-8 * 24 * 3600 * 1000);
+    cluster.connected(first.id, HostConnection::Connected).await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_has_expired_is_refused_on_both_sides_until_the_host_joins_again() -> anyhow::Result<()> {
+    let (cluster, image, network) = ready().await?;
+    let vm = cluster.vm(&image, &network).await?;
+    let host = cluster.sim_host(vm.host_id)?;
+    let clock = cluster.app().context("the controller runs here")?.context().deps.clock.clone();
+    // Signed long ago: what a host has that was away for too long.
+    const LONG: i64 = 120 * 24 * 3600 * 1000;
+    clock.step(-LONG);
+    let renewed = host.renew().await;
+    clock.step(LONG);
+    renewed?;
+    let url = format!("{}/agent/v1/events", cluster.url);
+    assert!(host.ask(Method::POST, &url, Vec::new()).await.is_err(), "TLS ends before anything is asked");
+    assert!(host.renew().await.is_err(), "an expired certificate is not renewed");
+    // Nor does the controller talk to such a host.
+    let row = cluster.connected(host.id, HostConnection::Disconnected).await?;
+    assert!(row.connection_reason.is_some());
+    cluster.vm_becomes(vm.id, VmState::Unknown).await?;
+    // With a new token it is the same host again.
+    let token = cluster.api.join_token().await?;
+    host.join_again(&token.token).await?;
+    cluster.connected(host.id, HostConnection::Connected).await?;
+    cluster.vm_becomes(vm.id, VmState::Running).await?;
+    cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_takes_commands_from_controllers_only() -> anyhow::Result<()> {
+    let (cluster, image, network) = ready().await?;
+    let vm = cluster.vm(&image, &network).await?;
+    let (host, other) = (cluster.sim_host(vm.host_id)?, cluster.host().await?);
+    let name = rustls::pki_types::ServerName::try_from(shared::wire::host_dns_name(host.id))?;
+    let knock = async |identity: Option<&tls::Identity>| -> anyhow::Result<String> {
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in rustls::pki_types::CertificateDer::pem_slice_iter(host.identity().ca.as_bytes()) {
+            roots.add(certificate?)?;
+        }
+        let trusting = rustls::ClientConfig::builder_with_provider(tls::provider())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let config = identity.map_or_else(|| Arc::new(trusting.clone()), |id| tls::with_identity(&trusting, id));
+        let tcp = TcpStream::connect(host.address).await?;
+        let mut stream = TlsConnector::from(config).connect(name.clone(), tcp).await?;
+        stream.write_all(b"GET /v1/inventory HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok(text)
+    };
+    for identity in [None, Some(&*other.identity()), Some(&*host.identity())] {
+        let answer = knock(identity).await;
+        assert!(answer.is_err(), "{:?}: {answer:?}", identity.map(|id| id.host_id));
+    }
+    assert_eq!(cluster.get_vm(vm.id).await?.state, VmState::Running);
     cluster.stop().await
 }
 

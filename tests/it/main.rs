@@ -3,11 +3,13 @@
 mod api;
 mod architecture;
 mod bus;
+mod console;
 mod faults;
 mod flows;
 mod host;
 mod image;
 mod job;
 mod network;
+mod process;
 mod vm;
 mod volume;

@@ -12,10 +12,12 @@ use shared::api::host::Host;
 use shared::api::image::Image;
 use shared::api::job::JobRef;
 use shared::api::network::Network;
+use shared::api::page::Page;
 use shared::api::vm::{ConsoleLog, PlacementReport, StopMode, StopVm, UpdateVm, Vm};
 use shared::api::volume::{AttachVolume, Volume};
+use shared::api::zone::Zone;
 use shared::error::Code;
-use shared::id::{HostId, VmId};
+use shared::id::{HostId, VmId, ZoneId};
 use shared::state::vm::VmState;
 use shared::state::volume::VolumeState;
 use shared::units::Bytes;
@@ -33,6 +35,19 @@ pub async fn ready_with(setup: Setup) -> anyhow::Result<(Cluster, Image, Network
     let image = cluster.image().await?;
     let network = cluster.network().await?;
     Ok((cluster, image, network))
+}
+
+/// Ids of all zones.
+pub async fn zones(cluster: &Cluster) -> anyhow::Result<HashSet<ZoneId>> {
+    let (mut found, mut cursor) = (HashSet::new(), String::new());
+    loop {
+        let page: Page<Zone> = cluster.api.get(&format!("/v1/zones?limit=500{cursor}")).await?;
+        found.extend(page.items.iter().map(|zone| zone.id));
+        match page.next_cursor {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return Ok(found),
+        }
+    }
 }
 
 fn power(cluster: &Cluster, vm: &Vm) -> Option<PowerState> {

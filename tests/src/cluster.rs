@@ -83,7 +83,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily: what is still open in it goes with its process.
-        cmd::run_now("umount".as_ref(), &["-l".as_ref(), self.0.as_os_str()]);
+        cmd::run_to_end("umount".as_ref(), &["-l".as_ref(), self.0.as_os_str()]);
     }
 }
 

@@ -13,7 +13,7 @@ use shared::name::Name;
 use shared::units::Bytes;
 use shared::wire::TaskReport;
 use shared::wire::event::{AgentEvent, AgentEvents};
-use shared::wire::host::{HostFacts, Inventory, Joined, NicFact, Pong, Renew, VirtMode};
+use shared::wire::host::{HostFacts, Inventory, Join, Joined, NicFact, Pong, Renew, VirtMode};
 use shared::wire::image::{ImageInfo, ImageOrigin, ImageSpec};
 use shared::wire::vm::PowerState;
 use shared::{Code, Error, Result};
@@ -369,7 +369,34 @@ impl Host {
     pub async fn renew(&self) -> anyhow::Result<()> {
         let (key, csr) = tls::key_and_request()?;
         let url = format!("{}/agent/v1/renew", self.shared.controller());
-        let joined: Joined = self.ask(Method::POST, &url, serde_json::to_vec(&Renew { csr })?).await?.read()?;
+        let joined = self.ask(Method::POST, &url, serde_json::to_vec(&Renew { csr })?).await?;
+        self.take(joined.read()?, key)
+    }
+
+    /// Joins once more with a one-time token, as the same host: what an operator does when its certificate
+    /// has expired.
+    ///
+    /// # Errors
+    /// When the controller refuses, or its answer does not fit.
+    pub async fn join_again(&self, token: &str) -> anyhow::Result<()> {
+        let (key, csr) = tls::key_and_request()?;
+        let join = Join {
+            token: token.to_string(),
+            name: self.name.clone(),
+            csr,
+            port: self.address.port(),
+            address: Some(self.address.ip().to_string()),
+            host_id: Some(self.id),
+            facts: self.facts(),
+        };
+        let url = format!("{}/agent/v1/join", self.shared.controller());
+        let client = Arc::new(tls::join_config(tls::fingerprint_of_token(token)?)?);
+        let answer = outbound::send(&client, Method::POST, &url, serde_json::to_vec(&join)?).await?;
+        self.take(answer.read()?, key)
+    }
+
+    /// Uses a new certificate from now on.
+    fn take(&self, joined: Joined, key: String) -> anyhow::Result<()> {
         let identity = Identity::new(joined.host_id, joined.certificate, joined.ca, key)?;
         anyhow::ensure!(identity.host_id == self.id, "the new certificate is for another host");
         self.shared.names.set(&identity);

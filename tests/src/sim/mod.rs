@@ -4,11 +4,12 @@
 //! - [`host`]: one host, with what happens to it and what an operator does there.
 //! - [`state`]: what is on a host. - [`ops`]: the commands on it. - [`task`]: run once, in order.
 //! - [`fault`]: what goes wrong, switched on and off at run time. - [`control`]: the same over HTTP.
-//! - [`serve`], [`outbound`], [`tls`]: the wire.
+//! - [`serve`], [`console`], [`outbound`], [`tls`]: the wire.
 //!
 //! Nothing here knows the controller's code: it is tested against the wire as written down in
 //! `shared::wire`.
 
+mod console;
 pub mod control;
 pub mod fault;
 pub mod host;
@@ -37,6 +38,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use console::greeting;
 pub use fault::{Fault, FaultId, Faults, What};
 pub use host::Host;
 pub use tls::Identity;

@@ -19,10 +19,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::console;
 use super::host::Host;
 use super::task::{Order, submit};
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 /// The connection breaks off instead of an answer.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +54,8 @@ async fn connection(host: Arc<Host>, stream: TcpStream) -> anyhow::Result<()> {
             answer(&host, request).await
         }
     });
-    let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let serve =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
     // A restart of the agent breaks its connections off.
     if let Some(result) = life.run_until_cancelled(serve).await {
         result?;
@@ -71,6 +73,7 @@ async fn answer(host: &Arc<Host>, request: Request<Incoming>) -> std::result::Re
         ["v1", "facts"] if method == get => Ok(give(Ok(host.facts()))),
         ["v1", "inventory"] if method == get => Ok(give(host.inventory())),
         ["v1", "commands", noun, verb] if method == post => command(host, &format!("{noun}/{verb}"), request).await,
+        ["v1", "vms", id, "console", kind] if method == get => Ok(console::open(host, id, kind, request)),
         ["v1", "tasks", id] if method == get => Ok(give(find(host, id).map(|entry| entry.report()))),
         ["v1", "tasks", id] if method == delete => Ok(match find(host, id) {
             Ok(entry) => {

@@ -1,0 +1,134 @@
+//! What happens to the controller's process and to its disk: frozen and woken again, no space left. What
+//! was accepted is done, and nobody is told that something is done which is not.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use harness::client::{Call, PATIENCE};
+use harness::cluster::Setup;
+use harness::cmd;
+use harness::sim::{Fault, What};
+use harness::wait::{eventually, until};
+use reqwest::Method;
+use shared::api::job::{JobRef, JobState};
+use shared::api::vm::Vm;
+use shared::api::zone::{CreateZone, Zone};
+use shared::error::Code;
+use shared::units::Bytes;
+
+use super::vm::{ready_with, zones};
+
+/// Longer than a controller may be without a heartbeat.
+const FROZEN: Duration = Duration::from_secs(12);
+
+async fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
+    cmd::run("kill".as_ref(), &[OsStr::new(signal), pid.to_string().as_ref()]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_was_frozen_loses_no_work() -> anyhow::Result<()> {
+    let (mut cluster, image, network) = ready_with(Setup { process: true, ..Setup::default() }).await?;
+    let before = cluster.vm(&image, &network).await?;
+    cluster.sim.faults().add(Fault::new("vm/ensure", What::CallbackLate { ms: 2000 }));
+    let jobs = join_all(
+        (0..5).map(|_| async { cluster.api.post::<JobRef>("/v1/vms", &cluster.vm_body(&image, &network)).await }),
+    );
+    let jobs = jobs.await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let pid = cluster.pid().unwrap_or_default();
+    signal(pid, "-STOP").await?;
+    tokio::time::sleep(FROZEN).await;
+    signal(pid, "-CONT").await?;
+    // Alone on its own database it goes on. One that others could have replaced meanwhile ends, and a
+    // restart goes on with its work.
+    let alone = !std::env::var("KRING_TEST_POSTGRES").is_ok_and(|url| !url.is_empty());
+    eventually("it serves again, or has ended", async || {
+        if cluster.has_ended()? {
+            return Ok(());
+        }
+        let answer = cluster.api.send(Call::new(Method::GET, "/readyz")).await?;
+        anyhow::ensure!(answer.status == 200, "{}", answer.text);
+        anyhow::ensure!(alone, "it must not go on");
+        Ok(())
+    })
+    .await?;
+    if cluster.has_ended()? {
+        assert!(!alone, "{}", std::fs::read_to_string(cluster.log_file())?);
+        cluster.run().await?;
+    }
+    for job in &jobs {
+        assert_eq!(cluster.api.wait_job(job.job_id).await?.state, JobState::Succeeded);
+    }
+    cluster.vm(&image, &network).await?;
+    assert_eq!(cluster.get_vm(before.id).await?.id, before.id);
+    cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+/// Writes until no space is left.
+fn fill(path: &Path) -> anyhow::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    for piece in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![0; piece]).is_ok() {}
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_changes_and_nothing_accepted_is_lost() -> anyhow::Result<()> {
+    if std::env::var("KRING_TEST_POSTGRES").is_ok_and(|url| !url.is_empty()) {
+        eprintln!("skipped: the disk of a database server is the server's business");
+        return Ok(());
+    }
+    let setup = Setup { disk: Some(Bytes::mib(64)), ..Setup::default() };
+    let (mut cluster, image, network) = match ready_with(setup).await {
+        Ok(ready) => ready,
+        Err(error) if error.to_string().contains("mount") => {
+            eprintln!("skipped: a disk of its own cannot be mounted here: {error:#}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let vm = cluster.vm(&image, &network).await?;
+    // A job that is on a host while the disk becomes full.
+    cluster.sim.faults().add(Fault::new("vm/ensure", What::CallbackLate { ms: 3000 }).times(1));
+    let on_its_way: JobRef = cluster.api.post("/v1/vms", &cluster.vm_body(&image, &network)).await?;
+    let filler = cluster.data_dir().join("filler");
+    fill(&filler)?;
+    let (mut made, began) = (Vec::new(), Instant::now());
+    let refused = loop {
+        let body = CreateZone { id: None, name: cluster.name("full"), description: "d".repeat(200) };
+        match cluster.api.post::<Zone>("/v1/zones", &body).await {
+            Ok(zone) => made.push(zone),
+            Err(failure) => break failure,
+        }
+        anyhow::ensure!(began.elapsed() < PATIENCE, "the disk does not become full");
+    };
+    assert_eq!(refused.code(), Code::NoSpace, "{refused}");
+    assert!(refused.to_string().contains("disk"), "{refused}");
+    // As long as a heartbeat may be missing, and longer: who reads is served.
+    let full = Instant::now();
+    while full.elapsed() < FROZEN {
+        assert_eq!(cluster.api.get::<Vm>(&format!("/v1/vms/{}", vm.id)).await?.id, vm.id);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let listed = zones(&cluster).await?;
+    assert!(made.iter().all(|zone| listed.contains(&zone.id)), "what was accepted is there");
+    std::fs::remove_file(&filler)?;
+    until("changes are accepted again", async || {
+        let body = CreateZone { id: None, name: cluster.name("again"), description: String::new() };
+        cluster.api.post::<Zone>("/v1/zones", &body).await.is_ok()
+    })
+    .await?;
+    assert_eq!(cluster.api.wait_job(on_its_way.job_id).await?.state, JobState::Succeeded);
+    cluster.vm(&image, &network).await?;
+    cluster.assert_consistent().await?;
+    let before = zones(&cluster).await?;
+    cluster.restart().await?;
+    assert_eq!(zones(&cluster).await?, before, "a restart finds what was accepted");
+    cluster.assert_consistent().await?;
+    cluster.stop().await
+}
