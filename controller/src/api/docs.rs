@@ -98,6 +98,8 @@ pub fn errors_markdown() -> String {
         "# Errors\n\n\
          Every refusal of the API is `application/problem+json` (RFC 9457). Programs read `code`, which never\n\
          changes its meaning; people read `detail` and `causes`. `request_id` leads an operator to the log.\n\n\
+         Only what is no HTTP request at all, or has a head that is too large, is answered below the API:\n\
+         `400` or `431` without a body, and the connection ends.\n\n\
          This page is made from the code (`shared/src/error.rs`): do not edit it.\n\n\
          | code | status | meaning | what to do |\n|---|---|---|---|\n",
     );

@@ -22,6 +22,10 @@ Reads answer 200. What is quick to do is done at once (200, 201 with `Location`,
 accepted: 202 with `Location: /v1/jobs/{id}`; with `Prefer: wait=30` the answer is 200 with the finished \
 job when it ends in time. What was accepted is never lost.
 
+`kring login` keeps a token for the command line, and `kring token create` makes one for a program. The \
+certificate is of the controller's own authority: `ca.pem` in its folder `pki`, which `curl` takes with \
+`--cacert`.
+
 Ids are UUIDs and may be chosen by the client. With an `Idempotency-Key`, a request that is sent again \
 is answered as the first time and not done twice.
 
