@@ -34,8 +34,8 @@ check: ## formatting, lints, and licences and advisories of dependencies
 	fi
 
 bench: ## figures, optimised (NAME=bus for one of them; then in target/bench as JSON)
-	@$(LAB)/install-deps.sh build test
-	cargo build --locked --release --bin kring-controller --bin kring-bench
+	@$(LAB)/install-deps.sh build run guest test
+	cargo build --locked --release --bin kring-controller --bin kring-agent --bin kring-bench
 	@$${CARGO_TARGET_DIR:-target}/release/kring-bench $(NAME)
 
 demo-check: ## play the demo twice, killed at several moments, and see that it leaves nothing

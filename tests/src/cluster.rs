@@ -7,7 +7,7 @@
 //! takes the way over that broker.
 
 use std::ffi::OsStr;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub struct Setup {
     pub config: String,
     /// Whether the controller is a process of its own, which can be killed.
     pub process: bool,
+    /// Address of this machine that the controller listens on, when not 127.0.0.1.
+    pub address: Option<IpAddr>,
     /// A disk of this size, in memory, for what the controller keeps; needs root.
     pub disk: Option<shared::units::Bytes>,
 }
@@ -111,8 +113,8 @@ impl Cluster {
         log();
         let folder = tempfile::Builder::new().prefix("kring-it-").tempdir()?;
         // Taken and given back: the controller shall come back on the same port after it was killed.
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let listen = format!("127.0.0.1:{port}");
+        let address = setup.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let listen = TcpListener::bind((address, 0))?.local_addr()?;
         let url = format!("https://{listen}");
         let disk = match setup.disk {
             Some(size) => Some(Disk::mount(folder.path().join("data"), size).await?),
@@ -127,7 +129,7 @@ impl Cluster {
         if let (Some(_), Some(url)) = (&postgres, variable("KRING_TEST_RABBIT")) {
             more += &format!("\n[bus]\nurl = \"{url}\"\nloopback = \"broker\"\n");
         }
-        std::fs::write(folder.path().join("controller.toml"), config(&folder, &listen, &database_url, &more))?;
+        std::fs::write(folder.path().join("controller.toml"), config(&folder, listen, &database_url, &more))?;
         let api = init(&folder, &url, setup.process).await?;
         let mut options = Options { deferred: setup.deferred, ..Options::new(&url) };
         if let Some((cpus, memory)) = setup.host {
@@ -344,11 +346,12 @@ async fn init(folder: &TempDir, url: &str, process: bool) -> anyhow::Result<Clie
     Client::new(url, foundation.ca_pem(), Some(&token))
 }
 
-fn config(folder: &TempDir, listen: &str, database_url: &str, more: &str) -> String {
+fn config(folder: &TempDir, listen: SocketAddr, database_url: &str, more: &str) -> String {
     let data = folder.path().join("data");
     format!(
-        "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"https://{listen}\"]\n[database]\nurl = \"{database_url}\"\n{more}\n",
-        data.display()
+        "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"https://{listen}\"]\nnames = [\"{}\"]\n[database]\nurl = \"{database_url}\"\n{more}\n",
+        data.display(),
+        listen.ip()
     )
 }
 

@@ -7,10 +7,12 @@ pub mod api;
 pub mod bus;
 mod bus_broker;
 pub mod create;
+pub mod host;
 pub mod idle;
 pub mod load;
 pub mod process;
 pub mod ring;
+pub mod start;
 
 use std::path::PathBuf;
 

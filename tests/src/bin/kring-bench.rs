@@ -27,8 +27,14 @@ enum What {
         #[arg(default_values_t = [1, 100, 1000])]
         sizes: Vec<usize>,
     },
-    /// Memory and processor time while nothing happens.
+    /// Memory and processor time of controller and agent while nothing happens.
     Idle,
+    /// A VM on a real host, beside the same work by hand.
+    Start {
+        /// How often each is done.
+        #[arg(default_value_t = 9)]
+        rounds: u32,
+    },
     /// The load generator that `api` starts.
     #[command(hide = true)]
     Load {
@@ -52,6 +58,7 @@ fn main() -> anyhow::Result<()> {
         Some(What::Api) => runtime.block_on(bench::api::run()),
         Some(What::Create { sizes }) => runtime.block_on(bench::create::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
+        Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
         Some(What::Load { config, path, connections, seconds }) => {
             let seen = runtime.block_on(bench::load::run(&config, &path, connections, seconds))?;
             Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&seen)?)?)
@@ -61,6 +68,7 @@ fn main() -> anyhow::Result<()> {
             bench::bus::run()?;
             runtime.block_on(async {
                 bench::idle::run().await?;
+                bench::start::run(9).await?;
                 bench::api::run().await?;
                 bench::create::run(&[1, 100, 1000]).await
             })
