@@ -1,20 +1,34 @@
 //! TLS sessions with hosts: one ticket for each, a bounded number of hosts.
 //!
 //! A ticket is good once, and a connection hands out the next one, so a second ticket for the same
-//! host would only take memory: at a hundred thousand hosts that counts.
+//! host would only take memory: at a hundred thousand hosts that counts. A resumed session shows no
+//! certificate, and each hands out the next ticket, so without an end a host that is pinged would never
+//! have to show again that its certificate is still good: after [`FULL_EVERY`] it has to.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls_pki_types::ServerName;
+use tokio::time::Instant;
+
+/// How long after a whole handshake sessions are resumed.
+pub(super) const FULL_EVERY: Duration = Duration::from_secs(3600);
+
+/// What is known of a host: the next ticket, and when its certificate was last looked at.
+#[derive(Debug)]
+struct Known {
+    since: Instant,
+    ticket: Option<Tls13ClientSessionValue>,
+}
 
 /// The tickets.
 #[derive(Debug)]
 pub(super) struct Sessions {
     max: usize,
-    tickets: Mutex<HashMap<ServerName<'static>, Tls13ClientSessionValue>>,
+    tickets: Mutex<HashMap<ServerName<'static>, Known>>,
 }
 
 impl Sessions {
@@ -47,10 +61,21 @@ impl ClientSessionStore for Sessions {
             let Some(evicted) = tickets.keys().next().cloned() else { return };
             tickets.remove(&evicted);
         }
-        tickets.insert(host, ticket);
+        // The first ticket of a host comes of a whole handshake.
+        let known = tickets.entry(host).or_insert_with(|| Known { since: Instant::now(), ticket: None });
+        known.ticket = Some(ticket);
     }
 
     fn take_tls13_ticket(&self, host: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.tickets.lock().unwrap_or_else(PoisonError::into_inner).remove(host)
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tickets.get_mut(host)?;
+        // Without a ticket the handshake is a whole one, from which time counts anew.
+        match known.ticket.take().filter(|_| known.since.elapsed() < FULL_EVERY) {
+            Some(ticket) => Some(ticket),
+            None => {
+                tickets.remove(host);
+                None
+            }
+        }
     }
 }

@@ -125,6 +125,36 @@ async fn a_connection_reaches_the_host_that_is_meant_or_none() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_host_shows_its_certificate_again_after_a_while() {
+    use super::super::sessions::FULL_EVERY;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    let pki = open(dir.path(), &[], &Clock::default());
+    let id = HostId::new();
+    let acceptor = TlsAcceptor::from(Arc::new(agent_config(&pki, id)));
+    let connector = TlsConnector::from(pki.agent_client_config(10).unwrap());
+    let connect = async || {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (client, server) = tokio::join!(connector.connect(agent_name(id).unwrap(), near), acceptor.accept(far));
+        let (mut client, mut server) = (client.unwrap(), server.unwrap());
+        // Tickets come behind the handshake.
+        server.write_all(b"x").await.unwrap();
+        server.flush().await.unwrap();
+        client.read_u8().await.unwrap();
+        client.get_ref().1.handshake_kind().unwrap() == rustls::HandshakeKind::Resumed
+    };
+    assert!(!connect().await);
+    for _ in 0..3 {
+        assert!(connect().await);
+        tokio::time::advance(FULL_EVERY / 4).await;
+    }
+    assert!(connect().await);
+    tokio::time::advance(FULL_EVERY / 4).await;
+    assert!(!connect().await, "however often it was resumed");
+    assert!(connect().await);
+}
+
 #[test]
 fn a_controller_is_believed_by_who_knows_the_authority() {
     let dir = tempfile::tempdir().unwrap();
