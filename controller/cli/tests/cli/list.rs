@@ -77,6 +77,19 @@ async fn all_pages_are_read_and_a_cut_list_says_so() {
 }
 
 #[tokio::test]
+async fn a_service_that_is_switched_off_is_shown_as_disabled() {
+    let service = |name: &str, disabled: bool| {
+        json!({"name": name, "started": !disabled, "disabled": disabled, "in_flight": 0, "queued": 0, "handled": 7,
+            "failed": 0, "messages": []})
+    };
+    let fake = Fake::start(move |_, _| Answer::page(vec![service("image", true), service("vm", false)])).await;
+    let run = fake.run(&["service", "list"]).await.ended(0);
+    let of = |name: &str| run.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_string();
+    assert!(of("image").contains("disabled") && !of("image").contains("started"), "{}", run.stdout);
+    assert!(of("vm").contains("started"), "{}", run.stdout);
+}
+
+#[tokio::test]
 async fn an_empty_list_is_told_on_standard_error() {
     let fake = Fake::start(|_, _| Answer::page(Vec::new())).await;
     let run = fake.run(&["vm", "list"]).await.ended(0);
