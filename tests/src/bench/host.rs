@@ -88,7 +88,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        cmd::run_now(lab("host-ns.sh").as_os_str(), &["down".as_ref(), self.name.as_ref()]);
+        cmd::run_to_end(lab("host-ns.sh").as_os_str(), &["down".as_ref(), self.name.as_ref()]);
     }
 }
 
