@@ -124,7 +124,7 @@ macro_rules! services {
     ($($name:ident)*) => {
         $(
             mod $name {
-                #[derive(serde::Serialize, serde::Deserialize)]
+                #[derive(Clone, serde::Serialize, serde::Deserialize)]
                 pub struct Nothing;
                 impl controller::bus::Message for Nothing {
                     const NAME: &'static str = concat!(stringify!($name), ".Nothing");
