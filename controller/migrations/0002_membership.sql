@@ -6,6 +6,9 @@ ALTER TABLE controller ADD COLUMN state TEXT NOT NULL DEFAULT 'joining';
 -- The newest generation of the ring for which it has let go of what it does not own any more.
 ALTER TABLE controller ADD COLUMN settled BIGINT NOT NULL DEFAULT 0;
 
+-- What it says of itself, as JSON.
+ALTER TABLE controller ADD COLUMN report TEXT NOT NULL DEFAULT '{}';
+
 -- One row for each change of the ring.
 CREATE TABLE ring_change (
     generation BIGINT PRIMARY KEY,

@@ -26,9 +26,11 @@ use crate::bus::rabbit::RabbitTransport;
 use crate::bus::{Bus, LocalTransport, Registry, Transport};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::cx::Cx;
 use crate::db::{self, Db};
 use crate::deps::Deps;
-use crate::handover::Handover;
+use crate::handover::{self, Handover};
+use crate::messages::controller::TakeUpJob;
 use crate::ring::Ring;
 use crate::ring::heartbeat::{Heartbeat, Pulse};
 use crate::services::{self, Context};
@@ -38,6 +40,9 @@ use crate::{bootstrap, reconcile};
 
 /// How long jobs may take to come to a stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long the new owner of a job is looked for; it finds the job by itself a little later.
+const TELL_HEIR: Duration = Duration::from_secs(10);
 
 /// How long a start waits for the message broker.
 const BROKER: Duration = Duration::from_secs(5);
@@ -182,6 +187,10 @@ impl App {
 
         let engine = Arc::clone(&context.engine);
         let handover = Handover { db: db.clone(), ring, bus: Arc::clone(&bus), engine, joined, tasks: tasks.clone() };
+        let heirs = Arc::clone(&bus);
+        handover.engine.on_release(move |id, resource| {
+            heirs.notify(&Cx::system(TELL_HEIR), TakeUpJob { id, resource });
+        });
         tasks.spawn(handover.clone().run(heartbeat.watch(), stop.clone()));
         handover.become_state(ControllerState::Active).await?;
         tasks.spawn(Arc::clone(&pki).run(stop.clone()));
@@ -197,6 +206,8 @@ impl App {
         })
         .await
         .map_err(|e| Error::Api(e.into()))?;
+        tasks.spawn(services::controller::tell_of_events(context.clone(), stop.clone()));
+        tasks.spawn(handover::follow_broker(context.clone(), stop.clone()));
         reconcile::spawn(reconcile::all(&context), &tasks, &stop);
         tasks.spawn(services::host::run_pings(context.clone(), tasks.clone(), stop.clone()));
         Ok(Self { db, bus, context, handover, gateway, heartbeat, tasks, stop, fenced, _lock: lock })

@@ -8,9 +8,10 @@
 //!                                        └─▶ jobs gained: taken up
 //! ```
 //!
-//! It knows no service and no resource, only the ring, the bus and the workflow engine.
+//! It knows no resource, only the ring, the bus and the workflow engine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shared::Result;
 use shared::id::ControllerId;
@@ -20,9 +21,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
+use crate::cx::Cx;
 use crate::db::controller::Membership;
 use crate::db::{self, Db};
+use crate::messages::controller::RingChanged;
 use crate::ring::Ring;
+use crate::services::{self, Context};
 use crate::workflow::Engine;
 
 /// Follows the ring for one controller. Cloning shares it.
@@ -65,6 +69,7 @@ impl Handover {
         let generation =
             self.db.write(move |tx| Box::pin(async move { db::controller::set_state(tx, me, state).await })).await?;
         self.ring.nudge();
+        self.bus.publish(&Cx::system(Duration::from_secs(10)), &RingChanged { generation });
         while self.ring.generation() < generation {
             // The sender lives as long as the ring.
             let _ = followed.changed().await;
@@ -84,6 +89,7 @@ impl Handover {
         let gone: Vec<ControllerId> = alive.difference(&self.ring.alive()).copied().collect();
         for controller in gone {
             self.bus.controller_left(controller);
+            self.bus.transport().forget(controller).await;
         }
         if seen.generation == generation {
             return Ok(());
@@ -117,6 +123,25 @@ impl Handover {
                 error = &error as &dyn std::error::Error,
                 "the others could not be told that this controller has let go; they wait for the next change"
             );
+        }
+    }
+}
+
+/// After the way to the other controllers was interrupted, reads again what they may have told meanwhile,
+/// until `stop`.
+pub async fn follow_broker(context: Context, stop: CancellationToken) {
+    let Ok(bus) = context.bus() else { return };
+    let mut health = bus.transport().watch();
+    let mut seen = health.borrow_and_update().reconnects;
+    while let Some(Ok(())) = stop.run_until_cancelled(health.changed()).await {
+        let now = health.borrow_and_update().reconnects;
+        if std::mem::replace(&mut seen, now) == now {
+            continue;
+        }
+        context.deps.ring.nudge();
+        context.deps.db.wake_event_watchers();
+        if let Err(error) = services::setting::load(&context.deps).await {
+            tracing::warn!(error = error.chain(), "the settings could not be read again");
         }
     }
 }

@@ -31,6 +31,7 @@ const EXEMPT: &[(&str, &str)] = &[("config", "bus"), ("config", "db")];
 const NOUNS: &[&str] = &[
     "account",
     "cluster",
+    "controller",
     "event",
     "host",
     "image",

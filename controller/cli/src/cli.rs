@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    account, cluster, completion, event, host, image, instance_type, job, login, network, service, setting, status,
-    storage, token, vm, volume, zone,
+    account, cluster, completion, controller, event, host, image, instance_type, job, login, network, service, setting,
+    status, storage, token, vm, volume, zone,
 };
 use crate::input;
 
@@ -146,6 +146,12 @@ pub enum Command {
     /// Services of the controller
     #[command(subcommand)]
     Service(service::Command),
+    /// Controllers: who shares the work
+    #[command(subcommand)]
+    Controller(controller::Command),
+    /// The ring: which controller owns a resource
+    #[command(subcommand)]
+    Ring(controller::RingCommand),
     /// An overview: hosts, vms, what is free
     Status(status::Status),
     /// Save a controller's address and token, and check them

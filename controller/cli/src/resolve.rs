@@ -32,6 +32,7 @@ macro_rules! nouns {
 nouns! {
     ACCOUNT = "account", "accounts", "account";
     CLUSTER = "cluster", "clusters", "cluster";
+    CONTROLLER = "controller", "controllers", "controller";
     EVENT = "event", "events", "event";
     HOST = "host", "hosts", "host";
     IMAGE = "image", "images", "image";

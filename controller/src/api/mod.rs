@@ -26,6 +26,7 @@ mod server;
 
 mod account;
 mod cluster;
+mod controller;
 mod event;
 mod host;
 mod image;
@@ -56,6 +57,7 @@ use shared::id::ImageId;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::agent_client::Agents;
 use crate::auth::tls::Pki;
@@ -63,7 +65,7 @@ use crate::auth::{self, Action};
 use crate::bus::{ApiRequest, Bus};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::cx::Cx;
+use crate::cx::{Cx, Idempotency};
 use crate::db::{self, Db};
 use crate::metrics::Metrics;
 
@@ -168,6 +170,13 @@ impl Api {
             _ => None,
         };
         auth::authorise(&cx.caller, M::ACTION, subject, owner)?;
+        let changes = !matches!(M::ACTION, Action::Read | Action::ReadInfrastructure);
+        if changes && cx.idempotency.is_none() && message.resource().is_some() && self.bus.is_shared() {
+            // The owner may die before its answer arrives, and the next one is asked the same again.
+            let key = format!("request:{}", Uuid::now_v7());
+            let once = Idempotency { request_hash: key.clone(), key };
+            return self.bus.call(&Cx { idempotency: Some(Arc::new(once)), ..cx.clone() }, message).await;
+        }
         self.bus.call(cx, message).await
     }
 }

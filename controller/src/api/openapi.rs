@@ -32,7 +32,7 @@ is answered as the first time and not done twice.
 Lists take `q` (filter), `sort`, `limit`, `cursor`, `fields` and `count`; see `GET /v1/vms`. \
 Errors are `application/problem+json` (RFC 9457) with a stable `code`: see [the list](/docs/errors).";
 
-const TAGS: [(&str, &str); 15] = [
+const TAGS: [(&str, &str); 16] = [
     ("zones", "Failure domains."),
     ("clusters", "Hosts that share networks and storage."),
     ("hosts", "KVM machines that run an agent."),
@@ -46,6 +46,7 @@ const TAGS: [(&str, &str); 15] = [
     ("events", "What happened."),
     ("settings", "Values that change how Kring behaves, at run time."),
     ("services", "What runs in the controller."),
+    ("controllers", "Who shares the work, and who owns what."),
     ("accounts", "Owners of resources."),
     ("tokens", "What programs and people authenticate with."),
 ];

@@ -9,8 +9,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{
-    Api, account, agent, authn, cluster, console, docs, error, event, front, host, image, image_content, instance_type,
-    job, network, probe, service, setting, storage, token, vm, volume, zone,
+    Api, account, agent, authn, cluster, console, controller, docs, error, event, front, host, image, image_content,
+    instance_type, job, network, probe, service, setting, storage, token, vm, volume, zone,
 };
 
 /// `/v1`: for users, with a token.
@@ -55,6 +55,11 @@ pub(super) fn v1() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(setting::list_settings))
         .routes(routes!(setting::get_setting, setting::update_setting))
         .routes(routes!(service::list_services))
+        .routes(routes!(controller::list_controllers))
+        .routes(routes!(controller::get_controller))
+        .routes(routes!(controller::drain_controller))
+        .routes(routes!(controller::activate_controller))
+        .routes(routes!(controller::get_ownership))
         .routes(routes!(account::list_accounts, account::create_account))
         .routes(routes!(account::get_account, account::delete_account))
         .routes(routes!(token::list_tokens, token::create_token))

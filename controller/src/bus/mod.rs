@@ -242,6 +242,12 @@ impl Bus {
         self.registry.services.iter().map(|(name, service)| (*name, service))
     }
 
+    /// Whether messages about resources may go to other controllers.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.ring.is_shared()
+    }
+
     /// Resolves when nothing is handled any more about resources that belong to other controllers.
     pub async fn until_let_go(&self) {
         while self.queues.any(|resource| !self.ring.is_mine(resource)) {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer};
 
 /// Services that Kring cannot do without: who may ask, what was accepted and what became of it, and
 /// what keeps the database true to the hosts.
-pub const NEEDED: &[&str] = &["account", "event", "host", "job", "setting", "vm"];
+pub const NEEDED: &[&str] = &["account", "controller", "event", "host", "job", "setting", "vm"];
 /// Services that can be switched off. What they have made stays, and can be used by the others.
 pub const OPTIONAL: &[&str] = &["cluster", "image", "instance_type", "network", "storage", "volume", "zone"];
 

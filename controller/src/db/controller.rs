@@ -3,14 +3,35 @@
 //! Every change of who is a member takes the counter `generation` first, whose row stays locked until
 //! the commit: changes happen one after the other, and each is a new generation.
 
+use shared::api::controller::{Controller, ControllerReport};
 use shared::id::ControllerId;
 use shared::state::controller::ControllerState;
 use shared::time::Timestamp;
 use shared::{Code, Error as Fault};
+use sqlx::any::AnyRow;
 use sqlx::{AssertSqlSafe, Connection, Row};
 
+use super::filter::Field;
+use super::page::ListSpec;
 use super::row::{RowExt, json};
 use super::{Conn, Dialect, Result, Tx};
+
+/// Lists of controllers.
+pub const LIST: ListSpec = ListSpec {
+    columns: "controller.*",
+    from: "controller",
+    only: None,
+    fields: &[
+        Field::id("id", "controller.id").sortable(),
+        Field::text("address", "controller.address").sortable(),
+        Field::text("version", "controller.version"),
+        Field::text("state", "controller.state"),
+        Field::time("started_at", "controller.started_at"),
+    ],
+    id: "id",
+    default_sort: "id",
+    account: None,
+};
 
 /// A controller as the others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +191,22 @@ pub(super) async fn fence(conn: &mut Conn, id: ControllerId, joined: u64) -> Res
         .into())
 }
 
+/// One controller, as users see it, without its share.
+pub async fn get(conn: &mut Conn, id: ControllerId) -> Result<Option<Controller>> {
+    let row = sqlx::query("SELECT * FROM controller WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    row.as_ref().map(from_row).transpose()
+}
+
+/// Writes down what a controller says of itself.
+pub async fn report(tx: &mut Tx, id: ControllerId, report: &ControllerReport) -> Result<()> {
+    sqlx::query("UPDATE controller SET report = $2 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(json(report)?)
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
 /// Touches the row of a controller. False when it is gone: others have taken over.
 pub async fn touch(conn: &mut Conn, dialect: Dialect, id: ControllerId, joined: u64) -> Result<bool> {
     let now = dialect.now_ms();
@@ -254,6 +291,22 @@ pub async fn trim_changes(tx: &mut Tx, keep: u32) -> Result<()> {
         .execute(tx.conn())
         .await?;
     Ok(())
+}
+
+/// Reads a controller, as users see it, without its share.
+pub fn from_row(row: &AnyRow) -> Result<Controller> {
+    Ok(Controller {
+        id: row.parse("id")?,
+        address: row.text("address")?,
+        version: row.text("version")?,
+        state: row.parse("state")?,
+        generation: number(row.int("generation")?),
+        started_at: row.time("started_at")?,
+        heartbeat_at: row.time("heartbeat_at")?,
+        share: 0.0,
+        report: row.json("report")?,
+        links: Default::default(),
+    })
 }
 
 async fn next_generation(conn: &mut Conn) -> Result<i64> {

@@ -56,7 +56,7 @@ use tokio_util::task::TaskTracker;
 
 pub use dialect::Dialect;
 pub use owner::owner_of;
-use writer::Writer;
+use writer::{Appended, Writer};
 
 /// A connection of either database.
 pub type Conn = AnyConnection;
@@ -186,6 +186,7 @@ pub struct Db {
     readers: AnyPool,
     writer: Writer,
     events: Arc<watch::Sender<u64>>,
+    own_events: Arc<watch::Sender<u64>>,
 }
 
 /// Names the shape of a write closure, which the compiler does not find by itself when the closure is
@@ -231,8 +232,10 @@ impl Db {
             .connect(url)
             .await?;
         let events = Arc::new(watch::Sender::new(0));
-        let writer = Writer::start(writers, dialect, Arc::clone(&events), tasks);
-        Ok(Self { dialect, readers, writer, events })
+        let own_events = Arc::new(watch::Sender::new(0));
+        let appended = Appended { all: Arc::clone(&events), own: Arc::clone(&own_events) };
+        let writer = Writer::start(writers, dialect, appended, tasks);
+        Ok(Self { dialect, readers, writer, events, own_events })
     }
 
     /// The URL of the SQLite file in a data folder.
@@ -268,9 +271,21 @@ impl Db {
         self.events.subscribe()
     }
 
+    /// Wakes whenever events were appended by this controller.
+    #[must_use]
+    pub fn watch_own_events(&self) -> watch::Receiver<u64> {
+        self.own_events.subscribe()
+    }
+
     /// Wakes the watchers of events: another controller appended some.
     pub fn wake_event_watchers(&self) {
         self.events.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// A connection that may write, as the heartbeat has one.
+    #[cfg(test)]
+    pub(crate) async fn own_connection(&self) -> Result<PoolConnection<Any>> {
+        self.writer.connection().await
     }
 
     /// Which database this is.

@@ -38,10 +38,27 @@ pub(super) enum Written {
     },
 }
 
+/// Who is woken when events were appended here.
+#[derive(Clone)]
+pub(super) struct Appended {
+    /// Those who wait for events of any controller.
+    pub(super) all: Arc<watch::Sender<u64>>,
+    /// Those who wait for events of this one.
+    pub(super) own: Arc<watch::Sender<u64>>,
+}
+
+impl Appended {
+    fn wake(&self) {
+        for watchers in [&self.all, &self.own] {
+            watchers.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(super) enum Writer {
     Grouped { queue: mpsc::Sender<Write>, pool: AnyPool },
-    Pooled { pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>, tasks: TaskTracker, fence: Fence },
+    Pooled { pool: AnyPool, dialect: Dialect, events: Appended, tasks: TaskTracker, fence: Fence },
 }
 
 /// The member that writes, and the generation in which it joined: when it is no member any more, the
@@ -49,7 +66,7 @@ pub(super) enum Writer {
 pub(super) type Fence = Arc<OnceLock<(ControllerId, u64)>>;
 
 impl Writer {
-    pub(super) fn start(pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>, tasks: &TaskTracker) -> Self {
+    pub(super) fn start(pool: AnyPool, dialect: Dialect, events: Appended, tasks: &TaskTracker) -> Self {
         match dialect {
             Dialect::Sqlite => {
                 let (queue, writes) = mpsc::channel(QUEUE);
@@ -99,7 +116,7 @@ impl Writer {
             Self::Grouped { queue, .. } => queue.send(write).await.map_err(|_| Error::Closed)?,
             // In a task of its own, so a caller who goes away does not leave a transaction open.
             Self::Pooled { pool, dialect, events, tasks, .. } => {
-                let (pool, dialect, events) = (pool.clone(), *dialect, Arc::clone(events));
+                let (pool, dialect, events) = (pool.clone(), *dialect, events.clone());
                 tasks.spawn(async move {
                     let mut tx = match pool.acquire().await {
                         Ok(conn) => Tx { conn, dialect, appended_events: false },
@@ -111,6 +128,13 @@ impl Writer {
             }
         }
         answer.await.map_err(|_| Error::Away)?
+    }
+
+    #[cfg(test)]
+    pub(super) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Any>> {
+        match self {
+            Self::Grouped { pool, .. } | Self::Pooled { pool, .. } => Ok(pool.acquire().await?),
+        }
     }
 
     /// From now on, writes are refused unless this member still is one.
@@ -128,7 +152,7 @@ impl Writer {
     }
 }
 
-async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect, events: Arc<watch::Sender<u64>>) {
+async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect, events: Appended) {
     let mut group = Vec::with_capacity(GROUP);
     while writes.recv_many(&mut group, GROUP).await > 0 {
         match pool.acquire().await {
@@ -145,12 +169,12 @@ async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect,
 }
 
 /// Runs `group` in one transaction and answers everybody after the commit.
-async fn commit_group(tx: &mut Tx, group: Vec<Write>, events: &watch::Sender<u64>) {
+async fn commit_group(tx: &mut Tx, group: Vec<Write>, events: &Appended) {
     let mut answers = Vec::with_capacity(group.len());
     match apply_group(tx, group, &mut answers).await {
         Ok(()) => {
             if std::mem::take(&mut tx.appended_events) {
-                events.send_modify(|n| *n = n.wrapping_add(1));
+                events.wake();
             }
             answers.into_iter().for_each(|answer| answer(Ok(())));
         }

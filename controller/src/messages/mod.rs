@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod cluster;
+pub mod controller;
 pub mod event;
 pub mod host;
 pub mod image;

@@ -37,5 +37,7 @@ pub fn all(context: &Context) -> Vec<Reconciler> {
         let c = c.clone();
         async move { services::image::sweep_uploads(&c).await }
     });
-    vec![jobs, cleanup, expunge, trim, uploads]
+    let c = context.clone();
+    let report = Reconciler::new("report", Duration::from_secs(5), move || services::controller::report(c.clone()));
+    vec![jobs, cleanup, expunge, trim, uploads, report]
 }

@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod cluster;
+pub mod controller;
 pub mod event;
 pub mod host;
 pub mod image;
@@ -68,6 +69,7 @@ pub struct Definition {
 pub const ALL: &[Definition] = &[
     Definition { name: "account", flows: |_| (), register: account::register },
     Definition { name: "cluster", flows: |_| (), register: cluster::register },
+    Definition { name: "controller", flows: |_| (), register: controller::register },
     Definition { name: "event", flows: |_| (), register: event::register },
     Definition { name: "host", flows: |_| (), register: host::register },
     Definition { name: "image", flows: image::flows, register: image::register },

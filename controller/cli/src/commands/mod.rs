@@ -4,6 +4,7 @@ pub mod account;
 pub mod cluster;
 pub mod completion;
 pub mod console;
+pub mod controller;
 pub mod event;
 pub mod host;
 pub mod image;
@@ -46,6 +47,8 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Account(command) => Box::pin(account::run(&ctx()?, command)).await,
         Command::Token(command) => Box::pin(token::run(&ctx()?, command)).await,
         Command::Service(command) => Box::pin(service::run(&ctx()?, command)).await,
+        Command::Controller(command) => Box::pin(controller::run(&ctx()?, command)).await,
+        Command::Ring(command) => Box::pin(controller::run_ring(&ctx()?, command)).await,
         Command::Status(command) => Box::pin(status::run(&ctx()?, command)).await,
         Command::Login(command) => Box::pin(login::run(&global, command)).await,
         Command::Context(command) => login::contexts(&global, command),

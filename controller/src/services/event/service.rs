@@ -1,13 +1,19 @@
 //! Handlers of the event service.
 
+use std::time::Duration;
+
 use shared::api::event::Event;
 use shared::api::page::{MAX_LIMIT, Page};
 use shared::{Error, Result};
+use tokio::time::Instant;
 
 use crate::cx::Cx;
 use crate::db;
 use crate::messages::event::{ListEvents, NextEvents, NextEventsReply};
 use crate::services::{Context, answer_by};
+
+/// How often the database is asked for events of other controllers, whose word of them may get lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListEvents) -> Result<Page<Event>> {
     let mut conn = context.deps.db.read().await?;
@@ -30,10 +36,12 @@ pub(super) async fn next(context: Context, cx: Cx, message: NextEvents) -> Resul
         after = Some(reply.cursor);
         tokio::select! {
             () = cx.cancelled.cancelled() => return Ok(reply),
-            woken = tokio::time::timeout_at(until, appended.changed()) => match woken {
+            woken = tokio::time::timeout_at(until.min(Instant::now() + LOOK_AGAIN), appended.changed()) => match woken {
                 Ok(Ok(())) => {}
-                // The time is over, or the database is closing.
-                Ok(Err(_)) | Err(_) => return Ok(reply),
+                // The database is closing.
+                Ok(Err(_)) => return Ok(reply),
+                Err(_) if Instant::now() >= until => return Ok(reply),
+                Err(_) => {}
             },
         }
     }

@@ -22,6 +22,10 @@ fn sample(name: &str) -> Option<Value> {
         "cluster.CreateCluster" => with(json!({
             "id": ID, "name": "c", "zone_id": OTHER, "description": "", "cpu_overcommit": 2.5, "memory_overcommit": 1.0,
         })),
+        "controller.ActivateController" | "controller.DrainController" | "controller.GetOwnership" => {
+            json!({ "id": ID })
+        }
+        "controller.TakeUpJob" => json!({ "id": ID, "resource": OTHER }),
         "event.NextEvents" => json!({ "after": 7, "max": 10 }),
         "host.CreateJoinToken" => with(json!({ "cluster_id": OTHER, "ttl_s": 60 })),
         "host.HostEvents" => json!({ "id": ID, "events": [
