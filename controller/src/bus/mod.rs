@@ -227,8 +227,11 @@ impl Bus {
         }
     }
 
-    /// Fails every request that waits for `controller`, which left the ring.
+    /// Fails every request that waits for `controller`, which left the ring, and has the transport keep
+    /// nothing for it any more.
     pub fn controller_left(&self, controller: ControllerId) {
+        let transport = Arc::clone(&self.transport);
+        self.tasks.spawn(async move { transport.forget(controller).await });
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, lost) in waiting.extract_if(|_, w| w.owner == controller) {
             let error = Error::new(Code::OwnerLeft, format!("controller {controller} left before it answered"));

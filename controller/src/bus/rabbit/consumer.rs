@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::topology::Queues;
+use super::topology::{self, Queues};
 
 /// Messages that are taken and acknowledged together at most.
 const BATCH: usize = 256;
@@ -56,8 +56,17 @@ impl Receiver {
         stop: &CancellationToken,
     ) -> lapin::Result<()> {
         loop {
-            let channel = connection.create_channel().await?;
-            queues.declare(&channel).await?;
+            let mut channel = connection.create_channel().await?;
+            if let Err(error) = queues.declare(&channel).await {
+                if !topology::is_of_another_kind(&error) {
+                    return Err(error);
+                }
+                // Another version of this controller has left them; the broker has closed the channel.
+                tracing::info!(%error, "queues of another version are made anew");
+                channel = connection.create_channel().await?;
+                queues.remove_mine(&channel).await?;
+                queues.declare(&channel).await?;
+            }
             channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
             let mut consumers = Vec::new();
             for queue in queues.mine() {
@@ -132,7 +141,7 @@ impl Receiver {
         };
         let (from, number) = (text(properties.app_id()), text(properties.message_id()));
         let mine = from == self.me.to_string();
-        if mine && delivery.exchange.as_str() == super::topology::BROADCAST {
+        if mine && delivery.exchange.as_str() == topology::BROADCAST {
             return None;
         }
         let new = number.is_empty() || self.seen.insert(xxh3_64(format!("{from} {number}").as_bytes()));

@@ -65,7 +65,8 @@ pub(super) struct Publisher {
 
 impl Publisher {
     pub(super) fn new(me: ControllerId, waiting: mpsc::Receiver<Parcel>) -> Self {
-        Self { me, waiting, held: VecDeque::new(), next: 0 }
+        // A controller that comes back under its old id begins with numbers that nobody has seen.
+        Self { me, waiting, held: VecDeque::new(), next: rand::random_range(0..u64::MAX / 2) }
     }
 
     /// Sends what waits until the channel breaks or `stop`; the error is why it broke. While `blocked`,

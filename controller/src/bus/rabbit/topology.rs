@@ -4,8 +4,9 @@
 //! Nothing for a host, a resource or a call.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ExchangeKind};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 use shared::id::ControllerId;
 
 /// Exchange of what is for one controller; the routing key is the queue's name.
@@ -38,6 +39,11 @@ pub(super) fn key(service: &str, controller: ControllerId) -> String {
 /// Whether it is no service but the bus itself that the message is for.
 pub(super) fn is_of_the_bus(service: &str) -> bool {
     service.starts_with("bus.")
+}
+
+/// Whether the broker refused to declare something that is there with other arguments.
+pub(super) fn is_of_another_kind(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.kind() == &AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED))
 }
 
 impl Queues {
