@@ -69,14 +69,14 @@ pub fn check_url(url: &str) -> Result<(), Error> {
 }
 
 fn parse(url: &str) -> Result<AMQPUri, Error> {
-    // Without `//` the parser takes the host for a path.
-    if !url.starts_with("amqp://") && !url.starts_with("amqps://") {
+    // Where the parser finds no host it takes this machine.
+    let rest = url.strip_prefix("amqp://").or_else(|| url.strip_prefix("amqps://")).ok_or(Error::Url)?;
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    if host.is_empty() || host.starts_with(':') {
         return Err(Error::Url);
     }
     let mut uri: AMQPUri = url.parse().map_err(|_| Error::Url)?;
-    if uri.authority.host.is_empty() {
-        return Err(Error::Url);
-    }
     // Strictly, "amqp://host/" names a virtual host with the empty name, which nobody has.
     if uri.vhost.is_empty() {
         uri.vhost = "/".to_string();
@@ -140,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_is_read_with_what_the_files_say() {
-        for bad in ["", "http://x", "amqp:", "amqp://", "amqp:host", "amqp://h:port"] {
+        for bad in ["", "http://x", "amqp:", "amqp://", "amqp:host", "amqp://h:port", "amqp://u:p@/v"] {
             assert!(check_url(bad).is_err(), "{bad}");
         }
         let folder = tempfile::tempdir().unwrap();
