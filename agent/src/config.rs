@@ -67,7 +67,7 @@ pub struct AgentConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ControllerConfig {
-    /// Addresses of controllers, tried in turn; empty: those that `join` was given.
+    /// Addresses of controllers, tried before those that the controllers tell of and those of the join.
     pub urls: Vec<String>,
     /// How long a request to a controller may take, in seconds.
     pub timeout_s: u64,

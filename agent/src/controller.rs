@@ -4,10 +4,10 @@
 //! what is given up is found again by the controller itself (a task by its id, a change by the
 //! digest in the next ping).
 
+mod addresses;
 pub mod events;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -17,6 +17,7 @@ use shared::wire::TaskReport;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use addresses::Addresses;
 pub use events::Events;
 
 use crate::identity;
@@ -76,24 +77,28 @@ impl Error {
 #[derive(Clone)]
 pub struct Client {
     identity: Arc<identity::Current>,
-    configured: Arc<Vec<String>>,
-    /// The controller that answered last; the next request tries it first.
-    last: Arc<AtomicUsize>,
+    addresses: Arc<Addresses>,
     timeout: Duration,
     /// Events on their way; [`Events::run`] sends them.
     pub events: Events,
 }
 
 impl Client {
-    /// A client for the addresses in the configuration, or for those of the join when there are none.
-    pub fn new(identity: Arc<identity::Current>, config: &crate::config::ControllerConfig, events: Events) -> Self {
-        Self {
-            identity,
-            configured: Arc::new(config.urls.clone()),
-            last: Arc::default(),
-            timeout: config.timeout(),
-            events,
-        }
+    /// A client for the addresses in the configuration, those that controllers tell, and those of the
+    /// join, whose files are in `store`.
+    pub fn new(
+        identity: Arc<identity::Current>,
+        config: &crate::config::ControllerConfig,
+        store: identity::Store,
+        events: Events,
+    ) -> Self {
+        let addresses = Arc::new(Addresses::new(&config.urls, store));
+        Self { identity, addresses, timeout: config.timeout(), events }
+    }
+
+    /// Takes over the addresses of all controllers, as one of them told.
+    pub fn tell(&self, controllers: Vec<String>) {
+        self.addresses.tell(controllers);
     }
 
     /// Posts to the first controller that answers.
@@ -101,48 +106,40 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> Result<T, Error> {
-        let identity = self.identity.load_full();
-        let mut urls = self.urls(&identity);
-        let first = self.last.load(Ordering::Relaxed) % urls.len().max(1);
-        urls.rotate_left(first);
-        let mut error = Error::NoController;
-        for (i, base) in urls.iter().enumerate() {
-            match post(&identity.client, &join_url(base, path)?, body, self.timeout).await {
-                Ok(value) => {
-                    self.last.store(first + i, Ordering::Relaxed);
-                    return Ok(value);
-                }
-                Err(e) if e.is_passing() => error = e,
-                Err(e) => return Err(e),
-            }
-        }
-        Err(error)
+        self.post_first(None, path, body).await
     }
 
-    /// Posts a task's state to its callback, once.
+    /// Posts a task's state to its callback, or, when nothing answers there, to the other controllers,
+    /// which pass it on to whoever waits for it. Each is tried once.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn report(&self, callback: &str, report: &TaskReport) -> Result<(), Error> {
-        let client = self.identity.load().client.clone();
-        post::<serde::de::IgnoredAny>(&client, callback, report, self.timeout).await.map(|_| ())
+        let bad = || Error::Address(callback.to_string());
+        let url = reqwest::Url::parse(callback).map_err(|_| bad())?;
+        let base = url.origin().ascii_serialization();
+        self.post_first::<serde::de::IgnoredAny>(Some(&base), url.path(), report).await.map(|_| ())
     }
 
     /// Posts a task's outcome to its callback until it is taken, `until` passes or `stop` is cancelled.
+    /// The callback is asked for before each try: it changes when another controller takes over.
     ///
     /// # Errors
-    /// The last failure, or `GivenUp`.
+    /// The last failure, or `GivenUp`, also when there is no callback.
     pub async fn deliver(
         &self,
-        callback: &str,
+        callback: impl Fn() -> Option<String>,
         report: &TaskReport,
         until: Instant,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         let mut backoff = Backoff::default();
         loop {
-            match self.report(callback, report).await {
+            let Some(to) = callback() else { return Err(Error::GivenUp) };
+            match self.report(&to, report).await {
                 Ok(()) => return Ok(()),
+                // Refused at an address that is not the callback any more.
+                Err(e) if !e.is_passing() && callback().as_ref() != Some(&to) => {}
                 Err(e) if !e.is_passing() || Instant::now() >= until => return Err(e),
                 Err(error) => tracing::debug!(task.id = %report.task_id(), %error, "the callback is tried again"),
             }
@@ -153,26 +150,62 @@ impl Client {
         }
     }
 
-    /// Asks a controller for the content of an image, from byte `from` on when `etag` still holds.
+    /// Asks the controllers in turn for the content of an image, from byte `from` on when `etag` still
+    /// holds. One that does not have it says nothing of the others.
     ///
     /// # Errors
     /// See [`Error`]; a refusal is read, a success is given to stream.
     pub async fn image_content(&self, image: ImageId, resume: Option<(u64, &str)>) -> Result<reqwest::Response, Error> {
         let identity = self.identity.load_full();
         let mut error = Error::NoController;
-        for base in self.urls(&identity) {
+        for base in self.addresses.in_turn(None, &identity.controllers) {
             let url = join_url(&base, &format!("/agent/v1/images/{image}/content"))?;
             let mut request = identity.client.get(&url);
             if let Some((from, etag)) = resume {
                 request = request.header("range", format!("bytes={from}-")).header("if-range", etag);
             }
-            match request.send().await {
-                Ok(answer) if answer.status().is_success() || answer.status().as_u16() == 416 => return Ok(answer),
-                Ok(answer) => error = read_error(url, answer).await,
-                Err(source) => error = Error::Transport { url, source },
+            let refused = match request.send().await {
+                Ok(answer) if answer.status().is_success() || answer.status().as_u16() == 416 => {
+                    self.addresses.answered(&base);
+                    return Ok(answer);
+                }
+                Ok(answer) => read_error(url, answer).await,
+                Err(source) => {
+                    self.addresses.failed(&base);
+                    Error::Transport { url, source }
+                }
+            };
+            let elsewhere = matches!(&refused, Error::Refused(e) if e.code == shared::Code::NotFound);
+            if !refused.is_passing() && !elsewhere {
+                return Err(refused);
             }
-            if !error.is_passing() {
-                return Err(error);
+            // While one cannot be asked, it may be the one that has it.
+            if refused.is_passing() || !error.is_passing() {
+                error = refused;
+            }
+        }
+        Err(error)
+    }
+
+    async fn post_first<T: DeserializeOwned>(
+        &self,
+        first: Option<&str>,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, Error> {
+        let identity = self.identity.load_full();
+        let mut error = Error::NoController;
+        for base in self.addresses.in_turn(first, &identity.controllers) {
+            match post(&identity.client, &join_url(&base, path)?, body, self.timeout).await {
+                Err(e) if e.is_passing() => {
+                    self.addresses.failed(&base);
+                    tracing::debug!(error = crate::log::chain(&e), "the next controller is tried");
+                    error = e;
+                }
+                answered => {
+                    self.addresses.answered(&base);
+                    return answered;
+                }
             }
         }
         Err(error)
@@ -182,10 +215,6 @@ impl Client {
     #[must_use]
     pub fn host_id(&self) -> shared::id::HostId {
         self.identity.load().host_id
-    }
-
-    fn urls(&self, identity: &identity::Identity) -> Vec<String> {
-        if self.configured.is_empty() { identity.controllers.clone() } else { self.configured.to_vec() }
     }
 }
 

@@ -2,7 +2,8 @@
 //! `<data_dir>/identity`.
 //!
 //! The key is made on the host and never leaves it. `host-id` is written last at a join and marks
-//! it as complete. A renewal writes `key.new.pem`, then replaces `cert.pem`, then `key.pem`: after a
+//! it as complete; `controllers` is what the join was given, `controllers.told` what controllers have
+//! told since. A renewal writes `key.new.pem`, then replaces `cert.pem`, then `key.pem`: after a
 //! crash in between, the key that fits the certificate is taken. What TLS accepts is in [`tls`].
 
 pub mod join;
@@ -21,6 +22,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::id::HostId;
 use shared::time::Timestamp;
+use shared::wire::controllers;
 
 /// What is wrong with an identity.
 #[derive(Debug, thiserror::Error)]
@@ -176,6 +178,21 @@ impl Store {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The addresses that controllers told last; none when they never did.
+    pub(crate) fn told_controllers(&self) -> Result<Vec<String>, Error> {
+        let path = self.path("controllers.told");
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(controllers::clean(text.lines())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(Error::File { path, source }),
+        }
+    }
+
+    /// Keeps the addresses that controllers told.
+    pub(crate) fn save_told_controllers(&self, urls: &[String]) -> Result<(), Error> {
+        self.write("controllers.told", &format!("{}\n", urls.join("\n")), 0o644)
     }
 
     /// The certificate authorities of the controllers, PEM.

@@ -88,8 +88,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct JoinArgs {
-    /// Address of a controller; may be given more than once
-    #[arg(long, required = true, value_name = "URL")]
+    /// Address of a controller; several with commas, or given more than once
+    #[arg(long, required = true, value_name = "URL", value_delimiter = ',')]
     controller: Vec<String>,
     /// The one-time token
     #[arg(long, env = "KRING_JOIN_TOKEN", hide_env_values = true)]

@@ -110,7 +110,7 @@ pub async fn start(config: Config, hypervisor: Arc<dyn Hypervisor>) -> Result<Ru
     let address = listener.local_addr().map_err(listen)?;
     let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
     let app = Arc::new(App {
-        controller: Client::new(Arc::clone(&identity), &config.controller, Events::default()),
+        controller: Client::new(Arc::clone(&identity), &config.controller, store, Events::default()),
         images: Images::new(&config).map_err(Error::Images)?,
         networks: Networks::new(&config, tracker.clone(), shutdown.clone()),
         tasks: Tasks::new(&config.agent),

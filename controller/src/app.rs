@@ -12,9 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use shared::id::{ControllerId, HostId};
+use shared::id::ControllerId;
 use shared::state::controller::ControllerState;
-use shared::wire::TaskReport;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +23,7 @@ use crate::api::{self, CallbackSink};
 use crate::auth::tls::Pki;
 use crate::bus::rabbit::RabbitTransport;
 use crate::bus::{Bus, LocalTransport, Registry, Transport};
+use crate::callbacks::{self, Callbacks};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::cx::Cx;
@@ -158,6 +158,7 @@ impl App {
 
         let tls = pki.agent_client_config(config.hosts.tls_sessions).map_err(|e| Error::Pki(e.into()))?;
         let agents = Agents::new(tls, config.callback_base(), tasks.clone(), clock.clone());
+        agents.set_controllers(&config.advertised());
         let deps = Arc::new(Deps {
             db: db.clone(),
             agents: Arc::clone(&agents),
@@ -173,6 +174,7 @@ impl App {
         let context = Context::new(deps, Arc::clone(&engine));
         let mut registry = Registry::new(tasks.clone());
         services::register(&config.services, &context, &mut registry);
+        callbacks::subscribe(&mut registry, &agents);
         let (transport, inbox) = transport(&config, me, &registry, &clock).await;
         let bus = Bus::start(
             registry,
@@ -194,7 +196,8 @@ impl App {
         tasks.spawn(handover.clone().run(heartbeat.watch(), stop.clone()));
         handover.become_state(ControllerState::Active).await?;
         tasks.spawn(Arc::clone(&pki).run(stop.clone()));
-        let callbacks: Arc<dyn CallbackSink> = Arc::new(Callbacks(Arc::clone(&agents)));
+        let callbacks: Arc<dyn CallbackSink> =
+            Arc::new(Callbacks { agents: Arc::clone(&agents), bus: Arc::clone(&bus), ring });
         let gateway = api::Server::start(api::Parts {
             config,
             bus: Arc::clone(&bus),
@@ -357,13 +360,4 @@ fn lock(dir: &Path) -> Result<Flock<File>, Error> {
     lock.set_len(0).map_err(io)?;
     writeln!(lock, "{}", std::process::id()).map_err(io)?;
     Ok(lock)
-}
-
-/// Hands what agents report to the agent client.
-struct Callbacks(Arc<Agents>);
-
-impl CallbackSink for Callbacks {
-    fn deliver(&self, host: HostId, report: TaskReport) -> bool {
-        self.0.deliver(host, report)
-    }
 }

@@ -6,6 +6,7 @@ pub mod app;
 pub mod auth;
 pub mod bootstrap;
 pub mod bus;
+pub mod callbacks;
 pub mod clock;
 pub mod config;
 pub mod cx;

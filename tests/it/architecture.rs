@@ -15,6 +15,7 @@ const MAX_LINES: usize = 700;
 const LAYERS: &[&[&str]] = &[
     &["main"],
     &["app"],
+    &["callbacks"],
     &["bootstrap", "handover", "api"],
     &["reconcile"],
     &["services", "metrics"],

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{Method, Request};
 use hyper::body::Incoming;
+use shared::wire::controllers::{self, HEADER_CONTROLLERS};
 use shared::wire::host::Pong;
 use shared::{Code, Error};
 use tokio::sync::Semaphore;
@@ -18,6 +19,9 @@ pub(super) async fn answer(app: &Arc<App>, consoles: &Arc<Semaphore>, request: R
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let method = request.method().clone();
+    if let Some(list) = request.headers().get(HEADER_CONTROLLERS).and_then(|list| list.to_str().ok()) {
+        app.controller.tell(controllers::read(list));
+    }
     match parts.as_slice() {
         ["v1", "ping"] if method == get => give(Ok(ping(app))),
         ["v1", "facts"] if method == get => give(Box::pin(ops::host::facts(app)).await),

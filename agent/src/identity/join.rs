@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use shared::id::HostId;
 use shared::name::Name;
 use shared::wire::host::{HostFacts, Join, Joined};
-use shared::wire::host_dns_name;
+use shared::wire::{controllers, host_dns_name};
 
 use super::tls::{self, Fingerprint};
 use super::{Error, Issued, Store};
@@ -60,6 +60,8 @@ pub async fn join(store: &Store, options: JoinOptions, facts: HostFacts) -> Resu
         return Err(Error::Answer("its certificate authority is not the one of the token".into()));
     }
     store.save_join(joined.host_id, &options.controllers, &issued)?;
+    // What an earlier life was told is of other controllers, perhaps.
+    store.save_told_controllers(&controllers::clean(joined.controllers.iter().map(String::as_str)))?;
     Ok(joined.host_id)
 }
 
@@ -128,7 +130,7 @@ mod tests {
         let ca = TestCa::new();
         let (id, other) = (HostId::new(), HostId::new());
         let (certificate, key) = ca.issue(&host_dns_name(id));
-        let joined = Joined { host_id: id, certificate, ca: ca.pem.clone() };
+        let joined = Joined { host_id: id, certificate, ca: ca.pem.clone(), controllers: Vec::new() };
         assert!(accept(&joined, key.clone(), &ca.pem, id).is_ok());
         assert!(accept(&joined, request().unwrap().0, &ca.pem, id).is_err(), "another key");
         assert!(accept(&joined, key.clone(), &ca.pem, other).is_err(), "another host");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::time::Timestamp;
+use shared::wire::controllers;
 use shared::wire::host::{Joined, Renew};
 
 use super::{Current, Error, Identity, Store, join};
@@ -52,6 +53,7 @@ pub async fn renew(app: &App, store: &Store) -> Result<(), Error> {
     // The authority stays the one of the join: only an operator, by a new join, may change it.
     let issued = join::accept(&joined, key_pem, &store.ca_pem()?, app.identity.load().host_id)?;
     store.save_renewal(&issued)?;
+    app.controller.tell(controllers::clean(joined.controllers.iter().map(String::as_str)));
     swap(&app.identity, store, app.config.controller.timeout())?;
     tracing::info!(until = %app.identity.load().not_after, "the certificate is renewed");
     Ok(())

@@ -94,6 +94,11 @@ impl Controller {
         *self.handler.lock().unwrap() = Some(Box::new(handler));
     }
 
+    /// Nobody listens at its address any more.
+    pub(crate) fn die(&self) {
+        self._serve.lock().unwrap().take();
+    }
+
     fn answer(&self, request: Request<Bytes>) -> Response<Bytes> {
         let answer = self.handler.lock().unwrap().as_ref().map(|h| h(&request)).unwrap_or_default();
         let path = request.uri().path().to_string();
@@ -175,13 +180,25 @@ impl World {
         time: Duration,
         command: &C,
     ) -> reqwest::Response {
+        self.send_from(&self.controller.url, id, generation, time, command).await
+    }
+
+    /// Sends a command that is to be reported to the controller at `from`.
+    pub(crate) async fn send_from<C: AgentCommand>(
+        &self,
+        from: &str,
+        id: TaskId,
+        generation: u64,
+        time: Duration,
+        command: &C,
+    ) -> reqwest::Response {
         let deadline = Timestamp::now().plus_ms(i64::try_from(time.as_millis()).unwrap());
         self.client
             .post(self.url(&format!("/v1/commands/{}", C::PATH)))
             .header(HEADER_TASK, id.to_string())
             .header(HEADER_GENERATION, generation.to_string())
             .header(HEADER_DEADLINE, deadline.ms().to_string())
-            .header(HEADER_CALLBACK, format!("{}/agent/v1/callbacks/{id}", self.controller.url))
+            .header(HEADER_CALLBACK, format!("{from}/agent/v1/callbacks/{id}"))
             .json(command)
             .send()
             .await

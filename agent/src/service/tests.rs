@@ -256,7 +256,7 @@ fn certify(ca: &TestCa, host_id: HostId, csr: &str) -> Joined {
     let name = rcgen::string::Ia5String::try_from(host_dns_name(host_id)).unwrap();
     request.params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
     let certificate = request.signed_by(&ca.issuer).unwrap().pem();
-    Joined { host_id, certificate, ca: ca.pem.clone() }
+    Joined { host_id, certificate, ca: ca.pem.clone(), controllers: Vec::new() }
 }
 
 fn answer_json(value: &impl serde::Serialize) -> Response<Bytes> {
@@ -325,3 +325,5 @@ fn rcgen_request() -> String {
     let key = rcgen::KeyPair::generate().unwrap();
     rcgen::CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap().pem().unwrap()
 }
+
+mod failover;

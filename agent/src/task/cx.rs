@@ -1,5 +1,6 @@
 //! What an operation is given about the task that it works for.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,12 +14,11 @@ use tokio_util::sync::CancellationToken;
 pub struct TaskCx {
     /// The task.
     pub task_id: TaskId,
-    /// Ring generation of the command; recorded in the metadata of a domain that it changes.
-    pub generation: u64,
     /// When the command is given up. Everything that is awaited on its behalf ends by then.
     pub deadline: Instant,
     /// Cancelled when a controller cancels the task, when the deadline passes, or when the agent stops.
     pub cancel: CancellationToken,
+    generation: Arc<AtomicU64>,
     progress: Arc<Mutex<Progress>>,
 }
 
@@ -35,7 +35,19 @@ impl TaskCx {
     /// A context that nothing cancels but `cancel` and whose progress nobody has asked for yet.
     #[must_use]
     pub fn new(task_id: TaskId, generation: u64, deadline: Instant, cancel: CancellationToken) -> Self {
-        Self { task_id, generation, deadline, cancel, progress: Arc::default() }
+        Self { task_id, deadline, cancel, generation: Arc::new(AtomicU64::new(generation)), progress: Arc::default() }
+    }
+
+    /// Ring generation of the command; recorded in the metadata of a domain that it changes. It rises
+    /// when the command is repeated by the resource's next owner.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// The command was repeated under this generation.
+    pub(super) fn raise_generation(&self, generation: u64) {
+        self.generation.fetch_max(generation, Ordering::SeqCst);
     }
 
     /// Says how far the task is. Cheap: it is sent on about once a second at most.

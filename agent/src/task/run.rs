@@ -26,7 +26,12 @@ const CALLBACK_GRACE: Duration = Duration::from_secs(180);
 pub(super) async fn run(app: Arc<App>, entry: Arc<Entry>, work: Work, turn: Turn) {
     let Turn { mut before, mine } = turn;
     let outcome = match wait_for_turn(&entry, &mut before).await {
-        Ok(()) => Box::pin(supervise(&app, &entry, work)).await,
+        Ok(()) => {
+            let began_under = entry.cx.generation();
+            let outcome = Box::pin(supervise(&app, &entry, work)).await;
+            record_raised(&app, &entry, began_under).await;
+            outcome
+        }
         Err(error) => Err(error),
     };
     let outcome = outcome.map_err(|error| worded(&entry, error));
@@ -52,6 +57,18 @@ async fn wait_for_turn(entry: &Entry, before: &mut Option<oneshot::Receiver<()>>
     Ok(())
 }
 
+/// The command was repeated by the next owner while it ran: that generation is recorded with the VM as
+/// well, or the owner before could act again after a restart of the agent.
+async fn record_raised(app: &App, entry: &Entry, began_under: u64) {
+    let generation = entry.cx.generation();
+    if generation == began_under || !entry.path.starts_with("vm/") {
+        return;
+    }
+    if let Err(error) = app.hypervisor.set_generation(VmId::from_uuid(entry.resource), generation).await {
+        tracing::debug!(vm.id = %entry.resource, generation, %error, "the generation could not be recorded");
+    }
+}
+
 /// Checks the generation, then runs the work with its progress posted, its deadline watched, and a
 /// panic turned into a failure of this task alone.
 async fn supervise(app: &Arc<App>, entry: &Entry, work: Work) -> Outcome {
@@ -61,7 +78,7 @@ async fn supervise(app: &Arc<App>, entry: &Entry, work: Work) -> Outcome {
         let recorded = cx.until_cancelled(app.hypervisor.generation(vm_id)).await?;
         app.tasks.recorded_generation(entry.resource, recorded);
     }
-    app.tasks.check_generation(entry.resource, cx.generation)?;
+    app.tasks.check_generation(entry.resource, cx.generation())?;
     cx.check()?;
     let (cancel, deadline) = (cx.cancel.clone(), cx.deadline);
     let mut work = std::pin::pin!(AssertUnwindSafe(work(Arc::clone(app), cx)).catch_unwind());
@@ -112,9 +129,11 @@ async fn deliver(app: &App, entry: &Entry) {
         Ok(decided) if *decided == Answer::Owed => {}
         _ => return,
     }
-    let Some(callback) = entry.callback() else { return };
+    if entry.callback().is_none() {
+        return;
+    }
     let until = entry.cx.deadline.max(Instant::now()) + CALLBACK_GRACE;
-    if let Err(error) = app.controller.deliver(&callback, &entry.report(), until, app.tasks.all()).await {
+    if let Err(error) = app.controller.deliver(|| entry.callback(), &entry.report(), until, app.tasks.all()).await {
         let (task, error) = (entry.cx.task_id, crate::log::chain(&error));
         tracing::warn!(task.id = %task, error, "the outcome could not be delivered; it can be asked for");
     }

@@ -94,13 +94,14 @@ impl Tasks {
     pub fn submit(&self, app: &Arc<App>, order: Order, prepared: Prepared) -> Result<Arc<Entry>> {
         let mut table = self.lock();
         table.forget_old(&self.limits);
-        if let Some(known) = table.tasks.get(&order.task_id) {
-            return if known.path == prepared.path && known.resource == prepared.resource {
-                known.redirect(order.callback);
-                Ok(Arc::clone(known))
-            } else {
-                Err(Error::new(Code::Conflict, "this task id belongs to another command"))
-            };
+        if let Some(known) = table.tasks.get(&order.task_id).map(Arc::clone) {
+            if known.path != prepared.path || known.resource != prepared.resource {
+                return Err(Error::new(Code::Conflict, "this task id belongs to another command"));
+            }
+            table.raise(known.resource, order.generation)?;
+            known.cx.raise_generation(order.generation);
+            known.redirect(order.callback);
+            return Ok(known);
         }
         if app.shutdown.is_cancelled() {
             return Err(Error::new(Code::Unavailable, "the agent is stopping"));
@@ -218,6 +219,18 @@ impl Table {
         resource.active += 1;
         resource.used = now;
         Ok(Turn { before: resource.tail.replace(end), mine })
+    }
+
+    /// A command was repeated: by the same owner, by the next one, or too late by the one before.
+    fn raise(&mut self, resource: Uuid, generation: u64) -> Result<()> {
+        match self.resources.get_mut(&resource) {
+            Some(known) if generation < known.newest => Err(stale(generation, known.newest)),
+            Some(known) => {
+                known.newest = generation;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn forget_old(&mut self, limits: &Limits) {

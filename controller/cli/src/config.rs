@@ -185,9 +185,9 @@ pub fn target(flags: &Connection, env: &Env) -> Result<Target> {
     // A context that is named on the command line counts more than the environment.
     let env_values = if flags.context.is_some() { &empty } else { env };
     let given_urls = if flags.controller.is_empty() {
-        env_values.url.as_deref().map(|u| u.split(',').map(str::to_string).collect()).unwrap_or_default()
+        env_values.url.as_deref().map(list_of).unwrap_or_default()
     } else {
-        flags.controller.clone()
+        flags.controller.iter().flat_map(|urls| list_of(urls)).collect()
     };
     let (path, file) = effective_file(flags, env)?;
     let (name, context) = match choose(&file, flags.context.as_deref(), &path)? {
@@ -205,8 +205,25 @@ pub fn target(flags: &Connection, env: &Env) -> Result<Target> {
         None => context_ca(&context, &path)?,
     };
     let token = flags.token.clone().or_else(|| env_values.token.clone()).or(context.token);
-    let urls = urls.iter().map(|u| parse_url(u)).collect::<Result<_>>()?;
+    let urls = parse_urls(&urls)?;
     Ok(Target { urls, ca_pem, token, context: name.filter(|_| from_file) })
+}
+
+/// The addresses in a list with commas.
+fn list_of(text: &str) -> Vec<String> {
+    text.split(',').map(|url| url.trim().to_string()).filter(|url| !url.is_empty()).collect()
+}
+
+/// Addresses, each once.
+pub fn parse_urls(texts: &[String]) -> Result<Vec<Url>> {
+    let mut urls: Vec<Url> = Vec::new();
+    for text in texts {
+        let url = parse_url(text)?;
+        if !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
+    Ok(urls)
 }
 
 fn choose(file: &File, wanted: Option<&str>, path: &Path) -> Result<Option<(String, Context)>> {

@@ -59,9 +59,9 @@ pub enum CliError {
     /// The server's answer is not one of Kring's.
     #[error("{0}")]
     Protocol(String),
-    /// No controller could be reached.
-    #[error("cannot reach the controller at {url}")]
-    Unreachable { url: String, causes: Vec<String>, hint: Option<String> },
+    /// No controller could be reached: the addresses that were tried, and why each did not answer.
+    #[error("{}", unreachable(.tried))]
+    Unreachable { tried: Vec<(String, Vec<String>)>, hint: Option<String> },
     /// A job ended badly.
     #[error("{message}")]
     JobFailed { message: String, job: Box<shared::api::job::Job> },
@@ -212,7 +212,10 @@ impl CliError {
     fn causes(&self) -> Vec<String> {
         match self {
             Self::Problem(problem) => problem.causes.clone(),
-            Self::Unreachable { causes, .. } => causes.clone(),
+            Self::Unreachable { tried, .. } => match tried.as_slice() {
+                [(_, causes)] => causes.clone(),
+                several => several.iter().map(|(url, causes)| format!("{url}: {}", causes.join(": "))).collect(),
+            },
             Self::JobFailed { job, .. } => job.error.as_ref().map(|e| e.causes.clone()).unwrap_or_default(),
             _ => Vec::new(),
         }
@@ -251,6 +254,14 @@ impl CliError {
             }
             _ => None,
         }
+    }
+}
+
+fn unreachable(tried: &[(String, Vec<String>)]) -> String {
+    let urls: Vec<&str> = tried.iter().map(|(url, _)| url.as_str()).collect();
+    match urls.as_slice() {
+        [url] => format!("cannot reach the controller at {url}"),
+        several => format!("cannot reach any controller; tried {}", several.join(", ")),
     }
 }
 

@@ -11,12 +11,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use shared::id::{HostId, TaskId};
 use shared::wire::host::Pong;
-use shared::wire::{AgentCommand, TaskReport};
+use shared::wire::{AgentCommand, HEADER_CONTROLLERS, TaskReport, controllers};
 use shared::{Code, Error, Result};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -81,6 +82,8 @@ struct Waiter {
 pub struct Agents {
     tls: Arc<rustls::ClientConfig>,
     callback_base: String,
+    /// Addresses of all controllers, as the header has them.
+    controllers: ArcSwap<String>,
     waiting: Mutex<HashMap<TaskId, Waiter>>,
     tasks: TaskTracker,
     clock: crate::clock::Clock,
@@ -96,13 +99,28 @@ impl Agents {
         tasks: TaskTracker,
         clock: crate::clock::Clock,
     ) -> Arc<Self> {
-        Arc::new(Self { tls, callback_base, waiting: Mutex::default(), tasks, clock })
+        let controllers = ArcSwap::from_pointee(controllers::write(&controllers::clean([callback_base.as_str()])));
+        Arc::new(Self { tls, callback_base, controllers, waiting: Mutex::default(), tasks, clock })
+    }
+
+    /// Says where all controllers are reached, this one among them: `https://ADDRESS:PORT` each. Agents
+    /// are told with their next ping or command, and turn to the others when one does not answer. Every
+    /// controller should say the same, or agents write the list down again and again.
+    pub fn set_controllers(&self, urls: &[String]) {
+        let list = controllers::clean(urls.iter().map(String::as_str));
+        self.controllers.store(Arc::new(controllers::write(&list)));
+    }
+
+    /// Where agents reach the controllers.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<String> {
+        controllers::read(&self.controllers.load())
     }
 
     /// Asks a host for its sign of life.
     pub async fn ping(&self, host: &HostRef, timeout: Duration) -> Result<Pong> {
-        let answer = self.exchange(host, Request::new(Method::GET, "/v1/ping"), Instant::now() + timeout).await?;
-        answer.read()
+        let request = Request::new(Method::GET, "/v1/ping").header(HEADER_CONTROLLERS, self.controllers.load());
+        self.exchange(host, request, Instant::now() + timeout).await?.read()
     }
 
     /// Has a command carried out, and waits for its outcome until the order's deadline. When the
@@ -208,6 +226,7 @@ impl Agents {
         Request::new(Method::POST, format!("/v1/commands/{}", C::PATH))
             .header(shared::wire::HEADER_TASK, order.task_id)
             .header(shared::wire::HEADER_GENERATION, order.generation)
+            .header(HEADER_CONTROLLERS, self.controllers.load())
             .header(shared::wire::HEADER_DEADLINE, deadline.ms())
             .header(
                 shared::wire::HEADER_CALLBACK,

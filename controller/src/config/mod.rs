@@ -136,6 +136,14 @@ impl Config {
         format!("https://{host}:{}", self.api.listen.port())
     }
 
+    /// URLs by which agents reach this controller, the one for callbacks first.
+    #[must_use]
+    pub fn advertised(&self) -> Vec<String> {
+        let mut urls = vec![self.callback_base()];
+        urls.extend(self.api.advertise.iter().skip(1).cloned());
+        urls
+    }
+
     /// URL by which users on this machine reach this controller.
     #[must_use]
     pub fn client_url(&self) -> String {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shared::api::host::{CreateJoinToken as TokenBody, Host, HostConnection, JoinToken, UpdateHost as UpdateBody};
 use shared::id::{HostId, JoinTokenId, ResourceId};
+use shared::wire::TaskReport;
 use shared::wire::event::AgentEvent;
 use shared::wire::host::{Join, Joined, Renew};
 
@@ -71,6 +72,20 @@ impl Event for HostConnectionChanged {}
 impl CanonicalEvent for HostConnectionChanged {
     const PATH: &'static str = "/host/connection/changed";
 }
+
+/// A host has reported on a task that nobody waits for at the controller it told: whoever waits for
+/// it elsewhere takes the report from here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReported {
+    /// The host, by its certificate.
+    pub host_id: HostId,
+    /// What it told.
+    pub report: TaskReport,
+}
+impl Message for TaskReported {
+    const NAME: &'static str = "host.TaskReported";
+}
+impl Event for TaskReported {}
 
 /// Compares a host with the database: it is new, has restarted, or tells of other VMs than it should.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

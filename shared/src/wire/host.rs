@@ -123,6 +123,9 @@ pub struct Joined {
     pub certificate: String,
     /// The certificate authority, PEM.
     pub ca: String,
+    /// Addresses of all controllers; none when the controller does not tell.
+    #[serde(default)]
+    pub controllers: Vec<String>,
 }
 
 /// `POST /agent/v1/renew`, with the client certificate that is about to expire.

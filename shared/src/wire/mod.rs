@@ -6,7 +6,8 @@
 //! Controller → agent:
 //! - `POST /v1/commands/<noun>/<verb>` with the headers below. `200` carries the reply of a command
 //!   that was quick; `202` says that the outcome will be posted to the callback as a [`TaskReport`].
-//!   A repeated task id is not run twice: it is answered with the outcome, or `202` while it runs.
+//!   A repeated task id is not run twice: it is answered with the outcome, or `202` while it runs, and
+//!   the outcome then goes to the callback of the repetition, which may be another controller's.
 //! - `GET /v1/tasks/{id}`: the [`TaskReport`] of a task, for a callback that got lost; `404` when
 //!   the agent does not know it (it restarted, say): then the command is sent again, for every
 //!   command may be run twice.
@@ -18,8 +19,13 @@
 //! Agent → controller (below `/agent/v1`): `POST join`, `POST renew`, `POST callbacks/{task}`,
 //! `POST events`, `GET images/{id}/content`.
 //!
+//! Commands and pings carry the addresses of all controllers (see [`controllers`]). A request that the
+//! agent cannot post to one of them goes to the next; a report that arrives where nobody waits for it
+//! is passed on to the others.
+//!
 //! Errors are a [`crate::Error`] in JSON with the status of its code.
 
+pub mod controllers;
 pub mod event;
 pub mod host;
 pub mod image;
@@ -30,6 +36,8 @@ pub mod volume;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use controllers::HEADER_CONTROLLERS;
 
 use crate::error::Error;
 use crate::id::{HostId, TaskId};

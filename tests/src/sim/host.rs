@@ -72,6 +72,8 @@ pub struct Host {
     requests: AtomicU64,
     frozen: watch::Sender<bool>,
     listening: Mutex<Option<CancellationToken>>,
+    /// Where controllers say that they are.
+    controllers: Mutex<Vec<String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,6 +105,7 @@ impl Host {
             requests: AtomicU64::new(0),
             frozen: watch::Sender::new(false),
             listening: Mutex::default(),
+            controllers: Mutex::default(),
             shared,
         });
         host.listen(listener);
@@ -327,30 +330,73 @@ impl Host {
                 waiting.drain(..n).collect()
             };
             let batch = AgentEvents { host_id: self.id, events };
-            let url = format!("{}/agent/v1/events", self.shared.controller());
-            self.post(&url, &batch).await;
+            self.post(None, "/agent/v1/events", &batch).await;
         }
     }
 
-    /// Posts to the controller, again when it is not reached, and gives up after a while.
-    async fn post(&self, url: &str, body: &impl serde::Serialize) {
+    /// Takes over where controllers say that they are.
+    pub(super) fn tell(&self, list: Vec<String>) {
+        if !list.is_empty() {
+            *lock(&self.controllers) = list;
+        }
+    }
+
+    /// The controllers that this host knows.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<String> {
+        lock(&self.controllers).clone()
+    }
+
+    /// Sends a request to one controller after the other, `first` first, until one takes it.
+    ///
+    /// # Errors
+    /// When none of them is reached.
+    async fn ask_any(
+        &self,
+        method: Method,
+        first: Option<&str>,
+        path: &str,
+        body: &[u8],
+    ) -> anyhow::Result<outbound::Answer> {
+        let configured = self.shared.controller();
+        let mut bases = vec![first.unwrap_or(&configured).to_string(), configured];
+        bases.extend(self.controllers());
+        let mut tried: Vec<String> = Vec::new();
+        let mut last = Err(anyhow::anyhow!("there is no controller"));
+        for base in bases {
+            if tried.contains(&base) {
+                continue;
+            }
+            last = self.ask(method.clone(), &format!("{base}{path}"), body.to_vec()).await;
+            match &last {
+                Ok(answer) if !answer.status.is_server_error() => break,
+                Ok(_) => {}
+                Err(error) => tracing::debug!(host.id = %self.id, error = format!("{error:#}"), "not reached"),
+            }
+            tried.push(base);
+        }
+        last
+    }
+
+    /// Posts to the controllers, again when none is reached, and gives up after a while.
+    async fn post(&self, first: Option<&str>, path: &str, body: &impl serde::Serialize) {
         let Ok(body) = serde_json::to_vec(body) else { return };
         let mut wait = FIRST_WAIT;
         for _ in 0..TRIES {
             self.thawed().await;
-            match self.ask(Method::POST, url, body.clone()).await {
-                Ok(answer) if answer.status.is_server_error() => {}
-                Ok(_) => return,
-                Err(error) => tracing::debug!(host.id = %self.id, error = format!("{error:#}"), "not reached"),
+            match self.ask_any(Method::POST, first, path, &body).await {
+                Ok(answer) if !answer.status.is_server_error() => return,
+                _ => tokio::time::sleep(wait).await,
             }
-            tokio::time::sleep(wait).await;
             wait *= 2;
         }
     }
 
-    /// Posts the state of a task to its callback.
+    /// Posts the state of a task to its callback, or to another controller when nothing answers there.
     pub(super) async fn report(&self, callback: &str, report: &TaskReport) {
-        self.post(callback, report).await;
+        let split = callback.find("/agent/").unwrap_or(callback.len());
+        let (base, path) = callback.split_at(split);
+        self.post(Some(base), path, report).await;
     }
 
     /// Sends a request to the controller with this host's certificate.
@@ -368,8 +414,8 @@ impl Host {
     /// When the controller refuses, or its answer does not fit.
     pub async fn renew(&self) -> anyhow::Result<()> {
         let (key, csr) = tls::key_and_request()?;
-        let url = format!("{}/agent/v1/renew", self.shared.controller());
-        let joined = self.ask(Method::POST, &url, serde_json::to_vec(&Renew { csr })?).await?;
+        let body = serde_json::to_vec(&Renew { csr })?;
+        let joined = self.ask_any(Method::POST, None, "/agent/v1/renew", &body).await?;
         self.take(joined.read()?, key)
     }
 
@@ -414,9 +460,9 @@ impl Host {
     }
 
     async fn fetch_upload(&self, id: ImageId) -> Result<ImageInfo> {
-        let url = format!("{}/agent/v1/images/{id}/content", self.shared.controller());
+        let path = format!("/agent/v1/images/{id}/content");
         let failed = |text: String| Error::new(Code::DownloadFailed, text);
-        let answer = self.ask(Method::GET, &url, Vec::new()).await.map_err(|e| failed(format!("{e:#}")))?;
+        let answer = self.ask_any(Method::GET, None, &path, &[]).await.map_err(|e| failed(format!("{e:#}")))?;
         if !answer.status.is_success() {
             return Err(failed(format!("the controller answered {}", answer.status)));
         }

@@ -235,7 +235,9 @@ impl Sim {
         let answer = outbound::send(&client, Method::POST, &url, serde_json::to_vec(&join)?).await?;
         let joined: Joined = answer.read()?;
         let identity = Identity::new(joined.host_id, joined.certificate, joined.ca, key)?;
-        self.serve(spec, identity, listener)
+        let host = self.serve(spec, identity, listener)?;
+        host.tell(joined.controllers);
+        Ok(host)
     }
 
     /// Starts a host that has a certificate already.

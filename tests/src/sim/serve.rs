@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use shared::id::TaskId;
 use shared::wire::Empty;
+use shared::wire::controllers::{self, HEADER_CONTROLLERS};
 use shared::{Code, Error, Result};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -68,6 +69,9 @@ async fn answer(host: &Arc<Host>, request: Request<Incoming>) -> std::result::Re
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let method = request.method().clone();
+    if let Some(list) = request.headers().get(HEADER_CONTROLLERS).and_then(|list| list.to_str().ok()) {
+        host.tell(controllers::read(list));
+    }
     match parts.as_slice() {
         ["v1", "ping"] if method == get => ping(host).await,
         ["v1", "facts"] if method == get => Ok(give(Ok(host.facts()))),

@@ -175,10 +175,16 @@ pub(super) fn submit(
         if known.path != path {
             return Err(Error::new(Code::Conflict, "this task id belongs to another command"));
         }
+        let newest = table.newest.get(&resource).copied().unwrap_or(0);
+        if order.generation < newest {
+            return Err(stale(order.generation, newest));
+        }
+        let known = Arc::clone(known);
+        table.newest.insert(resource, order.generation);
         if order.callback.is_some() {
             *known.callback.lock().unwrap_or_else(PoisonError::into_inner) = order.callback;
         }
-        return Ok((Arc::clone(known), false));
+        return Ok((known, false));
     }
     if order.deadline <= Instant::now() {
         return Err(Error::new(Code::DeadlineExceeded, "the deadline of the command has passed"));

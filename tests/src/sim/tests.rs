@@ -203,3 +203,17 @@ async fn only_a_controller_of_the_same_authority_is_let_in() {
     assert!(other_ca.ping(&bench.target, timeout).await.is_err());
     bench.agents.ping(&bench.target, timeout).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_host_knows_the_controllers_and_repeats_go_to_the_next_owner() {
+    let bench = bench(&authority()).await;
+    let list = vec!["https://127.0.0.1:1".to_string(), "https://127.0.0.1:2".to_string()];
+    bench.agents.set_controllers(&list);
+    bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(bench.host.controllers(), list);
+    let (first, ensure) = (order(3), vm(true));
+    bench.send(first, &ensure).await.unwrap();
+    let again = bench.send(Order { generation: 4, ..first }, &ensure).await.unwrap();
+    assert_eq!(again.power.as_str(), "running");
+    assert_eq!(bench.send(first, &ensure).await.unwrap_err().code, Code::StaleGeneration);
+}

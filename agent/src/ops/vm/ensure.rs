@@ -162,7 +162,7 @@ async fn domain_spec(
     });
     Ok(DomainSpec {
         vm: vm.clone(),
-        generation: cx.generation,
+        generation: cx.generation(),
         virt_mode: facts::virt_mode(app.config.libvirt.virt_mode).0,
         disks: disks.collect(),
         nics: nics.collect(),

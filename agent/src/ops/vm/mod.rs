@@ -34,10 +34,10 @@ use crate::task::TaskCx;
 /// A VM that must be on this host, after the command's generation has been recorded with it.
 async fn present(app: &Arc<App>, cx: &TaskCx, vm_id: VmId) -> Result<VmReport> {
     let report = report(app, cx, vm_id).await?;
-    if report.generation < cx.generation {
-        cx.until_cancelled(app.hypervisor.set_generation(vm_id, cx.generation)).await?;
+    if report.generation < cx.generation() {
+        cx.until_cancelled(app.hypervisor.set_generation(vm_id, cx.generation())).await?;
     }
-    Ok(VmReport { generation: report.generation.max(cx.generation), ..report })
+    Ok(VmReport { generation: report.generation.max(cx.generation()), ..report })
 }
 
 /// A VM as it is now.

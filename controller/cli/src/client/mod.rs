@@ -9,6 +9,9 @@ pub mod sse;
 pub mod tls;
 pub mod ws;
 
+mod failover;
+
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -97,7 +100,10 @@ enum Failure {
 pub struct Client {
     http: reqwest::Client,
     urls: Vec<Url>,
+    /// The address that is used, modulo their number.
     current: AtomicUsize,
+    /// What is wrong at addresses that did not answer since they answered last.
+    away: Mutex<Vec<failover::Away>>,
     token: Option<HeaderValue>,
     verbose: bool,
 }
@@ -126,7 +132,14 @@ impl Client {
             hint: "give the controller's certificate authority with --ca ca.pem".into(),
         })?;
         let token = target.token.as_deref().map(bearer).transpose()?;
-        Ok(Self { http, urls: target.urls.clone(), current: AtomicUsize::new(0), token, verbose })
+        Ok(Self {
+            http,
+            urls: target.urls.clone(),
+            current: AtomicUsize::new(0),
+            away: Mutex::default(),
+            token,
+            verbose,
+        })
     }
 
     /// The address that was reached last.
@@ -144,22 +157,23 @@ impl Client {
     /// Sends a request until it is answered, a bounded number of times.
     pub async fn send(&self, call: Call<'_>) -> Result<Reply> {
         let key = (call.method != Method::GET).then(Uuid::new_v4);
-        let attempts = ATTEMPTS.max(self.urls.len());
+        let attempts = ATTEMPTS.max(2 * self.urls.len());
         let mut attempt = 1;
         loop {
             let (error, after, elsewhere) = match self.once(&call, key).await {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    self.answered();
+                    return Ok(reply);
+                }
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Again { error, after, elsewhere }) => (error, after, elsewhere),
             };
+            let moved = elsewhere && self.next_address(&error);
             if attempt >= attempts {
-                return Err(error);
-            }
-            if elsewhere {
-                self.current.fetch_add(1, Ordering::Relaxed);
+                return Err(self.with_all_tried(error));
             }
             // The other addresses are tried at once; only then is it worth waiting.
-            if !elsewhere || attempt.is_multiple_of(self.urls.len()) {
+            if !moved || attempt.is_multiple_of(self.urls.len()) {
                 let pause = pause(attempt, after);
                 if self.verbose {
                     crate::output::note(&format!("  trying again in {} ms: {error}", pause.as_millis()));
@@ -228,7 +242,7 @@ impl Client {
             Code::RateLimited | Code::Unavailable | Code::OwnerLeft => true,
             _ => matches!(problem.status, 429 | 503) && after.is_some(),
         };
-        let elsewhere = matches!(problem.code, Code::Unavailable | Code::OwnerLeft) && self.urls.len() > 1;
+        let elsewhere = matches!(problem.code, Code::Unavailable | Code::OwnerLeft);
         let error = CliError::Problem(Box::new(problem));
         Err(if again {
             Failure::Again { error, after: after.map(Duration::from_secs), elsewhere }
@@ -250,7 +264,8 @@ impl Client {
             403 => Code::Forbidden,
             404 => Code::NotFound,
             429 => Code::RateLimited,
-            503 => Code::Unavailable,
+            // What stands between says that there is no controller behind it just now.
+            502 | 503 => Code::Unavailable,
             _ => Code::Unknown,
         };
         let said: String = text.trim().chars().take(200).collect();
@@ -272,7 +287,8 @@ impl Client {
             None
         };
         let unfixable = hint.is_some() || error.is_builder();
-        let error = CliError::Unreachable { url: self.url().to_string(), causes, hint: hint.map(str::to_string) };
+        let error =
+            CliError::Unreachable { tried: vec![(self.url().to_string(), causes)], hint: hint.map(str::to_string) };
         if unfixable && self.urls.len() == 1 {
             return Failure::Final(error);
         }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use reqwest::Method;
+use shared::error::Code;
 
 use super::{Client, Failure};
 use crate::error::{CliError, Result};
@@ -22,22 +23,37 @@ pub struct Stream {
 }
 
 impl Client {
-    /// Opens a stream of events.
+    /// Opens a stream of events at the first controller that answers. Each is tried once.
     pub async fn open_stream(&self, path: &str, query: &[(&str, String)]) -> Result<Stream> {
-        let request = self.request(Method::GET, path, query, "text/event-stream");
-        let request = request.build().map_err(|e| CliError::Usage(e.to_string()))?;
-        let response = match self.http.execute(request).await {
-            Ok(response) => response,
-            Err(e) => match self.connection_failure(&e) {
-                Failure::Final(error) => return Err(error),
-                Failure::Again { error, .. } => {
-                    self.current.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    return Err(error);
+        let mut tries = 1;
+        loop {
+            let error = match self.open_one(path, query).await {
+                Ok(stream) => {
+                    self.answered();
+                    return Ok(stream);
                 }
-            },
-        };
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Again { error, .. }) => error,
+            };
+            if !self.next_address(&error) || tries >= self.addresses() {
+                return Err(self.with_all_tried(error));
+            }
+            tries += 1;
+        }
+    }
+
+    async fn open_one(&self, path: &str, query: &[(&str, String)]) -> Result<Stream, Failure> {
+        let request = self.request(Method::GET, path, query, "text/event-stream");
+        let request = request.build().map_err(|e| Failure::Final(CliError::Usage(e.to_string())))?;
+        let response = self.http.execute(request).await.map_err(|e| self.connection_failure(&e))?;
         if !response.status().is_success() {
-            return Err(CliError::Problem(Box::new(self.problem(response).await)));
+            let problem = Box::new(self.problem(response).await);
+            return Err(match problem.code {
+                Code::Unavailable | Code::OwnerLeft => {
+                    Failure::Again { error: CliError::Problem(problem), after: None, elsewhere: true }
+                }
+                _ => Failure::Final(CliError::Problem(problem)),
+            });
         }
         Ok(Stream { response, parser: Parser::default() })
     }

@@ -68,7 +68,7 @@ pub async fn run(global: &Global, args: Login) -> Result<()> {
         token: Some(token(global, &env, args.token_stdin)?),
     };
     let target = config::Target {
-        urls: context.urls.iter().map(|url| config::parse_url(url)).collect::<Result<_>>()?,
+        urls: config::parse_urls(&context.urls)?,
         ca_pem: context.ca_pem.clone(),
         token: context.token.clone(),
         context: None,

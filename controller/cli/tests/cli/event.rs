@@ -60,3 +60,23 @@ async fn past_events_are_listed_the_newest_first() {
     assert!(run.stdout.contains("/vm/deleted"), "{}", run.stdout);
     assert_eq!(fake.asked()[0].param("sort"), "-cursor");
 }
+
+#[tokio::test]
+async fn a_stream_goes_on_at_another_controller_after_the_last_event() {
+    let other = Fake::start(|asked, _| match asked.param("after") {
+        "7" => Answer::Events(vec![event(8, "/vm/deleted")]),
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let dying = Fake::start(|_, count| match count {
+        0 => Answer::Events(vec![event(6, "/vm/created"), event(7, "/vm/state/changed")]),
+        1 => Answer::Text(503, "stopping".into()),
+        _ => Answer::Drop,
+    })
+    .await;
+    let mut command = other.command(&["event", "watch", "--after", "5", "--limit", "3", "-o", "name"]);
+    command.env("KRING_URL", format!("{},{}", dying.url, other.url));
+    let run = super::cmd::finish(command).await.ended(0);
+    assert_eq!(run.stdout, "/vm/created\n/vm/state/changed\n/vm/deleted\n");
+    assert!(run.stderr.contains("does not answer; trying"), "{}", run.stderr);
+}

@@ -76,3 +76,63 @@ async fn a_controller_that_restarts_does_not_end_the_waiting() {
     let run = fake.run(&["vm", "start", &id(1)]).await.ended(0);
     assert!(run.stderr.contains("the job goes on, trying again"), "{}", run.stderr);
 }
+
+/// A program that talks to these controllers in this order.
+fn command_for(home: &Fake, urls: &[&str], args: &[&str]) -> tokio::process::Command {
+    let mut command = home.command(args);
+    command.env("KRING_URL", urls.join(" , "));
+    command
+}
+
+/// An address at which nobody listens.
+fn nobody() -> String {
+    format!("http://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn a_change_goes_on_at_the_next_controller_under_the_same_key() {
+    let gone = |_: &super::fake::Asked, _| Answer::Text(502, "bad gateway".into());
+    let (proxy, busy) = (Fake::start(gone).await, Fake::start(|_, _| Answer::Drop).await);
+    let good = Fake::start(|_, _| Answer::Json(201, json!({"id": id(1), "name": "north"}))).await;
+    let dead = nobody();
+    let urls = [dead.as_str(), &proxy.url, &busy.url, &good.url];
+    let run = super::cmd::finish(command_for(&good, &urls, &["zone", "create", "north"])).await.ended(0);
+    assert!(run.stdout.contains("created"), "{}", run.stdout);
+    for (away, next) in [(dead.as_str(), &proxy.url), (&proxy.url, &busy.url), (&busy.url, &good.url)] {
+        assert!(run.stderr.contains(&format!("{away}/ does not answer; trying {next}/")), "{}", run.stderr);
+    }
+    let all: HashSet<_> = [&proxy, &busy, &good].into_iter().flat_map(keys).collect();
+    assert_eq!(all.len(), 1, "one key at all controllers");
+}
+
+#[tokio::test]
+async fn an_error_names_all_addresses_that_were_tried() {
+    let home = Fake::start(|_, _| Answer::Drop).await;
+    let (one, two) = (nobody(), nobody());
+    let run = super::cmd::finish(command_for(&home, &[&one, &two], &["zone", "list"])).await.ended(5);
+    let first = run.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default().to_string();
+    assert!(first.contains(&one) && first.contains(&two), "{}", run.stderr);
+    for url in [&one, &two] {
+        assert!(run.stderr.contains(&format!("because: {url}/: ")), "{}", run.stderr);
+        assert_eq!(run.stderr.matches(&format!("{url}/ does not answer")).count(), 1, "told once: {}", run.stderr);
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_a_job_goes_on_at_another_controller() {
+    let other = Fake::start(|asked, _| match asked.line().as_str() {
+        line if line.contains("/v1/jobs/") => Answer::Json(200, job(50, "succeeded", None, 100)),
+        _ => Answer::Json(200, json!({"id": id(1), "name": "web"})),
+    })
+    .await;
+    let dying = Fake::start(|asked, _| match asked.line().as_str() {
+        line if line.ends_with("/start") => super::fake::accepted(50),
+        _ => Answer::Drop,
+    })
+    .await;
+    let command = command_for(&other, &[&dying.url, &other.url], &["vm", "start", &id(1)]);
+    let run = super::cmd::finish(command).await.ended(0);
+    assert!(run.stdout.contains("started"), "{}", run.stdout);
+    assert!(run.stderr.contains("does not answer; trying"), "{}", run.stderr);
+    assert_eq!(dying.asked().iter().filter(|a| a.method == "POST").count(), 1);
+}

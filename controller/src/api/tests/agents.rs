@@ -9,7 +9,7 @@ use super::*;
 use crate::messages::host::{GetHost, HostEvents, JoinHost, RenewHost};
 
 fn joined(id: HostId) -> Joined {
-    Joined { host_id: id, certificate: "c".into(), ca: "ca".into() }
+    Joined { host_id: id, certificate: "c".into(), ca: "ca".into(), controllers: Vec::new() }
 }
 
 async fn gateway(known: HostId) -> Gateway {

@@ -1,6 +1,7 @@
 //! Joining: a one-time token lets a host in, and from then on its certificate does.
 
 use shared::api::host::{Host, HostAdminState, HostCapacity, HostConnection, HostFacts, JoinToken};
+use shared::id::HostId;
 use shared::units::Bytes;
 use shared::wire::host::Joined;
 use shared::{Code, Error, Result};
@@ -89,7 +90,7 @@ pub(super) async fn join(context: Context, cx: Cx, message: JoinHost) -> Result<
     joined.await?;
     context.bus()?.notify(&Cx::system(COMPARE), CompareHost { id });
     tracing::info!(host.id = %id, request.id = %cx.request_id, "a host has joined");
-    Ok(Joined { host_id: id, certificate, ca: context.deps.pki.ca().pem().to_string() })
+    Ok(told(&context, id, certificate))
 }
 
 /// How long the first comparison of a host may take.
@@ -105,7 +106,13 @@ pub(super) async fn renew(context: Context, message: RenewHost) -> Result<Joined
     }
     let certificate =
         context.deps.pki.sign_host(&message.renew.csr, message.id).map_err(|e| Error::invalid("csr", e.to_string()))?;
-    Ok(Joined { host_id: message.id, certificate, ca: context.deps.pki.ca().pem().to_string() })
+    Ok(told(&context, message.id, certificate))
+}
+
+/// What a host is told that may go on as this one.
+fn told(context: &Context, host_id: HostId, certificate: String) -> Joined {
+    let ca = context.deps.pki.ca().pem().to_string();
+    Joined { host_id, certificate, ca, controllers: context.deps.agents.controllers() }
 }
 
 /// A host name by RFC 1123.
