@@ -53,3 +53,64 @@ pub fn subscribe(registry: &mut Registry, agents: &Arc<Agents>) {
         std::future::ready(())
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use shared::id::{ControllerId, TaskId};
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::bus::{Limits, Loopback, Transport};
+    use crate::clock::Clock;
+
+    /// Carries what one controller publishes to the other.
+    struct To(mpsc::Sender<Vec<u8>>);
+
+    #[async_trait]
+    impl Transport for To {
+        async fn send(&self, _: ControllerId, _: &str, _: Vec<u8>) -> shared::Result<()> {
+            Err(shared::Error::internal("nothing is asked here"))
+        }
+        async fn broadcast(&self, bytes: Vec<u8>) -> shared::Result<()> {
+            self.0.send(bytes).await.map_err(shared::Error::internal)
+        }
+    }
+
+    fn controller(ring: &Ring, to: mpsc::Sender<Vec<u8>>, inbox: mpsc::Receiver<Vec<u8>>) -> Callbacks {
+        let (tasks, clock) = (TaskTracker::new(), Clock::default());
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let agents = Agents::new(Arc::new(tls), "https://127.0.0.1:1".into(), tasks.clone(), clock.clone());
+        let mut registry = Registry::new(tasks.clone());
+        subscribe(&mut registry, &agents);
+        let way = (Arc::new(To(to)) as Arc<dyn Transport>, inbox);
+        let stop = (tasks, CancellationToken::new());
+        let bus = Bus::start(registry, ring.clone(), clock, Limits::default(), Loopback::Direct, way, stop);
+        Callbacks { agents, bus, ring: ring.clone() }
+    }
+
+    #[tokio::test]
+    async fn a_report_reaches_who_waits_at_another_controller() {
+        let (one, two) = (ControllerId::new(), ControllerId::new());
+        let (ring_one, ring_two) = (Ring::new(one), Ring::new(two));
+        let ((to_one, in_one), (to_two, in_two)) = (mpsc::channel(8), mpsc::channel(8));
+        let (first, second) = (controller(&ring_one, to_two, in_one), controller(&ring_two, to_one, in_two));
+        let (host, task) = (HostId::new(), TaskId::new());
+        let report = TaskReport::Done { task_id: task, reply: serde_json::json!({}) };
+        ring_one.install(1, &[one]);
+        assert!(!first.deliver(host, report.clone()), "alone, and nobody waits");
+        ring_one.install(2, &[one, two]);
+        ring_two.install(2, &[one, two]);
+        let mut reported = second.agents.expect(host, task);
+        assert!(first.deliver(HostId::new(), report.clone()), "passed on, but it is of another host");
+        assert!(first.deliver(host, report.clone()));
+        assert_eq!(reported.recv().await, Some(report));
+        assert!(reported.try_recv().is_err());
+    }
+}

@@ -132,11 +132,7 @@ impl Agents {
         command: &C,
         progress: &dyn Progress,
     ) -> Result<C::Reply> {
-        let (reports, mut reported) = mpsc::channel(8);
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(order.task_id, Waiter { host: host.id, reports });
+        let mut reported = self.expect(host.id, order.task_id);
         let leave = order.leave.clone();
         let mut guard = Abandoned { agents: self, host: host.clone(), task_id: order.task_id, running: false, leave };
         let body = serde_json::to_vec(command)
@@ -168,6 +164,13 @@ impl Agents {
                 }
             }
         }
+    }
+
+    /// Waits for reports on a task from a host, instead of whoever waited for them before.
+    pub(crate) fn expect(&self, host: HostId, task: TaskId) -> mpsc::Receiver<TaskReport> {
+        let (reports, reported) = mpsc::channel(8);
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(task, Waiter { host, reports });
+        reported
     }
 
     /// Hands a report to whoever waits for it. False when nobody does, or not from this host.

@@ -367,7 +367,7 @@ impl Host {
             if tried.contains(&base) {
                 continue;
             }
-            last = self.ask(method.clone(), &format!("{base}{path}"), body.to_vec()).await;
+            last = Box::pin(self.ask(method.clone(), &format!("{base}{path}"), body.to_vec())).await;
             match &last {
                 Ok(answer) if !answer.status.is_server_error() => break,
                 Ok(_) => {}
