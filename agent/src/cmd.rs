@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Child;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use trace::span::around;
+use trace::{Kind, Span};
 
 use shared::{Code, Error as WireError};
 
@@ -209,6 +211,12 @@ impl Cmd {
     /// # Errors
     /// See [`Error`]; never `Failed`.
     pub async fn run_any(self, cancel: &CancellationToken) -> Result<Output, Error> {
+        let program = self.program.to_string_lossy().into_owned();
+        let describe = |span: &mut Span| span.rename(|| format!("run {program}"));
+        around(Kind::Internal, "run", describe, Box::pin(self.run_to_end(cancel))).await
+    }
+
+    async fn run_to_end(self, cancel: &CancellationToken) -> Result<Output, Error> {
         let program = self.program.to_string_lossy().into_owned();
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + self.limit);
         tracing::debug!(command = %self, "runs a program");

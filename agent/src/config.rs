@@ -32,6 +32,16 @@ pub struct Config {
     pub image: ImageConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Where spans go.
+    pub tracing: TracingConfig,
+}
+
+/// `[tracing]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TracingConfig {
+    /// Collector that spans are sent to by OTLP (HTTP); empty: none are made.
+    pub otlp_endpoint: String,
 }
 
 /// `[agent]`

@@ -13,9 +13,11 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::id::ImageId;
-use shared::wire::TaskReport;
+use shared::wire::{HEADER_REQUEST_ID, HEADER_TRACEPARENT, TaskReport};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use trace::span::around;
+use trace::{Kind, Span};
 
 use addresses::Addresses;
 pub use events::Events;
@@ -118,7 +120,9 @@ impl Client {
         let bad = || Error::Address(callback.to_string());
         let url = reqwest::Url::parse(callback).map_err(|_| bad())?;
         let base = url.origin().ascii_serialization();
-        self.post_first::<serde::de::IgnoredAny>(Some(&base), url.path(), report).await.map(|_| ())
+        let describe = |span: &mut Span| span.set_text("kring.task.id", report.task_id());
+        let post = self.post_first::<serde::de::IgnoredAny>(Some(&base), url.path(), report);
+        around(Kind::Client, "callback", describe, Box::pin(post)).await.map(|_| ())
     }
 
     /// Posts a task's outcome to its callback until it is taken, `until` passes or `stop` is cancelled.
@@ -245,7 +249,14 @@ async fn post<T: DeserializeOwned>(
     timeout: Duration,
 ) -> Result<T, Error> {
     let transport = |source| Error::Transport { url: url.to_string(), source };
-    let answer = client.post(url).timeout(timeout).json(body).send().await.map_err(transport)?;
+    let mut request = client.post(url).timeout(timeout).json(body);
+    if let Some(scope) = trace::current() {
+        request = request.header(HEADER_TRACEPARENT, scope.trace.header());
+        if !scope.request_id.is_empty() {
+            request = request.header(HEADER_REQUEST_ID, &*scope.request_id);
+        }
+    }
+    let answer = request.send().await.map_err(transport)?;
     let status = answer.status();
     if !status.is_success() {
         return Err(read_error(url.to_string(), answer).await);

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
 
+use trace::log::{JsonLines, TextFields};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -29,11 +30,14 @@ pub fn start(config: &LogConfig) -> Result<(), BadFilter> {
         EnvFilter::try_new(&config.filter).map_err(|source| BadFilter { filter: config.filter.clone(), source })?;
     let registry = tracing_subscriber::registry().with(filter);
     let to_stderr = text::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    let for_people = || text::layer().fmt_fields(TextFields::default()).with_target(false);
     // It fails when logging is started already: then that is what stays.
     let _ = match config.format {
-        LogFormat::Json => registry.with(to_stderr.json()).try_init(),
+        LogFormat::Json => registry.with(to_stderr.json().event_format(JsonLines::default())).try_init(),
         LogFormat::Text if crate::systemd::has_journal() => registry.with(Journal).try_init(),
-        LogFormat::Text => registry.with(to_stderr.with_target(false)).try_init(),
+        LogFormat::Text => registry
+            .with(for_people().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr))
+            .try_init(),
     };
     Ok(())
 }
@@ -59,6 +63,7 @@ impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut entry = Entry::default();
         event.record(&mut entry);
+        trace::log::ids().into_iter().for_each(|(name, id)| entry.put(name, &id));
         crate::systemd::journal(priority(*event.metadata().level()), event.metadata().target(), entry);
     }
 }
@@ -83,25 +88,25 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    fn put(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
+    fn put(&mut self, name: &str, value: &str) {
+        if name == "message" {
             self.line.insert_str(0, value);
             return;
         }
         // Writing to a string cannot fail.
-        let _ = write!(self.line, " {}={value}", field.name());
-        let name: String = field.name().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let _ = write!(self.line, " {name}={value}");
+        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         self.fields.push(format!("KRING_{}={value}", name.to_ascii_uppercase()));
     }
 }
 
 impl Visit for Entry {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value);
+        self.put(field.name(), value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, &format!("{value:?}"));
+        self.put(field.name(), &format!("{value:?}"));
     }
 }
 

@@ -55,6 +55,9 @@ pub enum Error {
     /// The image cache cannot be used.
     #[error("the image cache cannot be used: {}", .0.chain())]
     Images(shared::Error),
+    /// Spans cannot be exported.
+    #[error(transparent)]
+    Tracing(#[from] trace::export::Error),
     /// The port cannot be listened on.
     #[error("the agent cannot listen on {address}")]
     Listen {
@@ -109,6 +112,18 @@ pub async fn start(config: Config, hypervisor: Arc<dyn Hypervisor>) -> Result<Ru
     let listener = listener.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+    if !config.tracing.otlp_endpoint.is_empty() {
+        let options = trace::Options {
+            endpoint: config.tracing.otlp_endpoint.clone(),
+            sample: 1.0,
+            service: "kring-agent",
+            instance: identity.load().host_id.to_string(),
+            version: crate::app::VERSION,
+        };
+        if let Some(exporter) = trace::start(options)? {
+            tracker.spawn(exporter.run(shutdown.clone()));
+        }
+    }
     let app = Arc::new(App {
         controller: Client::new(Arc::clone(&identity), &config.controller, store, Events::default()),
         images: Images::new(&config).map_err(Error::Images)?,

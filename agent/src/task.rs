@@ -26,6 +26,7 @@ use shared::wire::TaskReport;
 use shared::{Error, Result};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use trace::Scope;
 use uuid::Uuid;
 
 pub use cx::{Progress, TaskCx};
@@ -47,6 +48,8 @@ pub struct Order {
     pub generation: u64,
     /// When it is given up.
     pub deadline: Instant,
+    /// The request and the trace that it is a part of.
+    pub scope: Option<Scope>,
 }
 
 /// An operation, parsed and ready to run.

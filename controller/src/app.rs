@@ -77,6 +77,9 @@ pub enum Error {
     /// The gateway.
     #[error("the API could not be started")]
     Api(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Spans cannot be exported.
+    #[error(transparent)]
+    Tracing(#[from] trace::export::Error),
     /// Anything else that the parts answer.
     #[error(transparent)]
     Kring(#[from] shared::Error),
@@ -156,9 +159,11 @@ impl App {
             .map_err(|source| Error::Io { path: "the heartbeat thread".into(), source })?;
         ring.on_nudge(heartbeat.nudger());
 
+        export_spans(&config, me, &tasks, &stop)?;
         let tls = pki.agent_client_config(config.hosts.tls_sessions).map_err(|e| Error::Pki(e.into()))?;
         let agents = Agents::new(tls, config.callback_base(), tasks.clone(), clock.clone());
         agents.set_controllers(&config.advertised());
+        agents.set_limits(config.hosts.limits());
         let deps = Arc::new(Deps {
             db: db.clone(),
             agents: Arc::clone(&agents),
@@ -175,6 +180,9 @@ impl App {
         let mut registry = Registry::new(tasks.clone());
         services::register(&config.services, &context, &mut registry);
         callbacks::subscribe(&mut registry, &agents);
+        for (service, most) in &config.bus.service_limits {
+            registry.limit(service, *most)?;
+        }
         let (transport, inbox) = transport(&config, me, &registry, &clock).await;
         let bus = Bus::start(
             registry,
@@ -188,7 +196,14 @@ impl App {
         context.set_bus(Arc::clone(&bus));
 
         let engine = Arc::clone(&context.engine);
-        let handover = Handover { db: db.clone(), ring, bus: Arc::clone(&bus), engine, joined, tasks: tasks.clone() };
+        let handover = Handover {
+            db: db.clone(),
+            ring: ring.clone(),
+            bus: Arc::clone(&bus),
+            engine,
+            joined,
+            tasks: tasks.clone(),
+        };
         let heirs = Arc::clone(&bus);
         handover.engine.on_release(move |id, resource| {
             heirs.notify(&Cx::system(TELL_HEIR), TakeUpJob { id, resource });
@@ -317,6 +332,24 @@ fn identity(dir: &Path) -> Result<ControllerId, Error> {
         }
         Err(error) => Err(io(error)),
     }
+}
+
+/// Sends spans to the collector that is configured, if there is one.
+fn export_spans(config: &Config, me: ControllerId, tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), Error> {
+    if config.tracing.otlp_endpoint.is_empty() {
+        return Ok(());
+    }
+    let options = trace::Options {
+        endpoint: config.tracing.otlp_endpoint.clone(),
+        sample: config.tracing.sample,
+        service: "kring-controller",
+        instance: me.to_string(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    if let Some(exporter) = trace::start(options)? {
+        tasks.spawn(exporter.run(stop.clone()));
+    }
+    Ok(())
 }
 
 /// Joins under a new generation, which is answered; what is written from then on is refused when

@@ -35,7 +35,7 @@ impl CallbackSink for Callbacks {
         if self.agents.deliver(host, report.clone()) {
             return true;
         }
-        let others = self.ring.members().len() > 1;
+        let others = self.ring.is_shared();
         if others {
             tracing::debug!(host.id = %host, task.id = %report.task_id(), "a report is passed on to the other controllers");
             self.bus.publish(&Cx::system(PASS_ON), &TaskReported { host_id: host, report });
@@ -58,12 +58,12 @@ pub fn subscribe(registry: &mut Registry, agents: &Arc<Agents>) {
 mod tests {
     use async_trait::async_trait;
     use shared::id::{ControllerId, TaskId};
-    use tokio::sync::mpsc;
+    use tokio::sync::{mpsc, watch};
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::bus::{Limits, Loopback, Transport};
+    use crate::bus::{Health, Limits, Loopback, Transport};
     use crate::clock::Clock;
 
     /// Carries what one controller publishes to the other.
@@ -71,12 +71,17 @@ mod tests {
 
     #[async_trait]
     impl Transport for To {
-        async fn send(&self, _: ControllerId, _: &str, _: Vec<u8>) -> shared::Result<()> {
+        async fn send(&self, _: ControllerId, _: &str, _: Vec<u8>, _: Duration) -> shared::Result<()> {
             Err(shared::Error::internal("nothing is asked here"))
         }
         async fn broadcast(&self, bytes: Vec<u8>) -> shared::Result<()> {
             self.0.send(bytes).await.map_err(shared::Error::internal)
         }
+        async fn forget(&self, _: ControllerId) {}
+        fn watch(&self) -> watch::Receiver<Health> {
+            watch::channel(Health::local(Clock::default().now())).1
+        }
+        async fn close(&self) {}
     }
 
     fn controller(ring: &Ring, to: mpsc::Sender<Vec<u8>>, inbox: mpsc::Receiver<Vec<u8>>) -> Callbacks {

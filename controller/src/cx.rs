@@ -3,6 +3,7 @@
 //! It is made once, at the gateway or by a reconciler, and inherited by every message and command
 //! that follows from it. A deadline may only become shorter on the way.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,10 @@ use shared::id::AccountId;
 use shared::{Code, Error};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use trace::Span;
 use uuid::Uuid;
+
+pub use trace::Trace;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,48 +67,6 @@ pub struct Idempotency {
     pub request_hash: String,
 }
 
-/// W3C trace context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trace {
-    /// The whole trace.
-    pub trace_id: u128,
-    /// The span that caused this one.
-    pub span_id: u64,
-}
-
-impl Trace {
-    /// A new trace.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { trace_id: rand::random::<u128>().max(1), span_id: rand::random::<u64>().max(1) }
-    }
-
-    /// Reads a `traceparent` header.
-    #[must_use]
-    pub fn parse(header: &str) -> Option<Self> {
-        let mut parts = header.split('-');
-        let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
-        if version.len() != 2 || version == "ff" || trace.len() != 32 || span.len() != 16 {
-            return None;
-        }
-        let trace_id = u128::from_str_radix(trace, 16).ok().filter(|id| *id != 0)?;
-        let span_id = u64::from_str_radix(span, 16).ok().filter(|id| *id != 0)?;
-        Some(Self { trace_id, span_id })
-    }
-
-    /// Writes a `traceparent` header.
-    #[must_use]
-    pub fn header(&self) -> String {
-        format!("00-{:032x}-{:016x}-01", self.trace_id, self.span_id)
-    }
-}
-
-impl Default for Trace {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// The context of a call. Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub struct Cx {
@@ -126,14 +88,19 @@ pub struct Cx {
 }
 
 impl Cx {
-    /// A context for work that Kring does by itself.
+    /// A context for work that Kring does by itself; it belongs to the request that is being worked on,
+    /// if there is one.
     #[must_use]
     pub fn system(timeout: Duration) -> Self {
+        let (request_id, trace) = match trace::current() {
+            Some(scope) => (scope.request_id, scope.trace),
+            None => (Arc::from(Uuid::now_v7().to_string()), Trace::new()),
+        };
         Self {
             caller: Caller::System,
             deadline: Instant::now() + timeout,
-            request_id: Arc::from(Uuid::now_v7().to_string()),
-            trace: Trace::new(),
+            request_id,
+            trace,
             idempotency: None,
             dry_run: false,
             cancelled: CancellationToken::new(),
@@ -150,6 +117,15 @@ impl Cx {
         }
     }
 
+    /// The same call, caused by this span.
+    #[must_use]
+    pub fn caused_by<'a>(&'a self, span: &Span) -> Cow<'a, Self> {
+        if !span.is_recorded() {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Self { trace: span.trace(), ..self.clone() })
+    }
+
     /// The same call with at most `timeout` left.
     #[must_use]
     pub fn within(&self, timeout: Duration) -> Self {
@@ -162,15 +138,6 @@ impl Cx {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_trace_round_trips_and_nonsense_is_ignored() {
-        let trace = Trace::new();
-        assert_eq!(Trace::parse(&trace.header()), Some(trace));
-        for bad in ["", "00", "00-0-0-01", "ff-00000000000000000000000000000001-0000000000000001-01", "zz-é"] {
-            assert_eq!(Trace::parse(bad), None, "{bad}");
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_deadline_only_shrinks() {

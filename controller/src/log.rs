@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 
+use trace::log::{JsonLines, TextFields};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
@@ -40,9 +41,11 @@ pub fn init(config: &LogConfig) -> Result<(), Error> {
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match config.format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
-            Box::new(fmt::layer().with_writer(std::io::stderr).with_ansi(ansi))
+            Box::new(fmt::layer().fmt_fields(TextFields::default()).with_writer(std::io::stderr).with_ansi(ansi))
         }
-        LogFormat::Json => Box::new(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)),
+        LogFormat::Json => {
+            Box::new(fmt::layer().json().event_format(JsonLines::default()).with_writer(std::io::stderr))
+        }
         LogFormat::Journald => Box::new(Journal),
     };
     tracing::subscriber::set_global_default(Registry::default().with(layer.with_filter(filter)))?;
@@ -64,6 +67,7 @@ impl<S: Subscriber> Layer<S> for Journal {
             Entry { fields: vec![format!("PRIORITY={priority}")], message: String::new(), suffix: String::new() };
         entry.fields.push(format!("TARGET={}", event.metadata().target()));
         event.record(&mut entry);
+        trace::log::ids().into_iter().for_each(|(name, id)| entry.add_named(name, &id));
         entry.fields.insert(0, format!("MESSAGE={}{}", entry.message, entry.suffix));
         let fields: Vec<&str> = entry.fields.iter().map(String::as_str).collect();
         // A journal that does not take an entry cannot be told of it.
@@ -85,10 +89,14 @@ impl Entry {
             self.message = text;
             return;
         }
+        self.add_named(field.name(), &text);
+    }
+
+    fn add_named(&mut self, name: &str, text: &str) {
         let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-        let name: String = field.name().chars().map(upper).collect();
-        self.suffix.push_str(&format!(" {}={text}", field.name()));
-        self.fields.push(format!("KRING_{name}={text}"));
+        let field: String = name.chars().map(upper).collect();
+        self.suffix.push_str(&format!(" {name}={text}"));
+        self.fields.push(format!("KRING_{field}={text}"));
     }
 }
 

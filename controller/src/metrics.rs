@@ -9,6 +9,7 @@ use metrics::{Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio_util::sync::CancellationToken;
 
+use crate::agent_client::HostFigures;
 use crate::bus::Bus;
 
 /// Upper bounds of the latency buckets, in seconds.
@@ -66,7 +67,7 @@ impl Metrics {
 
     /// All figures, those of the bus as they are now.
     #[must_use]
-    pub fn render(&self, bus: &Bus) -> String {
+    pub fn render(&self, bus: &Bus, hosts: HostFigures) -> String {
         for (name, service) in bus.services() {
             let figures = service.stats.figures();
             let labels = [("service", name)];
@@ -74,6 +75,14 @@ impl Metrics {
             self.gauge("kring_bus_in_flight", &labels, figures.in_flight);
             self.recorder.register_counter(&key("kring_bus_handled_total", &labels), &META).absolute(figures.handled);
             self.recorder.register_counter(&key("kring_bus_failed_total", &labels), &META).absolute(figures.failed);
+        }
+        self.gauge("kring_host_breakers_open", &[], hosts.open);
+        self.gauge("kring_host_commands", &[], hosts.commands);
+        self.recorder.register_counter(&key("kring_host_breakers_opened_total", &[]), &META).absolute(hosts.opened);
+        self.recorder.register_counter(&key("kring_host_commands_refused_total", &[]), &META).absolute(hosts.refused);
+        if let Some(spans) = trace::figures() {
+            self.recorder.register_counter(&key("kring_trace_spans_sent_total", &[]), &META).absolute(spans.sent);
+            self.recorder.register_counter(&key("kring_trace_spans_dropped_total", &[]), &META).absolute(spans.dropped);
         }
         let (resources, waiting) = bus.queue_sizes();
         self.gauge("kring_bus_busy_resources", &[], resources as u64);

@@ -209,6 +209,8 @@ async fn a_host_that_dies_makes_its_vms_unknown_until_it_is_back() -> anyhow::Re
     let row = cluster.connected(host.id, HostConnection::Disconnected).await?;
     assert!(row.connection_reason.is_some());
     cluster.vm_becomes(running.id, VmState::Unknown).await?;
+    assert_eq!(cluster.get_vm(running.id).await?.last_known_state, Some(VmState::Running), "told as what it is");
+    assert_eq!(cluster.get_vm(stopped.id).await?.last_known_state, None);
     let refused = cluster.api.post::<JobRef>("/v1/vms", &cluster.vm_body(&image, &network)).await;
     let code = match refused {
         Ok(job) => cluster.api.fail(&job).await?,
@@ -218,6 +220,7 @@ async fn a_host_that_dies_makes_its_vms_unknown_until_it_is_back() -> anyhow::Re
     host.up().await?;
     cluster.connected(host.id, HostConnection::Connected).await?;
     cluster.vm_becomes(running.id, VmState::Running).await?;
+    assert_eq!(cluster.get_vm(running.id).await?.last_known_state, None);
     cluster.vm_becomes(stopped.id, VmState::Stopped).await?;
     cluster.vm(&image, &network).await?;
     cluster.assert_consistent().await?;

@@ -11,5 +11,6 @@ mod image;
 mod job;
 mod network;
 mod process;
+mod trace;
 mod vm;
 mod volume;

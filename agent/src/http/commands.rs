@@ -6,9 +6,12 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use shared::id::TaskId;
 use shared::time::Timestamp;
-use shared::wire::{Empty, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_TASK};
+use shared::wire::{
+    Empty, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_TASK, HEADER_TRACEPARENT,
+};
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
+use trace::Scope;
 
 use super::{Answer, give, json, refuse};
 use crate::app::App;
@@ -75,7 +78,8 @@ fn order(headers: &HeaderMap, now: Timestamp) -> Result<Order> {
     }
     let left = number(HEADER_DEADLINE)?.saturating_sub(u64::try_from(now.ms()).unwrap_or(0));
     let deadline = Instant::now() + Duration::from_millis(left).min(MAX_DEADLINE);
-    Ok(Order { task_id, callback, generation: number(HEADER_GENERATION)?, deadline })
+    let scope = Scope::read(text(HEADER_REQUEST_ID), text(HEADER_TRACEPARENT));
+    Ok(Order { task_id, callback, generation: number(HEADER_GENERATION)?, deadline, scope })
 }
 
 #[cfg(test)]

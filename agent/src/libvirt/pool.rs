@@ -20,6 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use trace::span::around;
+use trace::{Kind, Span};
 
 use super::Error;
 use super::lane::Place;
@@ -66,6 +68,17 @@ impl Pool {
     /// # Errors
     /// Those of `work`, [`Error::Busy`] and [`Error::Hung`].
     pub async fn run<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        place: Option<Place>,
+        work: impl FnOnce(&mut Undo) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let describe = |span: &mut Span| span.rename(|| format!("libvirt {call}"));
+        around(Kind::Client, "libvirt", describe, self.run_call(call, limit, place, work)).await
+    }
+
+    async fn run_call<T: Send + 'static>(
         &self,
         call: &'static str,
         limit: Duration,

@@ -192,6 +192,18 @@ impl World {
         time: Duration,
         command: &C,
     ) -> reqwest::Response {
+        self.command(from, id, generation, time, command).send().await.unwrap()
+    }
+
+    /// A command that is not sent yet.
+    pub(crate) fn command<C: AgentCommand>(
+        &self,
+        from: &str,
+        id: TaskId,
+        generation: u64,
+        time: Duration,
+        command: &C,
+    ) -> reqwest::RequestBuilder {
         let deadline = Timestamp::now().plus_ms(i64::try_from(time.as_millis()).unwrap());
         self.client
             .post(self.url(&format!("/v1/commands/{}", C::PATH)))
@@ -200,9 +212,6 @@ impl World {
             .header(HEADER_DEADLINE, deadline.ms().to_string())
             .header(HEADER_CALLBACK, format!("{from}/agent/v1/callbacks/{id}"))
             .json(command)
-            .send()
-            .await
-            .unwrap()
     }
 }
 

@@ -327,3 +327,4 @@ fn rcgen_request() -> String {
 }
 
 mod failover;
+mod traces;

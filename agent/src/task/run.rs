@@ -10,6 +10,8 @@ use shared::id::VmId;
 use shared::{Code, Error};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use trace::span::around;
+use trace::{Kind, Span};
 
 use super::table::Turn;
 use super::{Answer, Entry, Outcome, Progress, Work};
@@ -25,16 +27,18 @@ const CALLBACK_GRACE: Duration = Duration::from_secs(180);
 /// Runs a task to its end and delivers its outcome.
 pub(super) async fn run(app: Arc<App>, entry: Arc<Entry>, work: Work, turn: Turn) {
     let Turn { mut before, mine } = turn;
-    let outcome = match wait_for_turn(&entry, &mut before).await {
-        Ok(()) => {
-            let began_under = entry.cx.generation();
-            let outcome = Box::pin(supervise(&app, &entry, work)).await;
-            record_raised(&app, &entry, began_under).await;
-            outcome
-        }
-        Err(error) => Err(error),
+    let task = async {
+        wait_for_turn(&entry, &mut before).await.map_err(|error| worded(&entry, error))?;
+        let began_under = entry.cx.generation();
+        let outcome = Box::pin(supervise(&app, &entry, work)).await;
+        record_raised(&app, &entry, began_under).await;
+        outcome.map_err(|error| worded(&entry, error))
     };
-    let outcome = outcome.map_err(|error| worded(&entry, error));
+    let describe = |span: &mut Span| {
+        span.set_text("kring.task.id", entry.cx.task_id);
+        span.set_text("kring.resource.id", entry.resource);
+    };
+    let outcome = around(Kind::Server, entry.path, describe, Box::pin(task)).await;
     log(&entry, &outcome);
     app.tasks.finish(&entry, outcome);
     let pass_on = async {

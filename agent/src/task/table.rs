@@ -114,6 +114,7 @@ impl Tasks {
             return Err(Error::new(Code::Unavailable, "the host works on too many commands; try again later"));
         }
         let turn = table.queue_up(&prepared, order.generation, self.limits.queue)?;
+        let scope = order.scope;
         let entry = Arc::new(Entry {
             path: prepared.path,
             resource: prepared.resource,
@@ -126,7 +127,7 @@ impl Tasks {
         table.tasks.insert(order.task_id, Arc::clone(&entry));
         table.active += 1;
         drop(table);
-        app.tracker.spawn(run::run(Arc::clone(app), Arc::clone(&entry), prepared.run, turn));
+        app.tracker.spawn(trace::within_any(scope, run::run(Arc::clone(app), Arc::clone(&entry), prepared.run, turn)));
         Ok(entry)
     }
 

@@ -2,10 +2,11 @@
 //!
 //! A command is answered at once, or accepted and later reported to the callback. A callback that
 //! gets lost is found again by asking; an agent that has forgotten the task is sent the command
-//! again. No slot is shared between hosts: a dead host costs its own callers their deadline and
+//! again. No slot is shared between hosts: a dead host costs its own callers little (see [`guard`]) and
 //! nobody else anything.
 
 mod connection;
+mod guard;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,9 +24,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trace::span::around;
+use trace::{Kind, Span};
 
 use connection::Request;
 pub use connection::{HostRef, Upgraded};
+use guard::Guards;
+pub use guard::{HostFigures, HostLimits};
 
 /// Time after which a task that has not reported is asked about.
 const ASK_AFTER: Duration = Duration::from_secs(15);
@@ -87,6 +92,7 @@ pub struct Agents {
     waiting: Mutex<HashMap<TaskId, Waiter>>,
     tasks: TaskTracker,
     clock: crate::clock::Clock,
+    guards: Guards,
 }
 
 impl Agents {
@@ -100,7 +106,15 @@ impl Agents {
         clock: crate::clock::Clock,
     ) -> Arc<Self> {
         let controllers = ArcSwap::from_pointee(controllers::write(&controllers::clean([callback_base.as_str()])));
-        Arc::new(Self { tls, callback_base, controllers, waiting: Mutex::default(), tasks, clock })
+        Arc::new(Self {
+            tls,
+            callback_base,
+            controllers,
+            waiting: Mutex::default(),
+            tasks,
+            clock,
+            guards: Guards::new(HostLimits::default()),
+        })
     }
 
     /// Says where all controllers are reached, this one among them: `https://ADDRESS:PORT` each. Agents
@@ -109,6 +123,17 @@ impl Agents {
     pub fn set_controllers(&self, urls: &[String]) {
         let list = controllers::clean(urls.iter().map(String::as_str));
         self.controllers.store(Arc::new(controllers::write(&list)));
+    }
+
+    /// Says what one host may cost.
+    pub fn set_limits(&self, limits: HostLimits) {
+        self.guards.set_limits(limits);
+    }
+
+    /// What became of commands to hosts, for metrics.
+    #[must_use]
+    pub fn figures(&self) -> HostFigures {
+        self.guards.figures()
     }
 
     /// Where agents reach the controllers.
@@ -132,6 +157,24 @@ impl Agents {
         command: &C,
         progress: &dyn Progress,
     ) -> Result<C::Reply> {
+        let task_id = order.task_id;
+        let describe = |span: &mut Span| {
+            span.set_text("kring.host.id", host.id);
+            span.set_text("kring.task.id", task_id);
+            span.set("server.address", &*host.address);
+        };
+        let work = Box::pin(self.carry_out(host, order, command, progress));
+        around(Kind::Client, C::PATH, describe, work).await
+    }
+
+    async fn carry_out<C: AgentCommand>(
+        self: &Arc<Self>,
+        host: &HostRef,
+        order: Order,
+        command: &C,
+        progress: &dyn Progress,
+    ) -> Result<C::Reply> {
+        let _place = self.guards.enter(host.id, order.deadline).await?;
         let mut reported = self.expect(host.id, order.task_id);
         let leave = order.leave.clone();
         let mut guard = Abandoned { agents: self, host: host.clone(), task_id: order.task_id, running: false, leave };
@@ -226,7 +269,14 @@ impl Agents {
     fn request<C: AgentCommand>(&self, order: &Order, body: Vec<u8>) -> Request {
         let left = order.deadline.saturating_duration_since(Instant::now());
         let deadline = self.clock.now().plus_ms(i64::try_from(left.as_millis()).unwrap_or(i64::MAX));
-        Request::new(Method::POST, format!("/v1/commands/{}", C::PATH))
+        let request = Request::new(Method::POST, format!("/v1/commands/{}", C::PATH));
+        let request = match trace::current() {
+            Some(scope) => request
+                .header(shared::wire::HEADER_TRACEPARENT, scope.trace.header())
+                .header(shared::wire::HEADER_REQUEST_ID, scope.request_id),
+            None => request,
+        };
+        request
             .header(shared::wire::HEADER_TASK, order.task_id)
             .header(shared::wire::HEADER_GENERATION, order.generation)
             .header(HEADER_CONTROLLERS, self.controllers.load())
@@ -239,7 +289,14 @@ impl Agents {
     }
 
     async fn exchange(&self, host: &HostRef, request: Request, deadline: Instant) -> Result<connection::Answer> {
-        connection::exchange(&self.tls, host, request, deadline.min(Instant::now() + EXCHANGE)).await
+        let answer = connection::exchange(&self.tls, host, request, deadline.min(Instant::now() + EXCHANGE)).await;
+        match &answer {
+            // Whatever it says, it is there.
+            Ok(_) => self.guards.answered(host.id),
+            Err(error) if error.code == Code::HostUnreachable => self.guards.failed(host.id),
+            Err(_) => {}
+        }
+        answer
     }
 }
 
@@ -259,7 +316,9 @@ impl Drop for Abandoned<'_> {
             let (agents, host, task_id) = (Arc::clone(self.agents), self.host.clone(), self.task_id);
             self.agents.tasks.spawn(async move {
                 let request = Request::new(Method::DELETE, format!("/v1/tasks/{task_id}"));
-                if let Err(error) = agents.exchange(&host, request, Instant::now() + EXCHANGE).await {
+                // Says nothing of the host that its failed command has not said already.
+                let sent = connection::exchange(&agents.tls, &host, request, Instant::now() + EXCHANGE).await;
+                if let Err(error) = sent {
                     tracing::debug!(host.id = %host.id, task.id = %task_id, error = error.chain(), "a task could not be cancelled");
                 }
             });

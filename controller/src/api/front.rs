@@ -12,7 +12,9 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use shared::id::HostId;
+use shared::wire::HEADER_TRACEPARENT;
 use shared::{Code, Error};
+use trace::{Kind, Scope, Span};
 use uuid::Uuid;
 
 use super::Api;
@@ -42,7 +44,7 @@ pub struct Named {
 }
 
 impl Named {
-    fn of(headers: &HeaderMap) -> Self {
+    fn of(headers: &HeaderMap, span: &Span) -> Self {
         let sane = |id: &&str| {
             (1..=128).contains(&id.len())
                 && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
@@ -52,17 +54,16 @@ impl Named {
             Some(id) => Arc::from(id),
             None => Arc::from(&*Uuid::now_v7().hyphenated().encode_lower(&mut Uuid::encode_buffer())),
         };
-        let parent = headers.get("traceparent").and_then(|header| header.to_str().ok()).and_then(Trace::parse);
-        let own = Trace::new();
-        let trace = parent.map_or(own, |parent| Trace { trace_id: parent.trace_id, ..own });
-        Self { request_id, trace }
+        Self { request_id, trace: span.trace() }
     }
 }
 
 /// Runs a request and finishes its answer.
 pub async fn front(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let named = Named::of(request.headers());
+    let caller = request.headers().get(HEADER_TRACEPARENT).and_then(|header| header.to_str().ok());
+    let mut span = Span::root(caller.and_then(Trace::parse), Kind::Server, "request");
+    let named = Named::of(request.headers(), &span);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let path = route.as_ref().map_or("(none)", MatchedPath::as_str);
     let method = request.method().clone();
@@ -75,10 +76,14 @@ pub async fn front(State(api): State<Arc<Api>>, mut request: Request, next: Next
     let place = if is_probe { None } else { Some(api.in_flight.try_acquire()) };
     let response = match place {
         Some(Err(_)) => too_busy().into_response(),
-        _ => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(request.id = %named.request_id, http.route = path, "a request handler panicked");
-            Failure::from(Error::internal("a request handler panicked")).into_response()
-        }),
+        _ => {
+            let handling = AssertUnwindSafe(next.run(request)).catch_unwind();
+            let handled = trace::within(Arc::clone(&named.request_id), named.trace, handling).await;
+            handled.unwrap_or_else(|_| {
+                tracing::error!(request.id = %named.request_id, http.route = path, "a request handler panicked");
+                Failure::from(Error::internal("a request handler panicked")).into_response()
+            })
+        }
     };
     if let Some(rest) = rest.filter(|_| !response.status().is_success()) {
         rest.discard().await;
@@ -94,11 +99,20 @@ pub async fn front(State(api): State<Arc<Api>>, mut request: Request, next: Next
     if let Ok(id) = HeaderValue::from_str(&named.request_id) {
         headers.insert(REQUEST_ID, id);
     }
+    if let Ok(trace) = HeaderValue::from_str(&named.trace.header()) {
+        headers.insert(HEADER_TRACEPARENT, trace);
+    }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     let took = started.elapsed();
     api.metrics.request(path, response.status().as_u16(), took);
-    head.log(response.status(), took, carried.as_ref().map(|carried| &*carried.error));
+    let error = carried.as_ref().map(|carried| &*carried.error);
+    head.describe(&mut span, response.status(), error);
+    let scope = Scope { request_id: Arc::clone(&named.request_id), trace: named.trace };
+    trace::scope::at_once(scope, || head.log(response.status(), took, error));
+    if is_probe {
+        span.forget();
+    }
     response
 }
 
@@ -115,14 +129,23 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
+    fn describe(&self, span: &mut Span, status: StatusCode, error: Option<&Error>) {
+        span.rename(|| format!("{} {}", self.method, self.route));
+        span.set("http.request.method", self.method.as_str());
+        span.set("http.route", self.route);
+        span.set("http.response.status_code", i64::from(status.as_u16()));
+        span.set("kring.request.id", &*self.named.request_id);
+        if let Some(error) = error.filter(|_| status.is_server_error()) {
+            span.fail(error);
+        }
+    }
+
     /// One event for each request: a defect is an error, a refusal and a change are information, a
     /// read that went well is detail.
     fn log(&self, status: StatusCode, took: Duration, error: Option<&Error>) {
         macro_rules! event {
             ($level:ident) => {
                 tracing::$level!(
-                    request.id = %self.named.request_id,
-                    trace.id = %format_args!("{:032x}", self.named.trace.trace_id),
                     http.method = %self.method,
                     http.route = self.route,
                     http.status = status.as_u16(),

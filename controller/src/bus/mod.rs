@@ -34,6 +34,7 @@ use shared::{Code, Error};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trace::{Kind, Span};
 use uuid::Uuid;
 
 pub use local::LocalTransport;
@@ -176,11 +177,18 @@ impl Bus {
         cx: &Cx,
         message: M,
     ) -> Result<M::Reply, Error> {
-        if target == self.ring.me() && self.loopback == Loopback::Direct {
+        let mut span = Span::under(cx.trace, Kind::Client, M::NAME);
+        let cx = &*cx.caused_by(&span);
+        let reply = if target == self.ring.me() && self.loopback == Loopback::Direct {
             self.call_direct(cx, message).await
         } else {
+            span.set_text("kring.controller", target);
             self.call_wire(target, cx, &message).await
+        };
+        if let Err(error) = &reply {
+            span.fail(error);
         }
+        reply
     }
 
     /// Sends all `messages`, at most `parallel` at a time; the replies are in the order of the messages.
@@ -208,7 +216,8 @@ impl Bus {
         for subscriber in self.registry.subscribers.get(E::NAME).into_iter().flatten() {
             subscriber.deliver_local(event as &dyn Any);
         }
-        if self.ring.members().len() > 1 {
+        // One that drains owns nothing any more and still waits for things.
+        if self.ring.is_shared() {
             let envelope = Envelope::wrap(cx, "", event, self.ring.generation(), self.clock.now().ms());
             let bus = Arc::clone(self);
             self.tasks.spawn(async move {
@@ -383,7 +392,7 @@ impl Bus {
         stats: &ServiceStats,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), Error> {
-        if stats.load() >= self.limits.per_service {
+        if stats.is_full(self.limits.per_service) {
             return Err(Error::new(Code::Unavailable, "the service has too much to do: try again in a moment"));
         }
         stats.queued();

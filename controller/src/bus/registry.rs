@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use shared::{Code, Error};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
+use trace::{Kind, Span};
 use uuid::Uuid;
 
 use super::envelope::to_raw;
@@ -34,13 +35,22 @@ impl<M: Request> Handler<M> {
     /// Handles one message, counted, with panics turned into an error.
     pub(super) async fn handle(&self, cx: Cx, message: M) -> Result<M::Reply, Error> {
         self.stats.started();
-        let result = match cx.left() {
-            Err(late) => Err(late),
-            Ok(_) => AssertUnwindSafe((self.run)(cx, message)).catch_unwind().await.unwrap_or_else(|_| {
-                tracing::error!(message.name = M::NAME, "a handler panicked");
-                Err(Error::internal(format_args!("the handler of {} panicked", M::NAME)))
-            }),
+        let mut span = Span::under(cx.trace, Kind::Server, M::NAME);
+        let cx = Cx { trace: span.trace(), ..cx };
+        let (request_id, trace) = (Arc::clone(&cx.request_id), cx.trace);
+        let handling = async {
+            match cx.left() {
+                Err(late) => Err(late),
+                Ok(_) => AssertUnwindSafe((self.run)(cx, message)).catch_unwind().await.unwrap_or_else(|_| {
+                    tracing::error!(message.name = M::NAME, "a handler panicked");
+                    Err(Error::internal(format_args!("the handler of {} panicked", M::NAME)))
+                }),
+            }
         };
+        let result = trace::within(request_id, trace, handling).await;
+        if let Err(error) = &result {
+            span.fail(error);
+        }
         self.stats.ended(result.is_ok());
         result
     }
@@ -177,6 +187,24 @@ impl Registry {
     /// Notes a service that is not started: its messages are answered with `service_disabled`.
     pub fn disable(&mut self, service: &'static str) {
         self.services.entry(service).or_default().disabled = true;
+    }
+
+    /// Bounds what a service may have waiting and in flight, instead of the usual number.
+    ///
+    /// # Errors
+    /// `invalid_request` when no such service has registered.
+    pub fn limit(&mut self, service: &str, most: usize) -> Result<(), Error> {
+        match self.services.get(service) {
+            Some(known) => {
+                known.stats.limit(most as u64);
+                Ok(())
+            }
+            None => {
+                let known: Vec<&str> = self.services.keys().copied().collect();
+                let text = format!("there is no service {service}: there are {}", known.join(", "));
+                Err(Error::invalid("bus.service_limits", text))
+            }
+        }
     }
 
     /// Lets `handle` see every `E`, one at a time, in the order of publication.

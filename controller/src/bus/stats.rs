@@ -9,6 +9,8 @@ pub struct ServiceStats {
     in_flight: AtomicU64,
     handled: AtomicU64,
     failed: AtomicU64,
+    /// Most messages that may wait or be handled, when not the usual number; 0: the usual one.
+    most: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -44,6 +46,16 @@ impl ServiceStats {
         if !ok {
             self.failed.fetch_add(1, Relaxed);
         }
+    }
+
+    pub(super) fn limit(&self, most: u64) {
+        self.most.store(most, Relaxed);
+    }
+
+    /// Whether there is as much to do as may be.
+    pub(super) fn is_full(&self, usual: u64) -> bool {
+        let most = self.most.load(Relaxed);
+        self.load() >= if most == 0 { usual } else { most }
     }
 
     /// Messages that wait or are being handled.

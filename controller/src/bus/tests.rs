@@ -103,6 +103,28 @@ async fn nobody_waits_beyond_the_deadline_and_a_full_queue_refuses() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_service_has_a_limit_of_its_own() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut registry = math();
+    let held = gate.clone();
+    registry.serve(move |_, _: Slow| {
+        let held = held.clone();
+        async move {
+            let _permit = held.acquire().await;
+            Ok(())
+        }
+    });
+    registry.limit("math", 2).unwrap();
+    assert!(registry.limit("magic", 2).unwrap_err().message.contains("math"), "the error names those that there are");
+    let bus = start(registry, Loopback::Direct, Limits::default());
+    let about: Vec<_> = (0..3).map(|_| Slow { about: Uuid::now_v7() }).collect();
+    let calls = bus.call_all(&Cx::system(Duration::from_secs(5)), 3, about).await;
+    let codes: Vec<_> = calls.into_iter().map(|r| r.unwrap_err().code).collect();
+    assert_eq!(codes, [Code::DeadlineExceeded, Code::DeadlineExceeded, Code::Unavailable]);
+    gate.add_permits(2);
+}
+
 #[tokio::test]
 async fn a_handler_learns_that_nobody_waits_any_more() {
     for loopback in [Loopback::Direct, Loopback::Broker] {

@@ -1,5 +1,6 @@
 //! The smaller areas, and how their values are checked.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
@@ -7,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use shared::units::Bytes;
 
+use crate::agent_client::HostLimits;
 use crate::bus::{Limits, Loopback, rabbit};
 use crate::db::dialect::Dialect;
 
@@ -51,6 +53,9 @@ pub struct BusConfig {
     /// Messages that one service may have waiting and in flight.
     #[serde(deserialize_with = "positive")]
     pub max_per_service: usize,
+    /// The same for certain services, by name.
+    #[serde(deserialize_with = "positive_each")]
+    pub service_limits: BTreeMap<String, usize>,
 }
 
 impl Default for BusConfig {
@@ -63,6 +68,7 @@ impl Default for BusConfig {
             loopback: Loopback::Direct,
             max_per_resource: 256,
             max_per_service: 65_536,
+            service_limits: BTreeMap::new(),
         }
     }
 }
@@ -78,6 +84,7 @@ impl std::fmt::Debug for BusConfig {
             .field("loopback", &self.loopback)
             .field("max_per_resource", &self.max_per_resource)
             .field("max_per_service", &self.max_per_service)
+            .field("service_limits", &self.service_limits)
             .finish()
     }
 }
@@ -107,11 +114,25 @@ impl BusConfig {
 pub struct HostsConfig {
     /// TLS sessions with hosts that are remembered.
     pub tls_sessions: usize,
+    /// Commands that one host is given at a time.
+    #[serde(deserialize_with = "positive")]
+    pub max_commands: usize,
+    /// Failed connections in a row after which commands to a host fail at once.
+    #[serde(deserialize_with = "positive")]
+    pub breaker_failures: u32,
+}
+
+impl HostsConfig {
+    /// What one host may cost.
+    #[must_use]
+    pub const fn limits(&self) -> HostLimits {
+        HostLimits { commands: self.max_commands, failures: self.breaker_failures }
+    }
 }
 
 impl Default for HostsConfig {
     fn default() -> Self {
-        Self { tls_sessions: 100_000 }
+        Self { tls_sessions: 100_000, max_commands: 64, breaker_failures: 5 }
     }
 }
 
@@ -162,6 +183,28 @@ pub enum LogFormat {
     Journald,
 }
 
+/// `[tracing]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TracingConfig {
+    /// Collector that spans are sent to by OTLP (HTTP); empty: none are made.
+    pub otlp_endpoint: String,
+    /// Part of the traces that begin here which is recorded, 0 to 1.
+    #[serde(deserialize_with = "part")]
+    pub sample: f64,
+}
+
+impl Default for TracingConfig {
+    fn default() -> Self {
+        Self { otlp_endpoint: String::new(), sample: 1.0 }
+    }
+}
+
+fn part<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+    let part = f64::deserialize(d)?;
+    if (0.0..=1.0).contains(&part) { Ok(part) } else { Err(D::Error::custom("must be between 0.0 and 1.0")) }
+}
+
 pub(super) fn absolute<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
     let path = PathBuf::deserialize(d)?;
     let plain = |path: &Path| path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
@@ -179,6 +222,15 @@ pub(super) fn size<'de, D: Deserializer<'de>>(d: D) -> Result<Bytes, D::Error> {
 pub(super) fn positive<'de, D: Deserializer<'de>, T: TryFrom<i64>>(d: D) -> Result<T, D::Error> {
     let n = i64::deserialize(d)?;
     T::try_from(n).ok().filter(|_| n > 0).ok_or_else(|| D::Error::custom("must be a whole number above 0"))
+}
+
+fn positive_each<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, usize>, D::Error> {
+    let limits = BTreeMap::<String, i64>::deserialize(d)?;
+    let number = |(name, n): (String, i64)| match usize::try_from(n) {
+        Ok(n) if n > 0 => Ok((name, n)),
+        _ => Err(D::Error::custom(format!("{name} must be a whole number above 0"))),
+    };
+    limits.into_iter().map(number).collect()
 }
 
 pub(super) fn loopback_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {

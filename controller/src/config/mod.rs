@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use api::ApiConfig;
-pub use area::{BusConfig, DatabaseConfig, HostsConfig, LogConfig, LogFormat, PkiConfig};
+pub use area::{BusConfig, DatabaseConfig, HostsConfig, LogConfig, LogFormat, PkiConfig, TracingConfig};
 pub use load::{Error, Source};
 pub use services::{NEEDED, OPTIONAL, ServicesConfig};
 
@@ -48,6 +48,8 @@ pub struct Config {
     pub pki: PkiConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Where spans go.
+    pub tracing: TracingConfig,
 }
 
 impl Default for Config {
@@ -62,6 +64,7 @@ impl Default for Config {
             hosts: HostsConfig::default(),
             pki: PkiConfig::default(),
             log: LogConfig::default(),
+            tracing: TracingConfig::default(),
         }
     }
 }

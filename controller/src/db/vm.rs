@@ -37,6 +37,7 @@ pub const LIST: ListSpec = ListSpec {
         Field::text("nics.mac", "nic.mac").through("nic WHERE nic.vm_id = vm.id"),
         Field::id("nics.network_id", "nic.network_id").through("nic WHERE nic.vm_id = vm.id"),
         Field::time("state_since", "vm.state_since").sortable(),
+        Field::text("last_known_state", "vm.last_known_state"),
         Field::time("deleted_at", "vm.deleted_at"),
         Field::time("created_at", "vm.created_at"),
     ],
@@ -140,7 +141,8 @@ pub async fn change(
         return Err(Fault::new(Code::InvalidState, text).into());
     }
     let done = sqlx::query(
-        "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1
+        "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1,
+             last_known_state = CASE WHEN $4 = 'unknown' THEN state END
          WHERE id = $1 AND state = $2 AND version = $3 AND generation <= $6",
     )
     .bind(id.to_string())
@@ -306,6 +308,7 @@ pub fn from_row(row: &AnyRow) -> Result<Vm> {
         host_id: row.opt_parse("host_id")?,
         nics: Vec::new(),
         state_since: row.time("state_since")?,
+        last_known_state: row.opt_parse("last_known_state")?,
         deleted_at: row.opt_time("deleted_at")?,
         created_at: row.time("created_at")?,
         links: Default::default(),

@@ -88,7 +88,8 @@ pub(super) async fn clean_up<F: Flow>(deps: &Arc<Deps>, owed: Cleanup) -> Result
     let work = async {
         if step.owed_when_failing() { step.apply(&cx, &mut state.clone()).await } else { step.undo(&cx, &state).await }
     };
-    let done = tokio::time::timeout_at(deadline, work).await;
+    let (request_id, trace) = (Arc::clone(&cx.request_id), cx.trace);
+    let done = tokio::time::timeout_at(deadline, trace::within(request_id, trace, Box::pin(work))).await;
     match done.unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "clean-up took too long"))) {
         // The host was removed from the cloud: there is nobody left to owe anything to.
         Err(error) if error.code == Code::NotFound => {}

@@ -11,6 +11,8 @@ use shared::id::JobId;
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use trace::span::around;
+use trace::{Kind, Span};
 use uuid::Uuid;
 
 use super::engine::{AnyFlow, FlowOf};
@@ -47,7 +49,22 @@ impl Runner {
 
 impl<F: Flow> AnyFlow for FlowOf<F> {
     fn run<'a>(&'a self, runner: &'a Runner, row: JobRow) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { Run::<F>::load(runner, row)?.run().await })
+        Box::pin(async move {
+            let mut run = Run::<F>::load(runner, row)?;
+            let mut span = Span::under(run.at.trace, Kind::Internal, F::KIND);
+            span.set_text("kring.job.id", run.at.job_id);
+            span.set_text("kring.resource.id", run.row.job.resource.id);
+            span.set("kring.generation", run.at.generation.cast_signed());
+            run.at.trace = span.trace();
+            let (request_id, trace) = (Arc::clone(&run.at.request_id), run.at.trace);
+            let ended = trace::within(request_id, trace, Box::pin(run.run())).await;
+            match &ended {
+                Ok(None) => {}
+                Ok(Some(failed)) => span.fail(failed),
+                Err(left) => span.fail(format_args!("left for later: {left}")),
+            }
+            ended.map(|_| ())
+        })
     }
 
     fn clean_up<'a>(&'a self, deps: &'a Arc<Deps>, owed: Cleanup) -> BoxFuture<'a, Result<()>> {
@@ -102,17 +119,22 @@ impl<'a, F: Flow> Run<'a, F> {
         })
     }
 
-    async fn run(mut self) -> Result<()> {
+    /// Runs it to its end and answers why it failed, if it did. The error says that the job is left for
+    /// later.
+    async fn run(mut self) -> Result<Option<Error>> {
         if self.row.job.state != JobState::RollingBack
             && let Err((failed, error)) = self.forward().await?
         {
             tracing::info!(job.id = %self.at.job_id, job.kind = F::KIND, job.step = self.steps.get(failed).map(|s| s.name()),
-                request.id = %self.at.request_id, error = error.chain(), detail = error.detail, "a job failed; rolling back");
+                error = error.chain(), detail = error.detail, "a job failed; rolling back");
             self.row.next_step = failed;
             self.row.job.error = Some(error);
             self.journal_rolling_back().await?;
         }
-        if self.row.job.state == JobState::RollingBack { self.backward().await } else { Ok(()) }
+        if self.row.job.state == JobState::RollingBack {
+            self.backward().await?;
+        }
+        Ok(self.row.job.error)
     }
 
     /// Applies the steps that are left. The outer error means that the job is left for later.
@@ -207,15 +229,21 @@ impl<'a, F: Flow> Run<'a, F> {
     }
 
     async fn apply_once(&self, step: &Arc<dyn Step<F::State>>, cx: &StepCx, state: &mut F::State) -> Result<()> {
-        self.runner.pass::<F>(self.at.job_id, step.name(), Point::BeforeApply).await?;
-        step.apply(cx, state).await?;
-        self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterApply).await
+        let work = async {
+            self.runner.pass::<F>(self.at.job_id, step.name(), Point::BeforeApply).await?;
+            step.apply(cx, state).await?;
+            self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterApply).await
+        };
+        around(Kind::Internal, step.name(), |span| describe(span, cx), Box::pin(work)).await
     }
 
     async fn undo_once(&self, step: &Arc<dyn Step<F::State>>, cx: &StepCx) -> Result<()> {
-        self.runner.pass::<F>(self.at.job_id, step.name(), Point::BeforeUndo).await?;
-        step.undo(cx, &self.state).await?;
-        self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterUndo).await
+        let work = async {
+            self.runner.pass::<F>(self.at.job_id, step.name(), Point::BeforeUndo).await?;
+            step.undo(cx, &self.state).await?;
+            self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterUndo).await
+        };
+        around(Kind::Internal, step.name(), |span| describe(span, cx), Box::pin(work)).await
     }
 
     fn step_cx(&self, step: &'static str, index: usize, undoing: bool, attempt: u32, deadline: Instant) -> StepCx {
@@ -378,6 +406,12 @@ impl<'a, F: Flow> Run<'a, F> {
             }
         }
     }
+}
+
+fn describe(span: &mut Span, cx: &StepCx) {
+    span.rename(|| format!("{} {}", if cx.undoing { "undo" } else { "step" }, cx.step));
+    span.set_text("kring.job.id", cx.job_id);
+    span.set("kring.attempt", i64::from(cx.attempt));
 }
 
 /// Writes a debt down, with what the job knows now; it is first due in a second.

@@ -63,6 +63,10 @@ pub struct Vm {
     pub nics: Vec<Nic>,
     /// Since when it is in this state.
     pub state_since: Timestamp,
+    /// Only while the state is `unknown`: what it did when its host last told. It may do something else
+    /// by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_known_state: Option<VmState>,
     /// When it was deleted; it is expunged some time after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<Timestamp>,

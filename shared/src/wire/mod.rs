@@ -50,7 +50,9 @@ pub const HEADER_CALLBACK: &str = "kring-callback";
 pub const HEADER_GENERATION: &str = "kring-generation";
 /// When the command is given up, in milliseconds since the epoch; a decimal number.
 pub const HEADER_DEADLINE: &str = "kring-deadline";
-/// W3C trace context, passed on as it came.
+/// Id of the request that caused this one, in every log line about it.
+pub const HEADER_REQUEST_ID: &str = "x-request-id";
+/// W3C trace context: whose work this is.
 pub const HEADER_TRACEPARENT: &str = "traceparent";
 
 /// DNS name in a host's certificate; the controller connects to an address and expects this name.

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
-use shared::wire::CONTROLLER_DNS_NAME;
+use shared::wire::{CONTROLLER_DNS_NAME, HEADER_REQUEST_ID, HEADER_TRACEPARENT};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -66,13 +66,17 @@ async fn exchange(tls: &Arc<ClientConfig>, method: Method, url: &str, body: Vec<
     let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, authority.as_str())
         .header(header::CONTENT_TYPE, "application/json")
-        .header(header::CONNECTION, "close")
-        .body(Full::new(Bytes::from(body)))?;
+        .header(header::CONNECTION, "close");
+    if let Some(scope) = trace::current() {
+        request =
+            request.header(HEADER_TRACEPARENT, scope.trace.header()).header(HEADER_REQUEST_ID, &*scope.request_id);
+    }
+    let request = request.body(Full::new(Bytes::from(body)))?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

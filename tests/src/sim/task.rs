@@ -9,11 +9,14 @@ use http::HeaderMap;
 use serde_json::Value;
 use shared::id::TaskId;
 use shared::time::Timestamp;
-use shared::wire::{HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_TASK, TaskReport};
+use shared::wire::{
+    HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_TASK, HEADER_TRACEPARENT, TaskReport,
+};
 use shared::{Code, Error, Result};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use trace::Scope;
 use uuid::Uuid;
 
 use super::fault::{Halfway, Plan};
@@ -131,6 +134,7 @@ pub(super) struct Order {
     pub callback: Option<String>,
     pub generation: u64,
     pub deadline: Instant,
+    pub scope: Option<Scope>,
 }
 
 impl Order {
@@ -149,6 +153,7 @@ impl Order {
             callback: text(HEADER_CALLBACK).map(str::to_string),
             generation: number(HEADER_GENERATION)?,
             deadline: Instant::now() + Duration::from_millis(left),
+            scope: Scope::read(text(HEADER_REQUEST_ID), text(HEADER_TRACEPARENT)),
         })
     }
 }
@@ -216,7 +221,7 @@ pub(super) fn submit(
         plan,
     };
     let token = life.token.clone();
-    host.spawn(async move {
+    host.spawn(trace::within_any(order.scope, async move {
         // When the agent restarts, its tasks end where they are and nobody hears of them.
         token
             .run_until_cancelled(async {
@@ -227,7 +232,7 @@ pub(super) fn submit(
                 work.run(mine).await;
             })
             .await;
-    });
+    }));
     Ok((entry, true))
 }
 

@@ -212,8 +212,27 @@ async fn a_host_knows_the_controllers_and_repeats_go_to_the_next_owner() {
     bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
     assert_eq!(bench.host.controllers(), list);
     let (first, ensure) = (order(3), vm(true));
-    bench.send(first, &ensure).await.unwrap();
-    let again = bench.send(Order { generation: 4, ..first }, &ensure).await.unwrap();
+    bench.send(first.clone(), &ensure).await.unwrap();
+    let again = bench.send(Order { generation: 4, ..first.clone() }, &ensure).await.unwrap();
     assert_eq!(again.power.as_str(), "running");
     assert_eq!(bench.send(first, &ensure).await.unwrap_err().code, Code::StaleGeneration);
+}
+
+#[tokio::test]
+async fn commands_to_a_host_that_is_gone_fail_at_once_until_it_answers_a_ping() {
+    let bench = bench(&authority()).await;
+    bench.agents.set_limits(controller::agent_client::HostLimits { commands: 4, failures: 3 });
+    let ensure = vm(true);
+    bench.host.down();
+    for _ in 0..3 {
+        assert_eq!(bench.send(order(1), &ensure).await.unwrap_err().code, Code::HostUnreachable);
+    }
+    let refused = bench.send(order(1), &ensure).await.unwrap_err();
+    assert_eq!(refused.code, Code::HostUnreachable);
+    assert!(refused.message.contains("3 times in a row"), "{}", refused.message);
+    assert_eq!((bench.agents.figures().open, bench.agents.figures().refused), (1, 1));
+    bench.host.up().await.unwrap();
+    bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(bench.agents.figures().open, 0);
+    assert_eq!(bench.send(order(1), &ensure).await.unwrap().power.as_str(), "running");
 }

@@ -36,7 +36,7 @@ pub(super) async fn create_token(context: Context, cx: Cx, message: CreateJoinTo
     created.await
 }
 
-pub(super) async fn join(context: Context, cx: Cx, message: JoinHost) -> Result<Joined> {
+pub(super) async fn join(context: Context, message: JoinHost) -> Result<Joined> {
     let JoinHost { id, from, join } = message;
     let refused = || {
         Error::new(Code::Unauthenticated, "the join token is not valid: make a new one with `kring host join-token`")
@@ -89,7 +89,7 @@ pub(super) async fn join(context: Context, cx: Cx, message: JoinHost) -> Result<
     });
     joined.await?;
     context.bus()?.notify(&Cx::system(COMPARE), CompareHost { id });
-    tracing::info!(host.id = %id, request.id = %cx.request_id, "a host has joined");
+    tracing::info!(host.id = %id, "a host has joined");
     Ok(told(&context, id, certificate))
 }
 

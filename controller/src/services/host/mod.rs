@@ -30,7 +30,7 @@ pub fn register(context: &Context, registry: &mut Registry) {
     context.serve(registry, |c, cx, m: ReconnectHost| service::reconnect(c, cx, m));
     context.serve(registry, |c, cx, m: HostEvents| service::events(c, cx, m));
     context.serve(registry, |c, cx, m: CreateJoinToken| join::create_token(c, cx, m));
-    context.serve(registry, |c, cx, m: JoinHost| join::join(c, cx, m));
+    context.serve(registry, |c, _, m: JoinHost| join::join(c, m));
     context.serve(registry, |c, _, m: RenewHost| join::renew(c, m));
     context.serve(registry, |c, cx, m: CompareHost| compare::compare(c, cx, m.id));
     context.serve(registry, |c, cx, m: HostMissed| compare::missed(c, cx, m));

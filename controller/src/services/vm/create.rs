@@ -106,6 +106,7 @@ impl Step<State> for Accept {
             host_id: None,
             nics: Vec::new(),
             state_since: at.now,
+            last_known_state: None,
             deleted_at: None,
             created_at: at.now,
             links: Default::default(),
