@@ -203,12 +203,13 @@ impl App {
             engine,
             joined,
             tasks: tasks.clone(),
+            stop: stop.clone(),
         };
         let heirs = Arc::clone(&bus);
         handover.engine.on_release(move |id, resource| {
             heirs.notify(&Cx::system(TELL_HEIR), TakeUpJob { id, resource });
         });
-        tasks.spawn(handover.clone().run(heartbeat.watch(), stop.clone()));
+        tasks.spawn(handover.clone().run(heartbeat.watch()));
         handover.become_state(ControllerState::Active).await?;
         tasks.spawn(Arc::clone(&pki).run(stop.clone()));
         let callbacks: Arc<dyn CallbackSink> =

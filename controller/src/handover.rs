@@ -44,20 +44,29 @@ pub struct Handover {
     pub joined: u64,
     /// Owns what is done beside.
     pub tasks: TaskTracker,
+    /// Ends what is done beside.
+    pub stop: CancellationToken,
 }
 
+/// Time before something is tried again for which the database was away.
+const PAUSE: Duration = Duration::from_millis(500);
+
 impl Handover {
-    /// Follows what the heartbeat sees, until `stop`.
-    pub async fn run(self, mut seen: watch::Receiver<Membership>, stop: CancellationToken) {
-        while let Some(Ok(())) = stop.run_until_cancelled(seen.changed()).await {
-            let membership = seen.borrow_and_update().clone();
-            if let Err(error) = self.follow(&membership).await {
+    /// Follows what the heartbeat sees, until it is to stop.
+    pub async fn run(self, mut seen: watch::Receiver<Membership>) {
+        while let Some(Ok(())) = self.stop.run_until_cancelled(seen.changed()).await {
+            loop {
+                let membership = seen.borrow_and_update().clone();
+                let Err(error) = self.follow(&membership).await else { break };
                 tracing::warn!(
                     ring.generation = membership.generation,
                     error = error.chain(),
                     detail = error.detail,
-                    "the ring was followed in part; the rest is done by the reconcilers"
+                    "the ring could not be followed; trying again"
                 );
+                if self.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                    return;
+                }
             }
         }
     }
@@ -104,26 +113,52 @@ impl Handover {
         self.tasks.spawn(self.clone().settle(seen.generation));
         // Events that a controller appended just before it died woke nobody here.
         self.db.wake_event_watchers();
-        let taken = self.engine.recover().await?;
-        if taken > 0 {
-            tracing::info!(jobs = taken, "taking up jobs that had not ended");
-        }
+        self.tasks.spawn(self.clone().take_up(seen.generation));
         Ok(())
+    }
+
+    /// Takes up the jobs that were gained in `generation`.
+    async fn take_up(self, generation: u64) {
+        loop {
+            match self.engine.recover().await {
+                Ok(0) => return,
+                Ok(jobs) => {
+                    tracing::info!(jobs, ring.generation = generation, "taking up jobs that had not ended");
+                    return;
+                }
+                Err(error) if self.is_to_insist(generation, &error).await => {}
+                Err(_) => return,
+            }
+        }
     }
 
     /// Tells the others when nothing is done here any more about what belongs to them.
     async fn settle(self, generation: u64) {
         self.bus.until_let_go().await;
         let (me, joined) = (self.ring.me(), self.joined);
-        let written =
-            self.db.write(move |tx| Box::pin(async move { db::controller::settle(tx, me, joined, generation).await }));
-        if let Err(error) = written.await {
-            tracing::warn!(
-                ring.generation = generation,
-                error = &error as &dyn std::error::Error,
-                "the others could not be told that this controller has let go; they wait for the next change"
-            );
+        loop {
+            let written = self
+                .db
+                .write(move |tx| Box::pin(async move { db::controller::settle(tx, me, joined, generation).await }));
+            match written.await.map_err(shared::Error::from) {
+                Ok(()) => return,
+                Err(error) if self.is_to_insist(generation, &error).await => {}
+                Err(_) => return,
+            }
         }
+    }
+
+    /// Whether something that the others wait for is to be tried again, after a pause: the database was
+    /// away, and the generation is still the same.
+    async fn is_to_insist(&self, generation: u64, error: &shared::Error) -> bool {
+        tracing::warn!(
+            ring.generation = generation,
+            error = error.chain(),
+            detail = error.detail,
+            "a change of the ring could not be followed to its end"
+        );
+        let waited = self.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some();
+        waited && error.code.is_transient() && self.ring.generation() == generation
     }
 }
 

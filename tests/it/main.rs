@@ -5,6 +5,7 @@ mod architecture;
 mod bus;
 mod console;
 mod faults;
+mod fleet;
 mod flows;
 mod host;
 mod image;

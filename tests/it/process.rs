@@ -1,7 +1,6 @@
 //! What happens to the controller's process and to its disk: frozen and woken again, no space left. What
 //! was accepted is done, and nobody is told that something is done which is not.
 
-use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use harness::client::{Call, PATIENCE};
 use harness::cluster::Setup;
-use harness::cmd;
+use harness::cmd::signal;
 use harness::sim::{Fault, What};
 use harness::wait::{eventually, until};
 use reqwest::Method;
@@ -23,11 +22,6 @@ use super::vm::{ready_with, zones};
 
 /// Longer than a controller may be silent before others would take over.
 const FROZEN: Duration = Duration::from_secs(12);
-
-async fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
-    cmd::run("kill".as_ref(), &[OsStr::new(signal), pid.to_string().as_ref()]).await?;
-    Ok(())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_was_frozen_loses_no_work() -> anyhow::Result<()> {

@@ -2,8 +2,12 @@
 # A PostgreSQL server of a test run's own: its own folder, a free port of 127.0.0.1, no password.
 #
 #   postgres.sh start DIR    make and start it; prints its URL
+#   postgres.sh kill DIR     end it as a crash does, without a checkpoint; what is in DIR stays
+#   postgres.sh restart DIR  end it in order, when it runs, and start it again on the same port
 #   postgres.sh stop DIR     end it and remove DIR
 #   postgres.sh sweep        remove servers of runs that were killed (DIR is NAME.PID of the run)
+#
+# A commit survives the end of the server, however it ends, but not that of the machine.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -22,20 +26,35 @@ start() {
     "${AS[@]}" "$PROGRAMS/initdb" -D "$dir/data" -U kring -A trust -E UTF8 --locale=C --no-sync >"$dir/initdb.log" 2>&1 ||
         { cat "$dir/initdb.log" >&2; die "initdb failed"; }
     # Somebody may take the port between the look and the start: another one is tried then.
-    until port=$((20000 + RANDOM % 20000)) && [ -z "$(ss -Hltn "sport = :$port")" ] &&
-        "${AS[@]}" "$PROGRAMS/pg_ctl" -D "$dir/data" -l "$dir/data/server.log" -w -t 30 start >/dev/null \
-            -o "-p $port -k $dir/data -c listen_addresses=127.0.0.1 -c max_connections=500 -c fsync=off -c synchronous_commit=off -c full_page_writes=off" 9>&-; do
+    until port=$((20000 + RANDOM % 20000)) && [ -z "$(ss -Hltn "sport = :$port")" ] && serve "$dir" "$port"; do
         tries=$((tries + 1))
         [ $tries -lt 10 ] || { cat "$dir/data/server.log" >&2; die "PostgreSQL does not start"; }
     done
+    echo "$port" >"$dir/port"
     say "postgres://kring@127.0.0.1:$port/postgres"
+}
+
+serve() {
+    "${AS[@]}" "$PROGRAMS/pg_ctl" -D "$1/data" -l "$1/data/server.log" -w -t 60 start >/dev/null \
+        -o "-p $2 -k $1/data -c listen_addresses=127.0.0.1 -c max_connections=500 -c fsync=off -c full_page_writes=off" 9>&-
+}
+
+crash() {
+    cd "$1"
+    "${AS[@]}" "$PROGRAMS/pg_ctl" -D "$1/data" -m immediate -w -t 20 stop >/dev/null 2>&1 || true
+}
+
+restart() {
+    cd "$1"
+    "${AS[@]}" "$PROGRAMS/pg_ctl" -D "$1/data" -m fast -w -t 20 stop >/dev/null 2>&1 || crash "$1"
+    serve "$1" "$(<"$1/port")" || { tail -n 30 "$1/data/server.log" >&2; die "PostgreSQL does not start again"; }
 }
 
 stop() {
     local dir=$1
     [ -d "$dir/data" ] || { rm -rf "$dir"; return 0; }
+    crash "$dir"
     cd /
-    "${AS[@]}" "$PROGRAMS/pg_ctl" -D "$dir/data" -m immediate -w -t 20 stop >/dev/null 2>&1 || true
     rm -rf "$dir"
 }
 
@@ -48,7 +67,8 @@ sweep() {
 }
 
 case ${1:-} in
-start|stop) [ $# -eq 2 ] || die "usage: $0 $1 DIR"; "$1" "$2" ;;
-sweep)      sweep ;;
-*)          sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 2 ;;
+start|restart|stop) [ $# -eq 2 ] || die "usage: $0 $1 DIR"; "$1" "$2" ;;
+kill)  [ $# -eq 2 ] || die "usage: $0 kill DIR"; crash "$2" ;;
+sweep) sweep ;;
+*)     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 2 ;;
 esac

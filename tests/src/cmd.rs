@@ -58,3 +58,11 @@ pub fn spawn(program: &OsStr, args: &[&OsStr], log: &std::path::Path) -> anyhow:
     let err = out.try_clone()?;
     command(program, args).stdout(out).stderr(err).spawn().with_context(|| format!("starting {}", program.display()))
 }
+
+/// Sends a signal (`-STOP`, `-CONT`, `-TERM`) to a process that this one has started.
+///
+/// # Errors
+/// When there is no such process.
+pub async fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
+    run("kill".as_ref(), &[OsStr::new(signal), pid.to_string().as_ref()]).await.map(drop)
+}

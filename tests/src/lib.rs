@@ -3,6 +3,8 @@
 //! - [`sim`]: thousands of simulated hosts that speak the agent's wire.
 //! - [`cluster`]: a controller with a database of its own, and its hosts.
 //! - [`broker`]: a message broker that a test may kill, and buses over it.
+//! - [`fleet`]: many controllers under fault, with [`postgres`] and ways ([`proxy`]) that can be cut.
+//! - [`chaos`]: faults at random, from a seed.
 //! - [`client`], [`world`]: the public API, and what most tests need made through it.
 //! - [`snapshot`]: what is in the database and on the hosts, to be compared.
 //! - [`kit`]: breaks every step of every flow.
@@ -11,10 +13,14 @@
 
 pub mod bench;
 pub mod broker;
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod cmd;
+pub mod fleet;
 pub mod kit;
+pub mod postgres;
+pub mod proxy;
 pub mod sim;
 pub mod snapshot;
 pub mod wait;

@@ -158,7 +158,11 @@ impl Database {
         Ok(())
     }
 
-    async fn pairs(&self, query: &'static str) -> anyhow::Result<BTreeSet<(String, String)>> {
+    /// The rows of a query with two columns of text.
+    ///
+    /// # Errors
+    /// When the query is refused.
+    pub async fn pairs(&self, query: &'static str) -> anyhow::Result<BTreeSet<(String, String)>> {
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }

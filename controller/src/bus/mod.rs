@@ -372,6 +372,13 @@ impl Bus {
         let Some(resource) = resource else { return handling.await };
         let patience = cx.left().unwrap_or_default();
         self.ring.until_mine(resource, patience).await?;
+        // What the database refuses to a stale owner is not the caller's business: its new owner does it.
+        let handling = async {
+            handling.await.map_err(|error| match error.code {
+                Code::StaleGeneration => Error { code: Code::OwnerLeft, ..error },
+                _ => error,
+            })
+        };
         if !self.ring.is_shared() {
             return handling.await;
         }

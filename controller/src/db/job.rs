@@ -245,6 +245,19 @@ pub async fn journal<E: Serialize>(tx: &mut Tx, p: &Progress<'_, E>) -> Result<(
     Err(Fault::new(Code::StaleGeneration, format!("job {} belongs to a newer generation, or has ended", p.id)).into())
 }
 
+/// What a job's journal holds, when the step before `step` is recorded already. Waits for whoever is
+/// writing to the job.
+pub async fn recorded(tx: &mut Tx, id: JobId, step: usize) -> Result<Option<String>> {
+    let row = sqlx::query("UPDATE job SET progress = progress WHERE id = $1 RETURNING state, step, data")
+        .bind(id.to_string())
+        .fetch_optional(tx.conn())
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let forward = matches!(row.parse("state")?, JobState::Running | JobState::Succeeded);
+    let recorded = forward && row.int("step")? == step as i64;
+    Ok(if recorded { Some(row.text("data")?) } else { None })
+}
+
 /// Writes how far a job is, between two steps.
 pub async fn set_progress(tx: &mut Tx, id: JobId, percent: u8) -> Result<()> {
     sqlx::query("UPDATE job SET progress = $2 WHERE id = $1 AND state = 'running'")

@@ -150,6 +150,10 @@ impl From<Error> for shared::Error {
             Error::Sql(sqlx::Error::PoolTimedOut) => {
                 Self::new(Code::Unavailable, "the database is too busy: try again in a moment")
             }
+            passing if passing.is_transient() => {
+                Self::new(Code::Unavailable, "the database did not do it this time: try again in a moment")
+                    .caused_by(&passing)
+            }
             other => Self::internal(&other).caused_by(&other),
         }
     }

@@ -28,6 +28,9 @@ const EVERY_ALONE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_millis(500);
 /// How long the database may take to answer a beat.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a controller must have been in touch with the database without a break before it takes others
+/// for dead: after a restart of the database all of them were silent, and come back one after the other.
+const JUDGES_AFTER: Duration = Duration::from_secs(6);
 
 /// Who beats, and for whom.
 pub struct Pulse {
@@ -126,6 +129,7 @@ struct Heart {
 struct Beating {
     conn: db::Conn,
     locked: bool,
+    since: Instant,
 }
 
 impl Heart {
@@ -175,7 +179,7 @@ impl Heart {
         // Taken out, so a failure or a time-out drops the connection.
         let mut beating = match self.conn.take() {
             Some(beating) => beating,
-            None => Beating { conn: db::connect_writer(url, dialect).await?, locked: false },
+            None => Beating { conn: db::connect_writer(url, dialect).await?, locked: false, since: Instant::now() },
         };
         if !beating.locked {
             beating.locked = db::take_heartbeat_lock(&mut beating.conn, dialect, joined).await?;
@@ -184,7 +188,8 @@ impl Heart {
             return Ok(None);
         }
         let mut membership = db::controller::all(&mut beating.conn, dialect).await?;
-        let dead: Vec<_> = membership.controllers.iter().filter(|row| row.is_dead()).cloned().collect();
+        let judges = beating.since.elapsed() >= JUDGES_AFTER;
+        let dead: Vec<_> = membership.controllers.iter().filter(|row| judges && row.is_dead()).cloned().collect();
         for row in &dead {
             if db::controller::bury(&mut beating.conn, dialect, row).await? {
                 tracing::warn!(controller.id = %row.id, controller.address = row.address, silent_ms = row.silent_ms,

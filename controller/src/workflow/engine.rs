@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::flow::{At, Flow, Probe};
-use super::run::Runner;
+use super::run::{Runner, backoff};
 use crate::bus::Queues;
 use crate::cx::Cx;
 use crate::db::job::JobRow;
@@ -286,6 +286,23 @@ impl Engine {
         Ok(claimed)
     }
 
+    /// The same, again and again while the database is away.
+    async fn take_in_time(&self, id: JobId, leave: &CancellationToken) -> Result<Option<JobRow>> {
+        let mut attempt = 0;
+        loop {
+            match self.take(id).await {
+                Err(error) if error.code.is_transient() => {
+                    tracing::debug!(job.id = %id, error = error.chain(), attempt, "a job could not be read; trying again");
+                    attempt += 1;
+                    if leave.run_until_cancelled(tokio::time::sleep(backoff(attempt))).await.is_none() {
+                        return Ok(None);
+                    }
+                }
+                taken => return taken,
+            }
+        }
+    }
+
     async fn run(self: &Arc<Self>, id: JobId, here: &Here) {
         let runner = Runner {
             deps: Arc::clone(&self.deps),
@@ -294,7 +311,7 @@ impl Engine {
             probe: self.probe.get().cloned(),
         };
         let done = async {
-            let Some(row) = self.take(id).await? else { return Ok(()) };
+            let Some(row) = self.take_in_time(id, &runner.leave).await? else { return Ok(()) };
             let flow = self.flows.0.get(row.job.kind.as_str()).ok_or_else(|| {
                 Error::internal(format_args!(
                     "this controller has no flow {}: its service is disabled here, or a newer version must run it",

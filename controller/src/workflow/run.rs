@@ -284,11 +284,15 @@ impl<'a, F: Flow> Run<'a, F> {
         } else {
             (JobState::Running, u8::try_from((index + 1) * 100 / self.steps.len()).unwrap_or(100))
         };
-        let written = self.persist(|at| {
+        let written = self.persist(|at, again| {
             let (step, mut state, job, debt) =
                 (Arc::clone(step), self.state.clone(), self.row.job.clone(), debt.clone());
             db::work(move |tx| {
                 Box::pin(async move {
+                    // The commit may have been done although its answer was lost.
+                    if again && let Some(data) = db::job::recorded(tx, at.job_id, index + 1).await? {
+                        return Ok(from_json(&data)?);
+                    }
                     step.record(tx, &at, &mut state).await?;
                     let data = to_json(&state)?;
                     owe(tx, &at, debt, &data).await?;
@@ -305,7 +309,7 @@ impl<'a, F: Flow> Run<'a, F> {
     }
 
     async fn journal_end(&self) -> Result<()> {
-        let written = self.persist(|at| {
+        let written = self.persist(|at, _| {
             let (job, state, step) = (self.row.job.clone(), self.state.clone(), self.steps.len());
             db::work(move |tx| {
                 Box::pin(async move {
@@ -321,7 +325,7 @@ impl<'a, F: Flow> Run<'a, F> {
     async fn journal_rolling_back(&mut self) -> Result<()> {
         self.row.job.state = JobState::RollingBack;
         let (step, progress) = (self.row.next_step, self.row.job.progress);
-        let written = self.persist(|at| {
+        let written = self.persist(|at, _| {
             let (job, state) = (self.row.job.clone(), self.state.clone());
             db::work(move |tx| {
                 Box::pin(async move {
@@ -350,7 +354,7 @@ impl<'a, F: Flow> Run<'a, F> {
             _ => (JobState::RollingBack, index - 1),
         };
         let debt = owed.map(|error| self.debt(step.name(), &error));
-        let written = self.persist(|at| {
+        let written = self.persist(|at, _| {
             let (step, state, job, debt) = (Arc::clone(step), self.state.clone(), self.row.job.clone(), debt.clone());
             db::work(move |tx| {
                 Box::pin(async move {
@@ -381,9 +385,9 @@ impl<'a, F: Flow> Run<'a, F> {
         }
     }
 
-    /// Writes, again and again while the database fails. The inner error is a refusal; the outer one
+    /// Writes, again and again while the database fails; `make` is told whether it is for another time. The inner error is a refusal; the outer one
     /// says that the job is left to a newer owner, or that the process stops.
-    async fn persist<T, W>(&self, make: impl Fn(At) -> W) -> Result<Result<T>>
+    async fn persist<T, W>(&self, make: impl Fn(At, bool) -> W) -> Result<Result<T>>
     where
         T: Send + 'static,
         W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, db::Result<T>> + Send + 'static,
@@ -391,7 +395,7 @@ impl<'a, F: Flow> Run<'a, F> {
         let mut attempt = 0;
         loop {
             let at = At { now: self.runner.deps.clock.now(), ..self.at.clone() };
-            match self.runner.deps.db.write(make(at)).await {
+            match self.runner.deps.db.write(make(at, attempt > 0)).await {
                 Ok(value) => return Ok(Ok(value)),
                 Err(db::Error::Refused(error)) if error.code == Code::StaleGeneration => return Err(error),
                 Err(db::Error::Refused(error)) => return Ok(Err(error)),
@@ -464,6 +468,10 @@ async fn journal(tx: &mut Tx, at: &At, entry: &Entry<'_>) -> db::Result<()> {
 
 fn to_json<S: serde::Serialize>(state: &S) -> Result<String> {
     serde_json::to_string(state).map_err(|e| Error::internal(format_args!("a journal could not be written: {e}")))
+}
+
+fn from_json<S: serde::de::DeserializeOwned>(data: &str) -> Result<S> {
+    serde_json::from_str(data).map_err(|e| Error::internal(format_args!("a journal could not be read: {e}")))
 }
 
 fn leaving() -> Error {

@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::fault::{Plan, chance};
+use super::history::{Action, Fate};
 use super::state::{Domain, State};
-use super::task::Table;
+use super::task::{Order, Table};
 use super::tls::Identity;
 use super::{HostSpec, Shared, outbound, serve, tls};
 
@@ -148,6 +149,18 @@ impl Host {
         let salt = u64::from(self.address.port());
         plan.defer |= chance(self.shared.options.seed, salt, n) < self.shared.options.deferred;
         plan
+    }
+
+    /// Notes what became of a command.
+    pub(super) fn note(&self, order: &Order, resource: Uuid, path: &str, fate: Fate) {
+        self.shared.history.note(|| Action {
+            host: self.id,
+            resource,
+            path: path.to_string(),
+            task: order.task_id,
+            generation: order.generation,
+            fate,
+        });
     }
 
     /// The generation that is recorded with a VM's domain.

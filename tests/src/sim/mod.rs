@@ -4,6 +4,7 @@
 //! - [`host`]: one host, with what happens to it and what an operator does there.
 //! - [`state`]: what is on a host. - [`ops`]: the commands on it. - [`task`]: run once, in order.
 //! - [`fault`]: what goes wrong, switched on and off at run time. - [`control`]: the same over HTTP.
+//! - [`history`]: what the agents were told, to be checked afterwards.
 //! - [`serve`], [`console`], [`outbound`], [`tls`]: the wire.
 //!
 //! Nothing here knows the controller's code: it is tested against the wire as written down in
@@ -12,6 +13,7 @@
 mod console;
 pub mod control;
 pub mod fault;
+pub mod history;
 pub mod host;
 pub mod ops;
 pub mod outbound;
@@ -20,7 +22,7 @@ pub mod state;
 mod task;
 pub mod tls;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -40,6 +42,7 @@ use tokio_util::task::TaskTracker;
 
 pub use console::greeting;
 pub use fault::{Fault, FaultId, Faults, What};
+pub use history::{Action, Fate};
 pub use host::Host;
 pub use tls::Identity;
 
@@ -101,7 +104,8 @@ pub(crate) struct Shared {
     pub names: Arc<tls::Names>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
-    controller: Mutex<String>,
+    pub history: history::History,
+    controllers: Mutex<VecDeque<String>>,
     images: Mutex<HashMap<String, shared::Result<ImageInfo>>>,
     wire: OnceLock<Wire>,
 }
@@ -113,8 +117,18 @@ struct Wire {
 }
 
 impl Shared {
+    /// The controller that is asked now.
     fn controller(&self) -> String {
-        self.controller.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let controllers = self.controllers.lock().unwrap_or_else(PoisonError::into_inner);
+        controllers.front().cloned().unwrap_or_default()
+    }
+
+    /// Asks the next controller from now on, unless somebody has turned away from `url` already.
+    fn turn_away(&self, url: &str) {
+        let mut controllers = self.controllers.lock().unwrap_or_else(PoisonError::into_inner);
+        if controllers.front().is_some_and(|first| url.starts_with(first.as_str())) {
+            controllers.rotate_left(1);
+        }
     }
 
     fn server_config(&self) -> Arc<rustls::ServerConfig> {
@@ -152,7 +166,8 @@ impl Sim {
             names: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-            controller: Mutex::new(options.controller.clone()),
+            history: history::History::default(),
+            controllers: Mutex::new(VecDeque::from([options.controller.clone()])),
             images: Mutex::default(),
             wire: OnceLock::new(),
             options,
@@ -178,9 +193,20 @@ impl Sim {
         self.hosts().into_iter().find(|host| host.id == id)
     }
 
+    /// What the agents were told.
+    #[must_use]
+    pub fn history(&self) -> &history::History {
+        &self.shared.history
+    }
+
     /// Where the controller is from now on.
     pub fn set_controller(&self, url: impl Into<String>) {
-        *self.shared.controller.lock().unwrap_or_else(PoisonError::into_inner) = url.into();
+        self.set_controllers([url.into()]);
+    }
+
+    /// Where the controllers are from now on: one that is not reached makes way for the next one.
+    pub fn set_controllers(&self, urls: impl IntoIterator<Item = String>) {
+        *self.shared.controllers.lock().unwrap_or_else(PoisonError::into_inner) = urls.into_iter().collect();
     }
 
     /// What a download of `url` gives. An address that is not in this table gives a small qcow2 image.

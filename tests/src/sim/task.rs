@@ -20,6 +20,7 @@ use trace::Scope;
 use uuid::Uuid;
 
 use super::fault::{Halfway, Plan};
+use super::history::Fate;
 use super::host::Host;
 use super::ops;
 
@@ -197,9 +198,11 @@ pub(super) fn submit(
     let newest = table.newest.entry(resource).or_insert(0);
     *newest = (*newest).max(host.recorded_generation(resource));
     if order.generation < *newest {
+        host.note(&order, resource, path, Fate::Stale);
         return Err(stale(order.generation, *newest));
     }
     *newest = order.generation;
+    host.note(&order, resource, path, Fate::Accepted);
     let entry = Arc::new(Entry {
         id: order.task_id,
         path: path.to_string(),

@@ -1,0 +1,168 @@
+//! Several controllers: they share the work, and nothing that was accepted is lost, doubled or left behind
+//! when one of them, or what they stand on, is killed, frozen, stopped or cut off.
+//!
+//! Each test has a message broker, a database server and controllers of its own. See `make chaos` for the
+//! same at random.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::fleet::{Fleet, Load, Tally};
+use harness::proxy::Link;
+use harness::sim::{Fault, What};
+use harness::wait::{eventually, until};
+use reqwest::Method;
+use shared::api::job::{JobRef, JobState};
+
+/// Users at work during each test.
+const USERS: u64 = 3;
+
+/// Ends the load, has everything come to rest, and checks all of it.
+async fn rest(fleet: &Fleet, load: Load) -> anyhow::Result<Tally> {
+    let problems = load.end().await;
+    fleet.heal().await?;
+    let tally = fleet.assert_consistent().await;
+    if tally.is_err() || !problems.is_empty() {
+        eprintln!("{}", fleet.logs(60));
+    }
+    let tally = tally?;
+    eprintln!("{tally}");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    assert!(tally.accepted > 0);
+    Ok(tally)
+}
+
+/// Waits until the users have seen this many more jobs end.
+async fn more(load: &Load, jobs: usize) -> anyhow::Result<()> {
+    let goal = load.done() + jobs;
+    until(&format!("{jobs} more jobs end"), async || load.done() >= goal).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_controller_loses_no_work() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 1);
+    more(&load, 20).await?;
+    let owners = fleet.owners().await?;
+    assert!(owners.len() > 1, "VMs belong to several controllers: {owners:?}");
+    // A command whose outcome is posted to a controller that is no more.
+    let victim = Arc::clone(&fleet.controllers[1]);
+    let id = fleet.id_owned_by(victim.id()?).await?;
+    let late = fleet.sim.faults().add(Fault::new("vm/ensure", What::CallbackLate { ms: 3000 }));
+    let mut body = serde_json::to_value(fleet.vm_body(&fleet.image, &fleet.network))?;
+    body["id"] = serde_json::to_value(id)?;
+    let job: JobRef = fleet.api.accepted(Method::POST, "/v1/vms", Some(&body)).await?;
+    until("the host works on it", async || fleet.sim.faults().hits(late) > 0 && commanded(&fleet, id)).await?;
+    victim.kill().await?;
+    let other = fleet.id_owned_by(victim.id()?).await?;
+    let served = fleet.until_served(other, 0).await?;
+    let ended = fleet.api.wait_job(job.job_id).await?;
+    eprintln!("served by others after {served:?}");
+    assert_eq!(ended.state, JobState::Succeeded, "{:?}", ended.error);
+    fleet.sim.faults().clear();
+    more(&load, 10).await?;
+    victim.start().await?;
+    more(&load, 10).await?;
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+/// Whether a command about this resource has reached a host.
+fn commanded(fleet: &Fleet, resource: uuid::Uuid) -> bool {
+    fleet.sim.history().actions().iter().any(|action| action.resource == resource)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_controller_ends_by_itself_when_others_have_taken_over() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 2);
+    more(&load, 10).await?;
+    let victim = Arc::clone(&fleet.controllers[0]);
+    victim.freeze().await?;
+    let id = victim.id()?;
+    until("the others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&id))).await?;
+    more(&load, 10).await?;
+    victim.thaw().await?;
+    until("it ends by itself", async || victim.runs().await.is_ok_and(|runs| !runs)).await?;
+    assert!(victim.log().contains("others have taken over"), "{}", victim.log_tail(20));
+    more(&load, 5).await?;
+    // A short freeze takes nothing away from it.
+    let short = Arc::clone(&fleet.controllers[1]);
+    short.freeze().await?;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    short.thaw().await?;
+    more(&load, 5).await?;
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_stops_in_order_fails_no_call() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 3);
+    more(&load, 10).await?;
+    for n in [1, 0] {
+        fleet.controllers[n].stop().await?;
+        more(&load, 5).await?;
+        fleet.controllers[n].start().await?;
+        fleet.whole().await?;
+        more(&load, 5).await?;
+    }
+    rest(&fleet, load).await?;
+    let failed: Vec<_> = fleet.api.history().into_iter().filter(|called| !called.failures.is_empty()).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_and_database_may_crash() -> anyhow::Result<()> {
+    let fleet = Fleet::start(2, 3).await?;
+    let load = Load::start(&fleet, USERS, 4);
+    more(&load, 10).await?;
+    fleet.broker.kill().await?;
+    // What each controller owns goes on, reached directly.
+    for (n, controller) in fleet.controllers.iter().enumerate() {
+        let mine = fleet.id_owned_by(controller.id()?).await?;
+        fleet.until_served(mine, n).await?;
+    }
+    fleet.broker.restart().await?;
+    more(&load, 10).await?;
+    fleet.postgres.kill().await?;
+    fleet.postgres.restart().await?;
+    more(&load, 10).await?;
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_may_be_cut_off() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 5);
+    more(&load, 10).await?;
+    // From the broker, one way and then both: the database still knows it, so it stays a member.
+    let first = Arc::clone(&fleet.controllers[0]);
+    first.to_broker.set(Link { down: false, ..Link::WHOLE });
+    let own = fleet.id_owned_by(first.id()?).await?;
+    fleet.until_served(own, 0).await?;
+    first.to_broker.set(Link::CUT);
+    first.to_broker.break_off();
+    let own = fleet.id_owned_by(first.id()?).await?;
+    fleet.until_served(own, 0).await?;
+    first.to_broker.set(Link::WHOLE);
+    more(&load, 10).await?;
+    // From the database: the others take over, and it ends when it hears of that.
+    let second = Arc::clone(&fleet.controllers[1]);
+    let id = second.id()?;
+    second.to_database.set(Link::CUT);
+    until("the others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&id))).await?;
+    more(&load, 10).await?;
+    second.to_database.set(Link::WHOLE);
+    eventually("it ends by itself", async || {
+        anyhow::ensure!(!second.runs().await?, "it runs:\n{}", second.log_tail(20));
+        Ok(())
+    })
+    .await?;
+    more(&load, 5).await?;
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}

@@ -1,0 +1,221 @@
+//! One controller of a fleet: a process with a folder, a port and ways of its own.
+
+use std::ffi::OsStr;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context;
+use reqwest::Method;
+use shared::id::ControllerId;
+use tokio::process::Child;
+use tokio::sync::Mutex;
+
+use crate::client::{Call, Client};
+use crate::cmd;
+use crate::proxy::Proxy;
+use crate::wait::eventually;
+
+/// A controller as a process.
+pub struct Controller {
+    /// `c1`, `c2`, …
+    pub name: String,
+    /// `https://127.0.0.1:PORT`
+    pub url: String,
+    /// Its way to the message broker.
+    pub to_broker: Arc<Proxy>,
+    /// Its way to the database.
+    pub to_database: Arc<Proxy>,
+    folder: PathBuf,
+    client: OnceLock<Client>,
+    process: Mutex<Option<Child>>,
+}
+
+impl Controller {
+    /// The `n`th controller, which does not run yet. Its ways go to this broker and this database.
+    pub(super) async fn new(n: usize, folder: PathBuf, broker: &str, database: &str) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&folder)?;
+        // Taken and given back: it shall come back on the same port after it was killed.
+        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let (to_broker, broker) = way(broker).await?;
+        let (to_database, database) = way(database).await?;
+        let config = format!(
+            "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"https://{listen}\"]\nnames = [\"127.0.0.1\"]\n\
+             [database]\nurl = \"{database}\"\n[bus]\nurl = \"{broker}\"\n",
+            folder.join("data").display()
+        );
+        std::fs::write(folder.join("controller.toml"), config)?;
+        Ok(Self {
+            name: format!("c{}", n + 1),
+            url: format!("https://{listen}"),
+            to_broker,
+            to_database,
+            folder,
+            client: OnceLock::new(),
+            process: Mutex::default(),
+        })
+    }
+
+    pub(super) fn set_client(&self, client: Client) {
+        // It is set once, by the fleet that makes this.
+        let _ = self.client.set(client);
+    }
+
+    pub(super) fn config_file(&self) -> PathBuf {
+        self.folder.join("controller.toml")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("controller.log")
+    }
+
+    /// What it has logged, in all its lives.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The last lines that it logged.
+    #[must_use]
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<_> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// Its id, once it has been started.
+    ///
+    /// # Errors
+    /// When it never was.
+    pub fn id(&self) -> anyhow::Result<ControllerId> {
+        let text = std::fs::read_to_string(self.folder.join("data/controller-id"))?;
+        Ok(text.trim().parse()?)
+    }
+
+    /// Starts it and waits until it serves.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub async fn start(&self) -> anyhow::Result<()> {
+        self.spawn().await?;
+        self.ready().await
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// When there is no program, or it runs already.
+    pub async fn spawn(&self) -> anyhow::Result<()> {
+        let file = self.config_file();
+        let args = [OsStr::new("serve"), OsStr::new("--config"), file.as_os_str()];
+        let mut process = self.process.lock().await;
+        anyhow::ensure!(process.is_none(), "{} runs already", self.name);
+        *process = Some(cmd::spawn(cmd::program("kring-controller")?.as_os_str(), &args, &self.log_file())?);
+        Ok(())
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not in time, or has ended.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let client = self.client.get().context("a controller of a fleet has a client")?;
+        eventually(&format!("{} is ready", self.name), async || {
+            let ready = client.send(Call::new(Method::GET, "/readyz")).await?;
+            anyhow::ensure!(ready.status == 200, "not ready: {}\n{}", ready.text, self.log_tail(20));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Starts it unless it runs, again when it ends while it starts (because its last life is not yet
+    /// forgotten, or what it needs is away).
+    ///
+    /// # Errors
+    /// When it does not come back in time.
+    pub async fn ensure_running(&self) -> anyhow::Result<()> {
+        let client = self.client.get().context("a controller of a fleet has a client")?;
+        eventually(&format!("{} runs", self.name), async || {
+            if !self.runs().await? {
+                self.spawn().await?;
+            }
+            let answer = client.send(Call::new(Method::GET, "/readyz"));
+            let ready = tokio::time::timeout(std::time::Duration::from_secs(10), answer).await??;
+            anyhow::ensure!(ready.status == 200, "not ready: {}\n{}", ready.text, self.log_tail(20));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether its process runs, or is frozen.
+    ///
+    /// # Errors
+    /// When the process cannot be asked.
+    pub async fn runs(&self) -> anyhow::Result<bool> {
+        let mut process = self.process.lock().await;
+        if let Some(child) = process.as_mut()
+            && child.try_wait()?.is_some()
+        {
+            *process = None;
+        }
+        Ok(process.is_some())
+    }
+
+    /// Ends it as `kill -9` does, whatever it is doing.
+    ///
+    /// # Errors
+    /// When the process cannot be killed.
+    pub async fn kill(&self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.process.lock().await.take() {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends it in order, and waits for that.
+    ///
+    /// # Errors
+    /// When it does not end, or ends with an error.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        let mut process = self.process.lock().await;
+        let Some(mut child) = process.take() else { return Ok(()) };
+        if let Some(pid) = child.id() {
+            cmd::signal(pid, "-TERM").await?;
+        }
+        let ended = tokio::time::timeout(crate::wait::PATIENCE, child.wait()).await;
+        let status = ended.with_context(|| format!("{} does not stop:\n{}", self.name, self.log_tail(20)))??;
+        anyhow::ensure!(status.success(), "{} stopped with {status}:\n{}", self.name, self.log_tail(20));
+        Ok(())
+    }
+
+    /// Stops the process as a debugger does, without ending it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn freeze(&self) -> anyhow::Result<()> {
+        let process = self.process.lock().await;
+        let pid = process.as_ref().and_then(Child::id).context("it does not run")?;
+        cmd::signal(pid, "-STOP").await
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub async fn thaw(&self) -> anyhow::Result<()> {
+        match self.process.lock().await.as_ref().and_then(Child::id) {
+            Some(pid) => cmd::signal(pid, "-CONT").await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// A proxy in front of the server of a URL, and the URL by way of it.
+async fn way(url: &str) -> anyhow::Result<(Arc<Proxy>, String)> {
+    let rest = url.split("://").nth(1).context("a URL has a scheme")?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    let server = authority.rsplit('@').next().unwrap_or_default();
+    let proxy = Proxy::start(server).await?;
+    let by = url.replacen(server, &proxy.address.to_string(), 1);
+    Ok((proxy, by))
+}
