@@ -386,6 +386,7 @@ impl Host {
                 Ok(_) => {}
                 Err(error) => tracing::debug!(host.id = %self.id, error = format!("{error:#}"), "not reached"),
             }
+            self.shared.turn_away(&base);
             tried.push(base);
         }
         last
