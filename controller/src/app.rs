@@ -201,6 +201,7 @@ impl App {
             ring: ring.clone(),
             bus: Arc::clone(&bus),
             engine,
+            agents: Arc::clone(&agents),
             joined,
             tasks: tasks.clone(),
             stop: stop.clone(),

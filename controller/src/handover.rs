@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::agent_client::Agents;
 use crate::bus::Bus;
 use crate::cx::Cx;
 use crate::db::controller::Membership;
@@ -40,6 +41,8 @@ pub struct Handover {
     pub bus: Arc<Bus>,
     /// Whose jobs are let go of and taken up.
     pub engine: Arc<Engine>,
+    /// Who tells the agents where controllers are.
+    pub agents: Arc<Agents>,
     /// The generation in which this controller joined.
     pub joined: u64,
     /// Owns what is done beside.
@@ -94,6 +97,8 @@ impl Handover {
         } else {
             None
         };
+        let addresses: Vec<_> = seen.controllers.iter().map(|row| row.address.clone()).collect();
+        self.agents.set_controllers(&addresses);
         self.ring.follow(seen, before.as_ref().map(|change| (change.generation, change.members.as_slice())));
         let gone: Vec<ControllerId> = alive.difference(&self.ring.alive()).copied().collect();
         for controller in gone {

@@ -167,6 +167,13 @@ impl Ring {
         self.inner.view.load().ring.owner(id) == Some(self.me)
     }
 
+    /// The generation of the ring, when this controller owns `id` in it.
+    #[must_use]
+    pub fn generation_as_owner(&self, id: Uuid) -> Option<u64> {
+        let view = self.inner.view.load();
+        (view.ring.owner(id) == Some(self.me)).then_some(view.generation)
+    }
+
     /// The share of all ids that a controller owns, 0 to 1.
     #[must_use]
     pub fn share(&self, id: ControllerId) -> f64 {

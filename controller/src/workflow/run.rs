@@ -247,9 +247,12 @@ impl<'a, F: Flow> Run<'a, F> {
     }
 
     fn step_cx(&self, step: &'static str, index: usize, undoing: bool, attempt: u32, deadline: Instant) -> StepCx {
+        // Others may have acted on the resource under a newer generation, in which it still belongs here.
+        let owned = self.runner.deps.ring.generation_as_owner(self.row.job.resource.id);
+        let generation = owned.unwrap_or(self.at.generation).max(self.at.generation);
         let share = |n: usize| u8::try_from(n * 100 / self.steps.len().max(1)).unwrap_or(100);
         StepCx {
-            at: At { now: self.runner.deps.clock.now(), ..self.at.clone() },
+            at: At { now: self.runner.deps.clock.now(), generation, ..self.at.clone() },
             deps: Arc::clone(&self.runner.deps),
             deadline,
             cancel: if undoing { CancellationToken::new() } else { self.runner.cancel.clone() },
