@@ -11,6 +11,9 @@ use controller::config::{Config, DEFAULT_TOML};
 use controller::log;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// How a process ends that was fenced.
+const FENCED: i32 = 3;
+
 /// The controller of Kring: every service in one process.
 #[derive(Parser)]
 #[command(name = "kring-controller", version, propagate_version = true)]
@@ -130,8 +133,10 @@ async fn serve(config: Config) -> Result<()> {
         () = app.fenced() => true,
     };
     if fenced {
-        // Others may act for this controller's resources from now on: nothing may be finished here.
-        anyhow::bail!("this controller was fenced and stops at once; it may be started again");
+        // Others may act for this controller's resources from now on: nothing may be finished here, and
+        // nobody be told how something ended. So nothing is taken down in order.
+        tracing::error!("this controller was fenced and stops at once; it may be started again");
+        std::process::exit(FENCED);
     }
     tracing::info!("stopping");
     notify("STOPPING=1\nSTATUS=draining");

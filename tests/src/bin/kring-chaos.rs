@@ -5,8 +5,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::Parser;
-use harness::chaos::{self, Outcome};
-use harness::fleet::Fleet;
+use harness::chaos;
+use harness::fleet::{Fleet, Tally};
 
 /// Faults at random, from a seed, while users work.
 #[derive(Parser)]
@@ -34,23 +34,31 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let mut out = std::io::stdout();
     let fleet = Fleet::start(args.controllers, args.hosts).await?;
-    let (mut last, mut taken_over) = (Outcome::default(), Vec::new());
+    let (mut sum, mut taken_over, mut failed, mut orphans) = (Tally::default(), Vec::new(), Vec::new(), 0);
     for seed in args.seed..args.seed + args.runs {
         let run = chaos::run(&fleet, seed, Duration::from_secs(args.seconds)).await;
-        let run = run.inspect_err(|_| eprintln!("seed {seed} failed\n{}", fleet.logs(80)))?;
+        let run = run.inspect_err(|_| eprintln!("seed {seed} cannot be played\n{}", fleet.logs(80)))?;
         taken_over.extend(run.seen.taken_over.iter().copied());
+        sum.add(&run.tally);
+        orphans += run.orphans;
         writeln!(out, "seed {seed}: {run}")?;
         if !run.breaches.is_empty() {
             writeln!(out, "{}\n{}", run.faults.join("\n"), fleet.logs(80))?;
-            anyhow::bail!("seed {seed} failed: {}", run.breaches.join("\n"));
+            writeln!(out, "seed {seed} FAILED: {}", run.breaches.join("\n"))?;
+            failed.push(seed);
+            // Others would find what this one has left.
+            if run.orphans > 0 {
+                break;
+            }
         }
-        last = run;
     }
     taken_over.sort_unstable();
     let at = |part: f64| taken_over.get(((taken_over.len() as f64 * part) as usize).min(taken_over.len().max(1) - 1));
-    writeln!(out, "{} runs, 0 orphans: {}", args.runs, last.tally)?;
+    writeln!(out, "{} runs, {orphans} with orphans: {sum}", args.runs)?;
     if let (Some(median), Some(worst)) = (at(0.5), at(0.99)) {
         writeln!(out, "{} kills served by others: p50 {median:.2?}, p99 {worst:.2?}", taken_over.len())?;
     }
-    fleet.stop().await
+    fleet.stop().await?;
+    anyhow::ensure!(failed.is_empty(), "seeds that failed: {failed:?}");
+    Ok(())
 }

@@ -28,9 +28,11 @@ pub struct Outcome {
     pub faults: Vec<String>,
     /// What was measured while the faults were played.
     pub seen: Seen,
+    /// Whether database and hosts did not fit each other at rest, and again when all was removed.
+    pub orphans: usize,
     /// Everything that was not as it should be; empty for a good run.
     pub breaches: Vec<String>,
-    /// Sums since the fleet was started.
+    /// What became of all that was accepted.
     pub tally: Tally,
 }
 
@@ -42,24 +44,26 @@ pub struct Outcome {
 pub async fn run(fleet: &Fleet, seed: u64, length: Duration) -> anyhow::Result<Outcome> {
     let faults = plan(seed, fleet.controllers.len(), fleet.sim.hosts().len(), length);
     let mut outcome = Outcome { faults: faults.iter().map(ToString::to_string).collect(), ..Outcome::default() };
+    fleet.api.forget();
+    fleet.sim.history().record();
     let load = Load::start(fleet, USERS, seed);
     outcome.seen = play::play(fleet, &faults).await?;
     fleet.heal().await.context("healing")?;
     let healed = Instant::now();
     outcome.breaches.extend(load.end().await);
-    for (what, checked) in [("at rest", rest(fleet).await), ("emptied", empty(fleet).await)] {
-        if let Err(error) = checked {
-            outcome.breaches.push(format!("{what}: {error:#}"));
-        }
+    // What came to rest by itself, before it is emptied.
+    if let Err(error) = fleet.at_rest().await {
+        outcome.orphans += 1;
+        outcome.breaches.push(format!("at rest: {error:#}"));
+    }
+    if let Err(error) = empty(fleet).await {
+        outcome.orphans += 1;
+        outcome.breaches.push(format!("emptied: {error:#}"));
     }
     outcome.seen.rest = healed.elapsed();
     outcome.tally = Tally::take(fleet).await?;
     outcome.breaches.extend(outcome.tally.breaches.iter().cloned());
     Ok(outcome)
-}
-
-async fn rest(fleet: &Fleet) -> anyhow::Result<()> {
-    fleet.assert_consistent().await.map(drop)
 }
 
 /// Removes every VM; then nothing may be left on any host, and no counter above zero.
@@ -73,7 +77,7 @@ async fn empty(fleet: &Fleet) -> anyhow::Result<()> {
         let job = fleet.api.accepted(Method::POST, &format!("/v1/vms/{id}/expunge"), Some(&json!({}))).await?;
         fleet.api.wait_job(job.job_id).await?;
     }
-    rest(fleet).await?;
+    fleet.at_rest().await?;
     for (what, query) in [
         ("VMs", "SELECT COUNT(*) FROM vm"),
         ("volumes", "SELECT COUNT(*) FROM volume"),

@@ -57,6 +57,11 @@ impl Api {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Forgets what was done so far.
+    pub fn forget(&self) {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Sends a request until some controller has answered it for good.
     ///
     /// # Errors

@@ -75,11 +75,11 @@ impl Controller {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// The last lines that it logged.
+    /// The last lines that it logged, without requests that went well.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
         let log = self.log();
-        let all: Vec<_> = log.lines().collect();
+        let all: Vec<_> = log.lines().filter(|line| !line.contains("http.status=20")).collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 

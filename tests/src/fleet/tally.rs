@@ -10,7 +10,7 @@ use shared::state::job::JobState;
 use super::Fleet;
 use crate::sim::Fate;
 
-/// Sums over the life of a fleet, and every breach.
+/// Sums since the histories began, and every breach.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Jobs that were accepted.
@@ -115,6 +115,21 @@ impl Tally {
                 }
             }
         }
+    }
+
+    /// Adds the sums of another one.
+    pub fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.done += other.done;
+        self.rolled_back += other.rolled_back;
+        self.lost += other.lost;
+        self.stuck += other.stuck;
+        self.doubled += other.doubled;
+        self.stale_refused += other.stale_refused;
+        self.stale_accepted += other.stale_accepted;
+        self.commands += other.commands;
+        self.blamed += other.blamed;
+        self.breaches.extend(other.breaches.iter().cloned());
     }
 
     /// Nothing was lost, stuck or doubled, and no stale command was taken.

@@ -39,9 +39,9 @@ pub struct Action {
 pub struct History(Mutex<Option<Vec<Action>>>);
 
 impl History {
-    /// Keeps what happens from now on.
+    /// Keeps what happens from now on, and forgets what has happened before.
     pub fn record(&self) {
-        self.lock().get_or_insert_default();
+        *self.lock() = Some(Vec::new());
     }
 
     /// What has happened so far.
