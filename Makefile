@@ -1,6 +1,6 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test bench check demo-check guest-check
+.PHONY: help demo demo-stop build test bench chaos cluster-demo check demo-check guest-check
 
 LAB := tests/lab
 
@@ -37,6 +37,16 @@ bench: ## figures, optimised (NAME=bus for one of them; then in target/bench as 
 	@$(LAB)/install-deps.sh build run guest test
 	cargo build --locked --release --bin kring-controller --bin kring-agent --bin kring-bench
 	@$${CARGO_TARGET_DIR:-target}/release/kring-bench $(NAME)
+
+chaos: ## faults at random under load, with three controllers (SEED=1 RUNS=10; a seed that failed is named)
+	@$(LAB)/install-deps.sh build run test
+	cargo build --locked --bin kring-controller --bin kring-chaos
+	@$${CARGO_TARGET_DIR:-target}/debug/kring-chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),10)
+
+cluster-demo: ## three controllers on this machine, killed under load, and what happens
+	@$(LAB)/install-deps.sh build run test
+	cargo build --locked --bin kring-controller --bin kring-cluster-demo
+	@$${CARGO_TARGET_DIR:-target}/debug/kring-cluster-demo
 
 demo-check: ## play the demo twice, killed at several moments, and see that it leaves nothing
 	@$(LAB)/install-deps.sh build run guest

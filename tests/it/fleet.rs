@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use harness::chaos;
 use harness::fleet::{Fleet, Load, Tally};
 use harness::proxy::Link;
 use harness::sim::{Fault, What};
@@ -164,5 +165,16 @@ async fn a_controller_may_be_cut_off() -> anyhow::Result<()> {
     .await?;
     more(&load, 5).await?;
     rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_at_random_break_nothing() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    for seed in [2, 5] {
+        let run = chaos::run(&fleet, seed, Duration::from_secs(8)).await?;
+        eprintln!("seed {seed}: {run}");
+        assert!(run.breaches.is_empty(), "{}\n{}", run.breaches.join("\n"), run.faults.join("\n"));
+    }
     fleet.stop().await
 }

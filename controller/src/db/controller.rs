@@ -90,7 +90,7 @@ impl ControllerRow {
 }
 
 /// Makes a row for a controller that starts, and answers the generation in which it joined. A row of
-/// its last run goes; one that still lives refuses.
+/// its last run goes, with its hold on jobs; one that still lives refuses.
 pub async fn join(tx: &mut Tx, id: ControllerId, address: &str, version: &str) -> Result<u64> {
     let dialect = tx.dialect();
     let generation = next_generation(tx.conn()).await?;
@@ -108,6 +108,11 @@ pub async fn join(tx: &mut Tx, id: ControllerId, address: &str, version: &str) -
         // The data folder is locked, so nobody else uses an embedded database.
         sqlx::query("DELETE FROM controller").execute(tx.conn()).await?;
     }
+    // What its last run held is nobody's now: this one need not own it, and knows nothing of it.
+    sqlx::query("UPDATE job SET controller_id = NULL WHERE controller_id = $1 AND finished_at IS NULL")
+        .bind(id.to_string())
+        .execute(tx.conn())
+        .await?;
     let now = dialect.now_ms();
     sqlx::query(AssertSqlSafe(format!(
         "INSERT INTO controller (id, address, version, generation, started_at, heartbeat_at, state, settled)

@@ -462,3 +462,23 @@ async fn a_job_of_a_controller_that_is_no_member_any_more_is_taken() {
     let row = bench.ended(&second, job.job_id).await;
     assert_eq!((row.job.state, row.controller_id), (JobState::Succeeded, Some(other)));
 }
+
+#[tokio::test]
+async fn a_job_that_an_earlier_life_of_a_controller_held_is_taken_by_its_new_owner() {
+    let bench = bench().await;
+    let probe = At1::crash("one", Point::BeforeApply);
+    bench.engine.set_probe(probe.clone());
+    let (deps, second) = other_controller(&bench);
+    let (me, other) = (bench.deps.ring.me(), deps.ring.me());
+    alive(&bench, &[me, other]).await;
+    let job = bench.submit(&cx()).await.unwrap();
+    probe.reached.notified().await;
+    // It has died, and is back before anybody missed it; meanwhile the resource went to the other one.
+    let join = bench.deps.db.write(move |tx| Box::pin(async move { db::controller::join(tx, me, "", "").await }));
+    join.await.unwrap();
+    alive(&bench, &[me, other]).await;
+    deps.ring.install(2, &[other]);
+    assert_eq!(second.recover().await.unwrap(), 1);
+    let row = bench.ended(&second, job.job_id).await;
+    assert_eq!((row.job.state, row.controller_id), (JobState::Succeeded, Some(other)));
+}

@@ -57,7 +57,7 @@ pub struct Fleet {
     /// A look into their database, past their ways to it.
     pub database: Database,
     world: World,
-    /// What each host offers.
+    /// The message broker.
     pub broker: Broker,
     /// The database server.
     pub postgres: Postgres,
@@ -117,7 +117,7 @@ impl Fleet {
         Ok(Self { controllers: all, api, image, network, database, world, broker, postgres, _folder: folder })
     }
 
-    /// The active controllers as the database has them, and the generation of the ring.
+    /// The active controllers as the database has them.
     ///
     /// # Errors
     /// When the database cannot be read.
