@@ -409,10 +409,13 @@ async fn alive(bench: &Bench, ids: &[ControllerId]) {
         Box::pin(async move {
             sqlx::query("DELETE FROM controller").execute(tx.conn()).await?;
             for id in ids {
-                sqlx::query("INSERT INTO controller VALUES ($1, '', '', 1, 0, 0, 'active', 1)")
-                    .bind(id.to_string())
-                    .execute(tx.conn())
-                    .await?;
+                sqlx::query(
+                    "INSERT INTO controller (id, address, version, generation, started_at, heartbeat_at, state, settled)
+                     VALUES ($1, '', '', 1, 0, 0, 'active', 1)",
+                )
+                .bind(id.to_string())
+                .execute(tx.conn())
+                .await?;
             }
             Ok(())
         })
