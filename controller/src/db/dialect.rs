@@ -147,16 +147,37 @@ pub(super) fn is_full(error: &dyn sqlx::error::DatabaseError) -> bool {
     }
 }
 
-/// Whether what the database says may pass by itself: busy, locked or full (SQLite), connection,
-/// resources, operator or serialisation (classes 08, 53, 57, 40 of PostgreSQL).
+/// Whether what the database says may pass by itself.
 pub(super) fn is_transient(error: &dyn sqlx::error::DatabaseError) -> bool {
-    let code = error.code().unwrap_or_default();
-    match code.len() {
+    passes(error.code().unwrap_or_default().as_ref())
+}
+
+/// Busy, locked or full (SQLite); connection, resources, operator or serialisation (classes 08, 53, 57, 40 of
+/// PostgreSQL); a transaction that was idle for too long because this process or its way to the database
+/// stood still (25P03); a server that only reads for now (25006).
+fn passes(code: &str) -> bool {
+    match code {
+        "25P03" | "25006" => true,
         // SQLSTATE.
-        5 if !code.bytes().all(|b| b.is_ascii_digit()) || code.starts_with(['0', '4', '5']) => {
+        _ if code.len() == 5 && (!code.bytes().all(|b| b.is_ascii_digit()) || code.starts_with(['0', '4', '5'])) => {
             ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class))
         }
         // SQLite's extended codes: the primary code is the low byte.
         _ => matches!(code.parse::<u32>().map(|code| code & 0xff), Ok(5 | 6 | 10 | 13 | 14)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passes;
+
+    #[test]
+    fn what_passes_by_itself_is_told_from_what_does_not() {
+        for code in ["57P01", "08006", "40001", "40P01", "53300", "25P03", "25006", "5", "13", "261", "2570"] {
+            assert!(passes(code), "{code}");
+        }
+        for code in ["23505", "23503", "42P01", "25P02", "2067", "787", ""] {
+            assert!(!passes(code), "{code}");
+        }
     }
 }
