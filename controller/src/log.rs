@@ -10,9 +10,10 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat};
 
-/// The client of the message broker logs each message that comes back, with its content. The sender is
-/// told of it, and what is in messages is not for logs.
-const QUIET: &str = "lapin::returned_messages=error";
+/// The client of the message broker logs each message that comes back, with its content, and the end of
+/// each connection as an error. The bus tells the sender and the operator of both, and what is in messages
+/// is not for logs.
+const QUIET: [&str; 2] = ["lapin::returned_messages=off", "lapin::io_loop=off"];
 
 /// Why logs cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +38,10 @@ pub enum Error {
 /// See [`Error`].
 pub fn init(config: &LogConfig) -> Result<(), Error> {
     let invalid = |source| Error::Filter { filter: config.filter.clone(), source };
-    let filter = EnvFilter::try_new(&config.filter).map_err(invalid)?.add_directive(QUIET.parse().map_err(invalid)?);
+    let mut filter = EnvFilter::try_new(&config.filter).map_err(invalid)?;
+    for quiet in QUIET {
+        filter = filter.add_directive(quiet.parse().map_err(invalid)?);
+    }
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match config.format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
