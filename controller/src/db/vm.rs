@@ -103,11 +103,11 @@ pub async fn require(conn: &mut Conn, id: VmId) -> Result<VmRow> {
     get(conn, id).await?.ok_or_else(|| Fault::not_found("vm", id).into())
 }
 
-/// Id and state of every VM on a host.
-pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, VmState)>> {
+/// Id and version of every VM on a host.
+pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, i64)>> {
     let rows =
-        sqlx::query("SELECT id, state FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok((row.parse("id")?, row.parse("state")?))).collect()
+        sqlx::query("SELECT id, version FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, row.int("version")?))).collect()
 }
 
 /// VMs that were deleted before a time, oldest first.

@@ -110,6 +110,10 @@ pub struct VmObserved {
     pub host_id: HostId,
     /// What it says; `None`: a complete listing has no such domain, or the domain was undefined.
     pub report: Option<VmReport>,
+    /// Version of the VM's row before the host was asked, for what a listing says. `None` for an event,
+    /// which may have been overtaken: it only says where to look.
+    #[serde(default)]
+    pub as_of: Option<i64>,
 }
 // Answers whether it was looked at: a VM that a job holds is left to the job, and must be reported again.
 request!("vm.VmObserved" to "vm" => bool, VmObserved, about |m| m.id.uuid());

@@ -26,6 +26,8 @@ use crate::specs;
 
 /// How many VMs are handed to their owners at a time.
 const PARALLEL: usize = 32;
+/// Version of a row that was not on the host when it was asked; no row has it.
+const NOT_YET: i64 = -1;
 /// How long a host may take to say what is there.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -38,9 +40,14 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool
     }
     let pong = context.deps.agents.ping(&row.reference(), cx.left()?.min(Duration::from_secs(10))).await?;
     let storages = storages(&context, &row).await?;
+    // Read before the host is asked: what changes from here on makes the host's answer old news.
+    let known = {
+        let mut conn = context.deps.db.read().await?;
+        db::vm::on_host(&mut conn, id).await?
+    };
     let inventory = inspect(&context, &cx, &row, &storages).await?;
     write_down(&context, &row, &pong, &inventory).await?;
-    let complete = hand_over(&context, &cx, id, &inventory.vms).await?;
+    let complete = hand_over(&context, &cx, id, known, &inventory.vms).await?;
     orphans::settle(&context, &cx, &row, &inventory, &storages).await?;
     let row = find(&context, id).await?;
     if row.host.connection != HostConnection::Connected {
@@ -117,14 +124,23 @@ async fn write_down(context: &Context, row: &HostRow, pong: &Pong, inventory: &I
 }
 
 /// Tells the owner of each VM, of the database's and of the host's, what the host says of it.
-async fn hand_over(context: &Context, cx: &Cx, id: HostId, reports: &[VmReport]) -> Result<bool> {
-    let known = {
-        let mut conn = context.deps.db.read().await?;
-        db::vm::on_host(&mut conn, id).await?
-    };
-    let mut of_vm: HashMap<VmId, Option<VmReport>> = known.into_iter().map(|(vm, _)| (vm, None)).collect();
-    of_vm.extend(reports.iter().map(|report| (report.vm_id, Some(report.clone()))));
-    let observed = of_vm.into_iter().map(|(vm, report)| VmObserved { id: vm, host_id: id, report }).collect();
+async fn hand_over(
+    context: &Context,
+    cx: &Cx,
+    id: HostId,
+    known: Vec<(VmId, i64)>,
+    reports: &[VmReport],
+) -> Result<bool> {
+    let mut of_vm: HashMap<VmId, (i64, Option<VmReport>)> =
+        known.into_iter().map(|(vm, version)| (vm, (version, None))).collect();
+    for report in reports {
+        // One that came meanwhile is looked at with the next comparison.
+        of_vm.entry(report.vm_id).or_insert((NOT_YET, None)).1 = Some(report.clone());
+    }
+    let observed = of_vm
+        .into_iter()
+        .map(|(vm, (version, report))| VmObserved { id: vm, host_id: id, report, as_of: Some(version) })
+        .collect();
     let mut complete = true;
     for result in context.bus()?.call_all(cx, PARALLEL, observed).await {
         complete &= result?;

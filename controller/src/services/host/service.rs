@@ -84,8 +84,12 @@ pub(super) async fn events(context: Context, cx: Cx, message: HostEvents) -> Res
     let mut observed = Vec::new();
     for event in message.events {
         match event {
-            AgentEvent::VmChanged { vm } => observed.push(VmObserved { id: vm.vm_id, host_id, report: Some(vm) }),
-            AgentEvent::VmGone { vm_id } => observed.push(VmObserved { id: vm_id, host_id, report: None }),
+            AgentEvent::VmChanged { vm } => {
+                observed.push(VmObserved { id: vm.vm_id, host_id, report: Some(vm), as_of: None });
+            }
+            AgentEvent::VmGone { vm_id } => {
+                observed.push(VmObserved { id: vm_id, host_id, report: None, as_of: None });
+            }
             // Not waited for: the comparison runs in this host's queue, which is here now.
             AgentEvent::AgentStarted => bus.notify(&Cx::system(COMPARE), CompareHost { id: host_id }),
         }

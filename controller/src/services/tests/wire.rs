@@ -65,7 +65,7 @@ fn sample(name: &str) -> Option<Value> {
         "vm.RouteConsole" => json!({ "id": ID, "kind": "vnc" }),
         "vm.StopVm" | "vm.RebootVm" => with(json!({ "mode": "force", "timeout_s": 5 })),
         "vm.UpdateVm" => with(json!({ "name": "v", "vcpus": 1, "memory": 1 })),
-        "vm.VmObserved" => json!({ "id": ID, "host_id": OTHER, "report": report }),
+        "vm.VmObserved" => json!({ "id": ID, "host_id": OTHER, "report": report, "as_of": 3 }),
         "vm.VmLost" => json!({ "id": ID, "host_id": OTHER }),
         "volume.AttachVolume" => with(json!({ "vm_id": OTHER })),
         "volume.CreateVolume" => {

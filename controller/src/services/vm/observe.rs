@@ -2,7 +2,11 @@
 //!
 //! A VM that a job holds is left to the job. Otherwise the host is right about what the VM does, and
 //! the database about whether it should exist: a deleted VM's domain is removed. Missing data never
-//! means "off": only a complete listing, or libvirt's own event, can say that a domain is gone.
+//! means "off": only a complete listing can say that a domain is gone. An event that contradicts the
+//! database has the host compared, and what a listing says counts only for a row that has not changed
+//! since before the host was asked: old news never undoes what a job has done.
+
+use std::time::Duration;
 
 use shared::Result;
 use shared::api::vm::VmState;
@@ -12,9 +16,12 @@ use shared::wire::vm::{DeleteVm, PowerState};
 use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;
 use crate::db;
+use crate::messages::host::CompareHost;
 use crate::messages::vm::{VmLost, VmObserved};
 use crate::services::Context;
 
+/// How long the comparison may take that an event asks for.
+const COMPARE: Duration = Duration::from_secs(90);
 /// States that a report may move a VM out of.
 const RESTING: &[VmState] = &[VmState::Running, VmState::Stopped, VmState::Paused, VmState::Crashed, VmState::Unknown];
 
@@ -49,21 +56,33 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
     if same || !RESTING.contains(&row.vm.state) {
         return Ok(true);
     }
+    let Some(as_of) = message.as_of else {
+        // An event may have been overtaken by a job that has ended since: the host is asked anew.
+        context.bus()?.notify(&Cx::system(COMPARE), CompareHost { id: message.host_id });
+        return Ok(true);
+    };
+    if as_of != row.version {
+        return Ok(false);
+    }
     tracing::info!(vm.id = %message.id, host.id = %message.host_id, from = %row.vm.state, to = %seen, "a vm changed by itself");
     let generation = context.deps.ring.generation();
     let now = context.deps.clock.now();
     let written = context.deps.db.write(move |tx| {
         Box::pin(async move {
+            // A job may have been accepted since the row was read.
+            if db::vm::get(tx.conn(), message.id).await?.is_none_or(|row| row.version != as_of) {
+                return Ok(false);
+            }
             db::vm::change(tx, message.id, RESTING, seen, generation, now).await?;
             if seen.holds_compute() {
-                db::vm::hold_compute_anyway(tx, message.id).await
+                db::vm::hold_compute_anyway(tx, message.id).await?;
             } else {
-                db::vm::drop_compute(tx, message.id).await
+                db::vm::drop_compute(tx, message.id).await?;
             }
+            Ok(true)
         })
     });
-    written.await?;
-    Ok(true)
+    Ok(written.await?)
 }
 
 /// The host does not answer: nobody knows what the VM does there.
