@@ -143,7 +143,7 @@ macro_rules! services {
     };
 }
 
-services!(account cluster event host image instance_type job network setting storage vm volume zone);
+services!(account cluster controller event host image instance_type job network setting storage vm volume zone);
 
 fn cx(seconds: u64) -> Cx {
     Cx::system(Duration::from_secs(seconds))
