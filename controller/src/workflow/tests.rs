@@ -436,9 +436,9 @@ async fn a_job_whose_resource_moves_goes_on_with_its_new_owner() {
     bench.deps.ring.install(2, &[other]);
     deps.ring.install(2, &[other]);
     // The old owner lives and has not let go: nobody else may touch the job.
+    let looked = second.watch(job.job_id);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let idle = second.watch(job.job_id);
-    let _ = tokio::time::timeout(Duration::from_secs(60), idle).await;
+    looked.await.unwrap();
     let row = bench.job(job.job_id).await;
     assert_eq!((row.controller_id, row.job.state.is_final()), (Some(me), false));
     let heir = Arc::clone(&second);
