@@ -41,8 +41,9 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 code=0
 
-# Tests that kill a controller, or freeze one, start the built program.
-cargo build --locked --workspace --bins
+# Tests that kill a controller, or freeze one, start the built program. Together with the tests, since
+# alone it would be built with other features, and all that it uses once more.
+cargo build --locked --workspace --bins --tests
 
 if cargo nextest --version >/dev/null 2>&1; then
     if [ $# -eq 0 ]; then
