@@ -123,22 +123,23 @@ fn node(settings: Settings) -> (Node, Sight) {
 
 macro_rules! services {
     ($($name:ident)*) => {
-        $(
-            mod $name {
+        /// A message to each service, which is called as the service is.
+        mod of {$(
+            pub mod $name {
                 #[derive(Clone, serde::Serialize, serde::Deserialize)]
                 pub struct Nothing;
-                impl controller::bus::Message for Nothing {
+                impl ::controller::bus::Message for Nothing {
                     const NAME: &'static str = concat!(stringify!($name), ".Nothing");
                 }
-                impl controller::bus::Request for Nothing {
+                impl ::controller::bus::Request for Nothing {
                     type Reply = ();
                     const SERVICE: &'static str = stringify!($name);
                 }
             }
-        )*
+        )*}
         const SERVICES: &[&str] = &[$(stringify!($name)),*];
         fn more_services(registry: &mut Registry) {
-            $(registry.serve(|_, _: $name::Nothing| async { Ok(()) });)*
+            $(registry.serve(|_, _: of::$name::Nothing| async { Ok(()) });)*
         }
     };
 }
