@@ -198,7 +198,7 @@ impl App {
         let engine = Arc::clone(&context.engine);
         let handover = Handover {
             db: db.clone(),
-            ring: ring.clone(),
+            ring,
             bus: Arc::clone(&bus),
             engine,
             agents: Arc::clone(&agents),
@@ -214,7 +214,7 @@ impl App {
         handover.become_state(ControllerState::Active).await?;
         tasks.spawn(Arc::clone(&pki).run(stop.clone()));
         let callbacks: Arc<dyn CallbackSink> =
-            Arc::new(Callbacks { agents: Arc::clone(&agents), bus: Arc::clone(&bus), ring });
+            Arc::new(Callbacks { agents: Arc::clone(&agents), bus: Arc::clone(&bus) });
         let gateway = api::Server::start(api::Parts {
             config,
             bus: Arc::clone(&bus),

@@ -15,7 +15,6 @@ use crate::api::CallbackSink;
 use crate::bus::{Bus, Registry};
 use crate::cx::Cx;
 use crate::messages::host::TaskReported;
-use crate::ring::Ring;
 
 /// How long a report may be on its way to the other controllers.
 const PASS_ON: Duration = Duration::from_secs(30);
@@ -26,8 +25,6 @@ pub struct Callbacks {
     pub agents: Arc<Agents>,
     /// The way to the other controllers.
     pub bus: Arc<Bus>,
-    /// Whether there are any.
-    pub ring: Ring,
 }
 
 impl CallbackSink for Callbacks {
@@ -35,7 +32,7 @@ impl CallbackSink for Callbacks {
         if self.agents.deliver(host, report.clone()) {
             return true;
         }
-        let others = self.ring.is_shared();
+        let others = self.bus.is_shared();
         if others {
             tracing::debug!(host.id = %host, task.id = %report.task_id(), "a report is passed on to the other controllers");
             self.bus.publish(&Cx::system(PASS_ON), &TaskReported { host_id: host, report });
@@ -65,6 +62,7 @@ mod tests {
     use super::*;
     use crate::bus::{Health, Limits, Loopback, Transport};
     use crate::clock::Clock;
+    use crate::ring::Ring;
 
     /// Carries what one controller publishes to the other.
     struct To(mpsc::Sender<Vec<u8>>);
@@ -97,7 +95,7 @@ mod tests {
         let way = (Arc::new(To(to)) as Arc<dyn Transport>, inbox);
         let stop = (tasks, CancellationToken::new());
         let bus = Bus::start(registry, ring.clone(), clock, Limits::default(), Loopback::Direct, way, stop);
-        Callbacks { agents, bus, ring: ring.clone() }
+        Callbacks { agents, bus }
     }
 
     #[tokio::test]

@@ -103,7 +103,6 @@ impl Handover {
         let gone: Vec<ControllerId> = alive.difference(&self.ring.alive()).copied().collect();
         for controller in gone {
             self.bus.controller_left(controller);
-            self.bus.transport().forget(controller).await;
         }
         if seen.generation == generation {
             return Ok(());

@@ -300,18 +300,7 @@ impl Cluster {
     /// # Errors
     /// Names what does not fit.
     pub async fn assert_consistent(&self) -> anyhow::Result<()> {
-        eventually("no job is open and nothing is owed", async || {
-            let open = self.database.count("SELECT COUNT(*) FROM job WHERE finished_at IS NULL").await?;
-            let owed = self.database.count("SELECT COUNT(*) FROM cleanup").await?;
-            anyhow::ensure!((open, owed) == (0, 0), "{open} jobs are open, {owed} clean-ups are owed");
-            Ok(())
-        })
-        .await?;
-        eventually("database and hosts fit each other", async || {
-            self.database.check_counters().await?;
-            self.database.check_hosts(&self.sim).await
-        })
-        .await
+        self.database.at_rest(&self.sim).await
     }
 
     /// Stops everything and waits for it. Without it, all is killed when the cluster is dropped.

@@ -12,6 +12,7 @@ use sqlx::{AnyPool, AssertSqlSafe, Column, Row};
 
 use crate::sim::Sim;
 use crate::sim::state::State;
+use crate::wait::eventually;
 
 /// Tables whose rows are history or housekeeping.
 const NOT_COMPARED: &[&str] = &[
@@ -125,6 +126,25 @@ impl Database {
         }
         anyhow::ensure!(wrong.is_empty(), "counters do not fit the rows: {}", wrong.join(", "));
         Ok(())
+    }
+
+    /// Waits until no job is open and nothing is owed, then compares sums with rows, and rows with hosts.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub async fn at_rest(&self, sim: &Sim) -> anyhow::Result<()> {
+        eventually("no job is open and nothing is owed", async || {
+            let open = self.count("SELECT COUNT(*) FROM job WHERE finished_at IS NULL").await?;
+            let owed = self.count("SELECT COUNT(*) FROM cleanup").await?;
+            anyhow::ensure!((open, owed) == (0, 0), "{open} jobs are open, {owed} clean-ups are owed");
+            Ok(())
+        })
+        .await?;
+        eventually("database and hosts fit each other", async || {
+            self.check_counters().await?;
+            self.check_hosts(sim).await
+        })
+        .await
     }
 
     /// Compares what the database says of each host with what is there: VMs with what they do, and

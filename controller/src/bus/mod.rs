@@ -20,6 +20,7 @@ pub mod rabbit;
 mod registry;
 mod stats;
 mod transport;
+mod wire;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use serde_json::value::RawValue;
 use shared::id::ControllerId;
 use shared::{Code, Error};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trace::{Kind, Span};
@@ -299,7 +301,7 @@ impl Bus {
         let bus = Arc::clone(self);
         let work = async move {
             if let Some(handler) = handler.as_any().downcast_ref::<Handler<M>>() {
-                let handled = bus.as_owner(resource, handling.clone(), handler.handle(handling, message)).await;
+                let handled = bus.as_owner(resource, handling.deadline, handler.handle(handling, message)).await;
                 // Nobody waits any more when this fails: the deadline passed.
                 let _ = reply.send(handled);
             }
@@ -366,12 +368,11 @@ impl Bus {
     async fn as_owner<T>(
         &self,
         resource: Option<Uuid>,
-        cx: Cx,
+        deadline: Instant,
         handling: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let Some(resource) = resource else { return handling.await };
-        let patience = cx.left().unwrap_or_default();
-        self.ring.until_mine(resource, patience).await?;
+        self.ring.until_mine(resource, deadline).await?;
         // What the database refuses to a stale owner is not the caller's business: its new owner does it.
         let handling = async {
             handling.await.map_err(|error| match error.code {
@@ -414,85 +415,6 @@ impl Bus {
             stats.refused();
             Error::new(Code::Unavailable, format!("{full}: try again when some are done"))
         })
-    }
-
-    async fn receive(self: Arc<Self>, mut inbox: mpsc::Receiver<Vec<u8>>, stop: CancellationToken) {
-        while let Some(Some(bytes)) = stop.run_until_cancelled(inbox.recv()).await {
-            match Envelope::decode(&bytes) {
-                Ok(envelope) => self.deliver(envelope),
-                Err(error) => tracing::error!(
-                    size = bytes.len(),
-                    error = error.chain(),
-                    detail = error.detail,
-                    "a message was dropped"
-                ),
-            }
-        }
-    }
-
-    /// Handles what came from a wire: a reply, an event or a request.
-    fn deliver(self: &Arc<Self>, envelope: Envelope) {
-        if envelope.name == REPLY {
-            self.deliver_reply(&envelope);
-        } else if envelope.name == CANCEL {
-            let in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(cancelled) = envelope.headers.correlation.and_then(|id| in_hand.get(&id)) {
-                cancelled.cancel();
-            }
-        } else if envelope.service_id.is_empty() {
-            for subscriber in self.registry.subscribers.get(envelope.name.as_str()).into_iter().flatten() {
-                subscriber.deliver_wire(&envelope.body);
-            }
-        } else {
-            let accepted = self.deliver_request(&envelope);
-            if let Err(error) = accepted {
-                self.reply(&envelope, Err(error));
-            }
-        }
-    }
-
-    fn deliver_request(self: &Arc<Self>, envelope: &Envelope) -> Result<(), Error> {
-        let handler = self.wire_handler(&envelope.name)?;
-        if handler.service() != envelope.service_id {
-            return Err(Error::new(
-                Code::UnknownMessage,
-                format!("{} is not for {}", envelope.name, envelope.service_id),
-            ));
-        }
-        let stats = Arc::clone(handler.stats());
-        let cx = envelope.cx();
-        let cancelled = cx.cancelled.clone();
-        let (resource, work) = handler.open(cx.clone(), &envelope.body)?;
-        let (bus, envelope) = (Arc::clone(self), envelope.clone());
-        let id = envelope.id;
-        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(id, cancelled);
-        let enqueued = self.enqueue(resource, &stats, async move {
-            let result = bus.as_owner(resource, cx, work).await;
-            bus.in_hand.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-            bus.reply(&envelope, result);
-        });
-        if enqueued.is_err() {
-            self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        }
-        enqueued
-    }
-
-    fn deliver_reply(&self, envelope: &Envelope) {
-        let waiting = envelope
-            .headers
-            .correlation
-            .and_then(|id| self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id));
-        let Some(waiting) = waiting else {
-            tracing::debug!(correlation = ?envelope.headers.correlation, "a reply came after its deadline");
-            return;
-        };
-        let result = match serde_json::from_str(envelope.body.get()) {
-            Ok(WireReply::Ok(body)) => Ok(body),
-            Ok(WireReply::Error(error)) => Err(error),
-            Err(error) => Err(Error::internal(format_args!("a reply could not be read: {error}"))),
-        };
-        // Nobody waits any more when this fails.
-        let _ = waiting.reply.send(result);
     }
 
     fn reply(self: &Arc<Self>, to: &Envelope, result: Result<Box<RawValue>, Error>) {

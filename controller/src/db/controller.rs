@@ -9,7 +9,7 @@ use shared::state::controller::ControllerState;
 use shared::time::Timestamp;
 use shared::{Code, Error as Fault};
 use sqlx::any::AnyRow;
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{AssertSqlSafe, Connection};
 
 use super::filter::Field;
 use super::page::ListSpec;
@@ -315,10 +315,7 @@ pub fn from_row(row: &AnyRow) -> Result<Controller> {
 }
 
 async fn next_generation(conn: &mut Conn) -> Result<i64> {
-    let row = sqlx::query("UPDATE counter SET value = value + 1 WHERE name = 'generation' RETURNING value")
-        .fetch_one(conn)
-        .await?;
-    Ok(row.try_get("value")?)
+    super::counter::next(conn, "generation").await
 }
 
 /// Writes down the ring that the rows make now.

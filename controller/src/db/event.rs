@@ -52,7 +52,7 @@ pub struct NewEvent<'a, C> {
 
 /// Appends an event; its watchers wake after the commit.
 pub async fn append<C: Serialize + Sync>(tx: &mut Tx, event: &NewEvent<'_, C>) -> Result<()> {
-    let cursor = super::counter::next(tx, "event_cursor").await?;
+    let cursor = super::counter::next(tx.conn(), "event_cursor").await?;
     sqlx::query(
         "INSERT INTO event (cursor, path, resource_kind, resource_id, account_id, content, at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",

@@ -180,9 +180,9 @@ impl Ring {
         self.inner.view.load().ring.share(id)
     }
 
-    /// Whether work on `id` may begin here; `owner_left` when it belongs elsewhere. Waits, for at most
-    /// `patience`, until its old owner has let go of it and the lease is good.
-    pub async fn until_mine(&self, id: Uuid, patience: Duration) -> Result<(), Error> {
+    /// Whether work on `id` may begin here; `owner_left` when it belongs elsewhere. Waits, until
+    /// `deadline`, for its old owner to let go of it and for a good lease.
+    pub async fn until_mine(&self, id: Uuid, deadline: tokio::time::Instant) -> Result<(), Error> {
         if self.begin(id)? {
             return Ok(());
         }
@@ -197,7 +197,7 @@ impl Ring {
                 let _ = changes.changed().await;
             }
         };
-        match tokio::time::timeout(patience, waits).await {
+        match tokio::time::timeout_at(deadline, waits).await {
             Ok(result) => result,
             Err(_) if !self.may_act() => Err(out_of_touch()),
             Err(_) => {

@@ -28,6 +28,10 @@ fn owned_by(owner: ControllerId, members: &[ControllerId]) -> Uuid {
     (0..).map(Uuid::from_u128).find(|id| ring.owner(*id) == Some(owner)).unwrap()
 }
 
+fn soon(seconds: u64) -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(seconds)
+}
+
 #[test]
 fn an_older_generation_is_ignored() {
     let (me, other) = (ControllerId::new(), ControllerId::new());
@@ -46,15 +50,15 @@ async fn a_resource_that_moves_is_free_when_its_old_owner_has_let_go() {
     let (mine, moves) = (owned_by(me, &[me, other]), owned_by(other, &[me, other]));
     let ring = Ring::new(me);
     ring.follow(&seen(5, vec![row(me, Active, 5), row(other, Active, 5)]), None);
-    assert_eq!(ring.until_mine(moves, Duration::from_secs(1)).await.unwrap_err().code, Code::OwnerLeft);
+    assert_eq!(ring.until_mine(moves, soon(1)).await.unwrap_err().code, Code::OwnerLeft);
     // The other one drains: what it had is owned here, and not free yet; what was here always was.
     ring.follow(&seen(6, vec![row(me, Active, 6), row(other, Draining, 5)]), None);
     assert!(ring.is_mine(moves) && ring.is_shared() && !ring.members().contains(&other));
-    ring.until_mine(mine, Duration::ZERO).await.unwrap();
-    let early = ring.until_mine(moves, Duration::from_secs(1)).await.unwrap_err();
+    ring.until_mine(mine, soon(0)).await.unwrap();
+    let early = ring.until_mine(moves, soon(1)).await.unwrap_err();
     assert!(early.code == Code::OwnerLeft && early.message.contains("let go"), "{early}");
     let waits = ring.clone();
-    let waiting = std::pin::pin!(waits.until_mine(moves, Duration::from_secs(60)));
+    let waiting = std::pin::pin!(waits.until_mine(moves, soon(60)));
     let (freed, ()) = tokio::join!(waiting, async {
         ring.follow(&seen(6, vec![row(me, Active, 6), row(other, Draining, 6)]), None);
     });
@@ -62,7 +66,7 @@ async fn a_resource_that_moves_is_free_when_its_old_owner_has_let_go() {
     // Or when it is gone.
     ring.follow(&seen(7, vec![row(me, Active, 7), row(other, Active, 7)]), None);
     ring.follow(&seen(8, vec![row(me, Active, 8)]), None);
-    ring.until_mine(moves, Duration::ZERO).await.unwrap();
+    ring.until_mine(moves, soon(0)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,16 +77,16 @@ async fn who_joins_waits_for_those_of_whom_it_knows_too_little() {
     let now = seen(9, vec![row(me, Active, 9), row(other, Active, 7)]);
     let ring = Ring::new(me);
     ring.follow(&now, None);
-    assert!(ring.until_mine(mine, Duration::ZERO).await.is_err());
+    assert!(ring.until_mine(mine, soon(0)).await.is_err());
     let ring = Ring::new(me);
     ring.follow(&now, Some((8, &[other])));
-    assert!(ring.until_mine(mine, Duration::ZERO).await.is_err(), "it has let go of nothing since 7");
+    assert!(ring.until_mine(mine, soon(0)).await.is_err(), "it has let go of nothing since 7");
     let ring = Ring::new(me);
     ring.follow(&now, Some((7, &[other])));
-    assert!(ring.until_mine(mine, Duration::ZERO).await.is_err(), "it owned this in 7");
+    assert!(ring.until_mine(mine, soon(0)).await.is_err(), "it owned this in 7");
     let ring = Ring::new(me);
     ring.follow(&seen(9, vec![row(me, Active, 9), row(other, Active, 9)]), Some((8, &[other])));
-    ring.until_mine(mine, Duration::ZERO).await.unwrap();
+    ring.until_mine(mine, soon(0)).await.unwrap();
 }
 
 #[tokio::test]
@@ -90,17 +94,17 @@ async fn without_a_heartbeat_nothing_begins() {
     let me = ControllerId::new();
     let ring = Ring::new(me);
     ring.install(1, &[me]);
-    ring.until_mine(Uuid::nil(), Duration::ZERO).await.unwrap();
+    ring.until_mine(Uuid::nil(), soon(0)).await.unwrap();
     // A touch that was sent longer ago than the lease lasts, such as of a process that was frozen.
     let Some(long_ago) = Instant::now().checked_sub(LEASE * 2) else { return };
     let frozen = Ring { me, inner: Arc::new(Inner { born: long_ago, ..fresh() }) };
     frozen.install(1, &[me]);
     frozen.renew_lease(long_ago);
     assert!(!frozen.may_act());
-    assert_eq!(frozen.until_mine(Uuid::nil(), Duration::ZERO).await.unwrap_err().code, Code::Unavailable);
+    assert_eq!(frozen.until_mine(Uuid::nil(), soon(0)).await.unwrap_err().code, Code::Unavailable);
     assert_eq!(frozen.until_may_act(tokio::time::Instant::now()).await.unwrap_err().code, Code::Unavailable);
     frozen.renew_lease(Instant::now());
-    frozen.until_mine(Uuid::nil(), Duration::ZERO).await.unwrap();
+    frozen.until_mine(Uuid::nil(), soon(0)).await.unwrap();
 }
 
 fn fresh() -> Inner {

@@ -423,16 +423,22 @@ async fn alive(bench: &Bench, ids: &[ControllerId]) {
     insert.await.unwrap();
 }
 
-#[tokio::test]
-async fn a_job_whose_resource_moves_goes_on_with_its_new_owner() {
+/// A job that is held at a point of its step `one`, and a second controller beside the one that has it.
+async fn held_at(point: Point) -> (Bench, JobRef, Arc<Deps>, Arc<Engine>) {
     let bench = bench().await;
-    let probe = At1::crash("one", Point::AfterApply);
+    let probe = At1::crash("one", point);
     bench.engine.set_probe(probe.clone());
     let (deps, second) = other_controller(&bench);
-    let (me, other) = (bench.deps.ring.me(), deps.ring.me());
-    alive(&bench, &[me, other]).await;
+    alive(&bench, &[bench.deps.ring.me(), deps.ring.me()]).await;
     let job = bench.submit(&cx()).await.unwrap();
     probe.reached.notified().await;
+    (bench, job, deps, second)
+}
+
+#[tokio::test]
+async fn a_job_whose_resource_moves_goes_on_with_its_new_owner() {
+    let (bench, job, deps, second) = held_at(Point::AfterApply).await;
+    let (me, other) = (bench.deps.ring.me(), deps.ring.me());
     bench.deps.ring.install(2, &[other]);
     deps.ring.install(2, &[other]);
     // The old owner lives and has not let go: nobody else may touch the job.
@@ -451,14 +457,8 @@ async fn a_job_whose_resource_moves_goes_on_with_its_new_owner() {
 
 #[tokio::test]
 async fn a_job_of_a_controller_that_is_no_member_any_more_is_taken() {
-    let bench = bench().await;
-    let probe = At1::crash("one", Point::BeforeApply);
-    bench.engine.set_probe(probe.clone());
-    let (deps, second) = other_controller(&bench);
-    let (me, other) = (bench.deps.ring.me(), deps.ring.me());
-    alive(&bench, &[me, other]).await;
-    let job = bench.submit(&cx()).await.unwrap();
-    probe.reached.notified().await;
+    let (bench, job, deps, second) = held_at(Point::BeforeApply).await;
+    let other = deps.ring.me();
     alive(&bench, &[other]).await;
     deps.ring.install(2, &[other]);
     assert_eq!(second.recover().await.unwrap(), 1);
@@ -468,14 +468,8 @@ async fn a_job_of_a_controller_that_is_no_member_any_more_is_taken() {
 
 #[tokio::test]
 async fn a_job_that_an_earlier_life_of_a_controller_held_is_taken_by_its_new_owner() {
-    let bench = bench().await;
-    let probe = At1::crash("one", Point::BeforeApply);
-    bench.engine.set_probe(probe.clone());
-    let (deps, second) = other_controller(&bench);
+    let (bench, job, deps, second) = held_at(Point::BeforeApply).await;
     let (me, other) = (bench.deps.ring.me(), deps.ring.me());
-    alive(&bench, &[me, other]).await;
-    let job = bench.submit(&cx()).await.unwrap();
-    probe.reached.notified().await;
     // It has died, and is back before anybody missed it; meanwhile the resource went to the other one.
     let join = bench.deps.db.write(move |tx| Box::pin(async move { db::controller::join(tx, me, "", "").await }));
     join.await.unwrap();

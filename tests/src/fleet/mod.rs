@@ -211,18 +211,7 @@ impl Fleet {
     /// # Errors
     /// Names what does not fit.
     pub async fn at_rest(&self) -> anyhow::Result<()> {
-        eventually("no job is open and nothing is owed", async || {
-            let open = self.database.count("SELECT COUNT(*) FROM job WHERE finished_at IS NULL").await?;
-            let owed = self.database.count("SELECT COUNT(*) FROM cleanup").await?;
-            anyhow::ensure!((open, owed) == (0, 0), "{open} jobs are open, {owed} clean-ups are owed");
-            Ok(())
-        })
-        .await?;
-        eventually("database and hosts fit each other", async || {
-            self.database.check_counters().await?;
-            self.database.check_hosts(&self.sim).await
-        })
-        .await
+        self.database.at_rest(&self.sim).await
     }
 
     /// The same, and compares what was accepted with what was done.

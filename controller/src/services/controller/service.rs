@@ -1,5 +1,7 @@
 //! Handlers of the controller service.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 use shared::api::Link;
 use shared::api::controller::{Controller, ControllerState, Ownership};
@@ -65,8 +67,16 @@ pub(super) async fn ownership(context: Context, _: Cx, message: GetOwnership) ->
     let generation = ring.generation();
     let mut conn = context.deps.db.read().await?;
     let changes = db::controller::changes_before(&mut conn, generation + 1, HISTORY).await?;
-    let owned = |members: &[ControllerId]| HashRing::new(members).owner(message.id) == Some(owner);
-    let since = changes.iter().take_while(|change| owned(&change.members)).last();
+    // The same few controllers come and go: a ring is laid out once for each set of them.
+    let mut owned = HashMap::new();
+    let since = changes
+        .iter()
+        .take_while(|change| {
+            *owned
+                .entry(&change.members)
+                .or_insert_with(|| HashRing::new(&change.members).owner(message.id) == Some(owner))
+        })
+        .last();
     let address = db::controller::get(&mut conn, owner).await?.map(|controller| controller.address);
     Ok(Ownership {
         id: message.id,
