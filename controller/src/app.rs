@@ -31,6 +31,7 @@ use crate::db::{self, Db};
 use crate::deps::Deps;
 use crate::handover::{self, Handover};
 use crate::messages::controller::TakeUpJob;
+use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::ring::heartbeat::{Heartbeat, Pulse};
 use crate::services::{self, Context};
@@ -169,6 +170,7 @@ impl App {
             agents: Arc::clone(&agents),
             pki: Arc::clone(&pki),
             ring: ring.clone(),
+            placement: Placement::start(db.clone(), &tasks, stop.clone()),
             clock: clock.clone(),
             data_dir: config.data_dir.clone(),
             settings: Settings::default(),

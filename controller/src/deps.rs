@@ -7,6 +7,7 @@ use crate::agent_client::Agents;
 use crate::auth::tls::Pki;
 use crate::clock::Clock;
 use crate::db::Db;
+use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::settings::Settings;
 
@@ -20,6 +21,8 @@ pub struct Deps {
     pub pki: Arc<Pki>,
     /// Who owns what.
     pub ring: Ring,
+    /// The hosts as places for VMs.
+    pub placement: Arc<Placement>,
     /// The wall clock.
     pub clock: Clock,
     /// Folder with uploaded images, certificates and the embedded database.

@@ -16,6 +16,7 @@ pub mod handover;
 pub mod log;
 pub mod messages;
 pub mod metrics;
+pub mod placement;
 pub mod reconcile;
 pub mod ring;
 pub mod services;

@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["services", "metrics"],
     &["workflow"],
     &["bus", "messages"],
-    &["agent_client", "db", "deps", "ring", "specs"],
+    &["agent_client", "db", "deps", "placement", "ring", "specs"],
     &["auth", "clock", "config", "cx", "log", "settings"],
 ];
 

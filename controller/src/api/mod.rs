@@ -66,7 +66,7 @@ use crate::bus::{ApiRequest, Bus};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::cx::{Cx, Idempotency};
-use crate::db::{self, Db};
+use crate::db::Db;
 use crate::metrics::Metrics;
 
 /// What the gateway is made of.
@@ -163,10 +163,7 @@ impl Api {
         let subject = message.subject();
         let asks_owner = matches!(M::ACTION, Action::Read | Action::Write) && !cx.caller.is_admin();
         let owner = match subject {
-            Some((noun, id)) if asks_owner => {
-                let mut conn = self.db.read().await?;
-                db::owner_of(&mut conn, noun, id).await?
-            }
+            Some(resource) if asks_owner => self.db.owners.get(resource).await?,
             _ => None,
         };
         auth::authorise(&cx.caller, M::ACTION, subject, owner)?;

@@ -407,7 +407,8 @@ impl Bus {
         let pushed = match resource {
             Some(key) => self.queues.push(key, work),
             None => {
-                self.tasks.spawn(work);
+                // Boxed, so that only a pointer is moved from here into its task.
+                self.tasks.spawn(Box::pin(work));
                 Ok(())
             }
         };

@@ -61,6 +61,7 @@ impl HostRow {
 
 /// Adds a host that has joined, or takes a known one up again with its new address and facts.
 pub async fn join(tx: &mut Tx, host: &Host) -> Result<()> {
+    tx.touch_host(host.id);
     let done = sqlx::query(
         "INSERT INTO host (id, name, cluster_id, address, admin_state, connection, connection_reason, arch, vcpus_total,
              vcpus_reserved, memory_total, memory_reserved, facts, created_at, version)
@@ -127,6 +128,7 @@ pub async fn set_connection(
     to: HostConnection,
     reason: Option<String>,
 ) -> Result<bool> {
+    tx.touch_host(id);
     let done = sqlx::query(
         "UPDATE host SET connection = $3, connection_reason = $4, version = version + 1 WHERE id = $1 AND connection = $2",
     )
@@ -148,6 +150,7 @@ pub async fn set_facts(
     (boot_id, agent_id): (Uuid, Uuid),
     now: Timestamp,
 ) -> Result<()> {
+    tx.touch_host(id);
     sqlx::query(
         "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, boot_id = $6, agent_id = $7,
              last_seen_at = $8, version = version + 1 WHERE id = $1",
@@ -177,6 +180,7 @@ pub async fn set_last_seen(tx: &mut Tx, id: HostId, now: Timestamp) -> Result<()
 
 /// Renames a host or changes what the operator wants of it.
 pub async fn update(tx: &mut Tx, id: HostId, name: &Name, admin_state: HostAdminState) -> Result<()> {
+    tx.touch_host(id);
     let done = sqlx::query("UPDATE host SET name = $2, admin_state = $3, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(name.to_string())
@@ -189,6 +193,7 @@ pub async fn update(tx: &mut Tx, id: HostId, name: &Name, admin_state: HostAdmin
 /// Reserves processors and memory. False when they are not there any more, or when the host takes no
 /// new VMs; the check and the reservation are one statement, so two callers cannot both have the last.
 pub async fn reserve(tx: &mut Tx, id: HostId, vcpus: u32, memory: Bytes, new_vm: bool) -> Result<bool> {
+    tx.touch_host(id);
     let done = sqlx::query(
         "UPDATE host SET vcpus_reserved = vcpus_reserved + $2, memory_reserved = memory_reserved + $3
          WHERE id = $1 AND vcpus_reserved + $2 <= vcpus_total AND memory_reserved + $3 <= memory_total
@@ -210,6 +215,7 @@ pub async fn reserve_anyway(tx: &mut Tx, id: HostId, vcpus: u32, memory: Bytes) 
 
 /// Gives reserved processors and memory back.
 pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result<()> {
+    tx.touch_host(id);
     sqlx::query(
         "UPDATE host SET vcpus_reserved = vcpus_reserved - $2, memory_reserved = memory_reserved - $3 WHERE id = $1",
     )
@@ -223,6 +229,7 @@ pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result
 
 /// Removes a host; false when there is none. A foreign key stands in the way while it has VMs or volumes.
 pub async fn delete(tx: &mut Tx, id: HostId) -> Result<bool> {
+    tx.touch_host(id);
     for sql in
         ["DELETE FROM storage_host WHERE host_id = $1 AND reserved = 0", "DELETE FROM image_host WHERE host_id = $1"]
     {

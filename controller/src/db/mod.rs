@@ -4,6 +4,7 @@
 //! `$n` parameters, which both databases understand; the few differences live in [`dialect`].
 //!
 //! - [`Db::read`]: a connection that cannot write.
+//! - [`Db::vms`], [`Db::owners`]: point reads of which there are many at once, read together.
 //! - [`Db::write`]: one transaction. On SQLite all writes that wait are grouped into one durable
 //!   commit; a failed one is rolled back alone, by its savepoint.
 //!
@@ -19,6 +20,7 @@ pub mod counter;
 pub mod dialect;
 pub mod event;
 pub mod filter;
+mod gather;
 pub mod host;
 pub mod idempotency;
 pub mod image;
@@ -36,6 +38,7 @@ pub mod storage;
 #[cfg(test)]
 pub mod testing;
 pub mod token;
+mod touched;
 pub mod vm;
 pub mod volume;
 mod writer;
@@ -47,16 +50,19 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use shared::Code;
-use shared::id::ControllerId;
+use shared::api::vm::Vm;
+use shared::id::{AccountId, ControllerId, HostId, VmId};
 use sqlx::any::AnyPoolOptions;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyConnection, AnyPool, Connection};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 pub use dialect::Dialect;
-pub use owner::owner_of;
-use writer::{Appended, Writer};
+pub use gather::Gathered;
+pub use touched::TouchedHosts;
+use writer::{Committed, Writer};
 
 /// A connection of either database.
 pub type Conn = AnyConnection;
@@ -164,6 +170,7 @@ pub struct Tx {
     conn: PoolConnection<Any>,
     dialect: Dialect,
     appended_events: bool,
+    touched_hosts: Vec<HostId>,
 }
 
 impl Tx {
@@ -181,16 +188,26 @@ impl Tx {
     pub(in crate::db) const fn note_event(&mut self) {
         self.appended_events = true;
     }
+
+    /// Remembers that the picture of a host must be made anew after the commit.
+    pub(in crate::db) fn touch_host(&mut self, id: HostId) {
+        self.touched_hosts.push(id);
+    }
 }
 
 /// The database. Cloning shares it.
 #[derive(Clone)]
 pub struct Db {
+    /// VMs as users see them, without links.
+    pub vms: Gathered<VmId, Vm>,
+    /// Whose a resource is, by noun and id. Infrastructure belongs to nobody.
+    pub owners: Gathered<(&'static str, Uuid), AccountId>,
     dialect: Dialect,
     readers: AnyPool,
     writer: Writer,
     events: Arc<watch::Sender<u64>>,
     own_events: Arc<watch::Sender<u64>>,
+    touched_hosts: Arc<TouchedHosts>,
 }
 
 /// Names the shape of a write closure, which the compiler does not find by itself when the closure is
@@ -226,20 +243,30 @@ impl Db {
         let dialect = Dialect::of(url)?;
         let writers = AnyPoolOptions::new()
             .max_connections(dialect.write_connections())
+            .test_before_acquire(dialect.tests_connections())
             .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
             .connect(&dialect.create_url(url))
             .await?;
         sqlx::migrate!("./migrations").run(&writers).await?;
         let readers = AnyPoolOptions::new()
             .max_connections(READERS)
+            .test_before_acquire(dialect.tests_connections())
             .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
             .connect(url)
             .await?;
+        let together = dialect.gathered_reads();
+        let vms = Gathered::start(readers.clone(), together, |conn, ids| vm::views(conn, ids).boxed(), tasks);
+        let owners = Gathered::start(readers.clone(), together, |conn, of| owner::of(conn, of).boxed(), tasks);
         let events = Arc::new(watch::Sender::new(0));
         let own_events = Arc::new(watch::Sender::new(0));
-        let appended = Appended { all: Arc::clone(&events), own: Arc::clone(&own_events) };
-        let writer = Writer::start(writers, dialect, appended, tasks);
-        Ok(Self { dialect, readers, writer, events, own_events })
+        let touched_hosts = Arc::<TouchedHosts>::default();
+        let committed = Committed {
+            events: Arc::clone(&events),
+            own_events: Arc::clone(&own_events),
+            touched_hosts: Arc::clone(&touched_hosts),
+        };
+        let writer = Writer::start(writers, dialect, committed, tasks);
+        Ok(Self { vms, owners, dialect, readers, writer, events, own_events, touched_hosts })
     }
 
     /// The URL of the SQLite file in a data folder.
@@ -279,6 +306,12 @@ impl Db {
     #[must_use]
     pub fn watch_own_events(&self) -> watch::Receiver<u64> {
         self.own_events.subscribe()
+    }
+
+    /// The hosts that were written to by this controller.
+    #[must_use]
+    pub const fn touched_hosts(&self) -> &Arc<TouchedHosts> {
+        &self.touched_hosts
     }
 
     /// Wakes the watchers of events: another controller appended some.

@@ -66,6 +66,12 @@ pub async fn delete_of(tx: &mut Tx, vm: VmId) -> Result<()> {
     Ok(())
 }
 
+/// The card in a row of `vm LEFT JOIN nic`, where its id is called `nic_id`.
+pub(super) fn joined(row: &AnyRow) -> Result<Option<Nic>> {
+    let Some(id) = row.opt_parse("nic_id")? else { return Ok(None) };
+    Ok(Some(Nic { id, network_id: row.parse("network_id")?, mac: row.text("mac")?, ip: row.parse("ip")? }))
+}
+
 fn from_row(row: &AnyRow) -> Result<Nic> {
     Ok(Nic { id: row.parse("id")?, network_id: row.parse("network_id")?, mac: row.text("mac")?, ip: row.parse("ip")? })
 }

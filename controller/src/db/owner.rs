@@ -1,29 +1,48 @@
 //! Whose a resource is: what the gateway asks before it lets a tenant near one.
 
+use std::collections::{BTreeMap, HashMap};
+
 use shared::id::AccountId;
-use sqlx::Row;
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::{Conn, Error, Result};
+use super::gather::Found;
+use super::row::{RowExt, places};
+use super::{Conn, Result};
 
-/// The account that a resource belongs to. `None`: there is no such resource, or its noun is
-/// infrastructure and belongs to nobody.
-///
-/// # Errors
-/// Failures of the database.
-pub async fn owner_of(conn: &mut Conn, noun: &str, id: Uuid) -> Result<Option<AccountId>> {
-    let sql = match noun {
-        "image" => "SELECT account_id FROM image WHERE id = $1",
-        "network" => "SELECT account_id FROM network WHERE id = $1",
-        "vm" => "SELECT account_id FROM vm WHERE id = $1",
-        "volume" => "SELECT account_id FROM volume WHERE id = $1",
-        "job" => "SELECT account_id FROM job WHERE id = $1",
-        "token" => "SELECT account_id FROM token WHERE id = $1",
-        "account" => "SELECT id FROM account WHERE id = $1",
-        _ => return Ok(None),
-    };
-    let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(conn).await?;
-    let Some(row) = row else { return Ok(None) };
-    let value: String = row.try_get(0)?;
-    value.parse().map(Some).map_err(|_| Error::Column { column: "account_id".to_string(), value })
+/// The table of a noun whose resources belong to accounts, and the column that names the account.
+fn owned(noun: &'static str) -> Option<(&'static str, &'static str)> {
+    match noun {
+        "image" | "network" | "vm" | "volume" | "job" | "token" => Some((noun, "account_id")),
+        "account" => Some((noun, "id")),
+        _ => None,
+    }
+}
+
+/// The accounts that resources belong to, by noun and id. Missing: there is no such resource, it
+/// belongs to nobody, or its noun is infrastructure.
+pub(super) async fn of(
+    conn: &mut Conn,
+    wanted: &[(&'static str, Uuid)],
+) -> Result<Found<(&'static str, Uuid), AccountId>> {
+    let mut by_noun: BTreeMap<&'static str, Vec<Uuid>> = BTreeMap::new();
+    for (noun, id) in wanted {
+        by_noun.entry(noun).or_default().push(*id);
+    }
+    let mut owners = HashMap::with_capacity(wanted.len());
+    for (noun, ids) in by_noun {
+        let Some((table, account)) = owned(noun) else { continue };
+        let places = places(1, ids.len());
+        let sql =
+            format!("SELECT id, {account} AS owner FROM {table} WHERE id IN ({places}) AND {account} IS NOT NULL");
+        // The text is made of words of this program and `$n`.
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for id in ids {
+            query = query.bind(id.to_string());
+        }
+        for row in query.fetch_all(&mut *conn).await? {
+            owners.insert((noun, row.parse("id")?), row.parse("owner"));
+        }
+    }
+    Ok(owners)
 }

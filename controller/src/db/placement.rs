@@ -1,11 +1,32 @@
-//! What the placement needs to know of hosts, in one query.
+//! What the placement needs to know of hosts.
 
+use futures_util::StreamExt;
 use shared::api::host::{HostAdminState, HostConnection};
 use shared::id::{ClusterId, HostId, StorageId};
 use shared::units::Bytes;
+use sqlx::AssertSqlSafe;
+use sqlx::any::AnyRow;
 
-use super::row::RowExt;
+use super::row::{RowExt, places};
+use super::storage::permille;
 use super::{Conn, Result};
+
+/// What is to be placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: Bytes,
+    /// Size of the root volume.
+    pub disk: Bytes,
+    /// The cluster of the networks, when there are any.
+    pub cluster: Option<ClusterId>,
+    /// A certain host.
+    pub host: Option<HostId>,
+    /// Volume bytes that may be promised per byte of a storage.
+    pub storage_overcommit: f64,
+}
 
 /// A host as a place for a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +39,8 @@ pub struct Place {
     pub admin_state: HostAdminState,
     /// Whether it answers.
     pub connection: HostConnection,
-    /// Architecture.
-    pub arch: String,
+    /// Whether it can run what images are made for.
+    pub arch: Arch,
     /// Virtual processors in all and reserved.
     pub vcpus: (u32, u32),
     /// Memory in all and reserved.
@@ -28,53 +49,105 @@ pub struct Place {
     pub storages: Vec<PlaceStorage>,
 }
 
+/// Architecture of a host, as far as placement asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// That of the images.
+    X86,
+    /// Any other.
+    Other,
+}
+
 /// A storage on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaceStorage {
     /// The storage.
     pub storage_id: StorageId,
-    /// Bytes in all, free, and reserved.
+    /// Bytes in all.
     pub total: Bytes,
-    /// Bytes free.
-    pub available: Bytes,
     /// Bytes reserved.
     pub reserved: Bytes,
 }
 
-/// Every host, with its storages.
-pub async fn places(conn: &mut Conn) -> Result<Vec<Place>> {
-    let rows = sqlx::query(
-        "SELECT host.id, host.cluster_id, host.admin_state, host.connection, host.arch, host.vcpus_total, host.vcpus_reserved,
-             host.memory_total, host.memory_reserved, storage_host.storage_id, storage_host.total, storage_host.available,
-             storage_host.reserved
-         FROM host LEFT JOIN storage_host ON storage_host.host_id = host.id
-         ORDER BY host.id, storage_host.storage_id",
-    )
-    .fetch_all(conn)
-    .await?;
-    let mut places: Vec<Place> = Vec::new();
-    for row in &rows {
-        let host_id = row.parse("id")?;
-        if places.last().is_none_or(|last| last.host_id != host_id) {
-            places.push(Place {
-                host_id,
-                cluster_id: row.parse("cluster_id")?,
-                admin_state: row.parse("admin_state")?,
-                connection: row.parse("connection")?,
-                arch: row.text("arch")?,
-                vcpus: (row.count("vcpus_total")?, row.count("vcpus_reserved")?),
-                memory: (row.bytes("memory_total")?, row.bytes("memory_reserved")?),
-                storages: Vec::new(),
-            });
-        }
-        if let (Some(storage_id), Some(place)) = (row.opt_parse("storage_id")?, places.last_mut()) {
-            place.storages.push(PlaceStorage {
-                storage_id,
-                total: row.bytes("total")?,
-                available: row.bytes("available")?,
-                reserved: row.bytes("reserved")?,
-            });
+const COLUMNS: &str = "host.id, host.cluster_id, host.admin_state, host.connection, host.arch, host.vcpus_total,
+    host.vcpus_reserved, host.memory_total, host.memory_reserved, storage_host.storage_id, storage_host.total,
+    storage_host.reserved
+    FROM host LEFT JOIN storage_host ON storage_host.host_id = host.id";
+
+/// Gives every host with its storages to `visit`, one after the other, and holds no more than one.
+pub async fn each(conn: &mut Conn, mut visit: impl FnMut(Place)) -> Result<()> {
+    let sql = format!("SELECT {COLUMNS} ORDER BY host.id, storage_host.storage_id");
+    // The text is made of pieces of this program.
+    let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(conn);
+    let mut last: Option<Place> = None;
+    while let Some(row) = rows.next().await {
+        if let Some(whole) = add(&mut last, &row?)? {
+            visit(whole);
         }
     }
-    Ok(places)
+    last.into_iter().for_each(visit);
+    Ok(())
+}
+
+/// Some hosts with their storages; those that are no more are missing.
+pub async fn of_hosts(conn: &mut Conn, hosts: &[HostId]) -> Result<Vec<Place>> {
+    let wanted = places(1, hosts.len());
+    let sql = format!("SELECT {COLUMNS} WHERE host.id IN ({wanted}) ORDER BY host.id, storage_host.storage_id");
+    // The text is made of pieces of this program and `$n`.
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for host in hosts {
+        query = query.bind(host.to_string());
+    }
+    let (mut found, mut last) = (Vec::with_capacity(hosts.len()), None);
+    for row in query.fetch_all(conn).await? {
+        found.extend(add(&mut last, &row)?);
+    }
+    found.extend(last);
+    Ok(found)
+}
+
+/// Adds a row to the host that it belongs to; answers the one before when that is whole.
+fn add(last: &mut Option<Place>, row: &AnyRow) -> Result<Option<Place>> {
+    let host_id = row.parse("id")?;
+    let whole = last.take_if(|place| place.host_id != host_id);
+    let place = match last {
+        Some(place) => place,
+        None => last.insert(Place {
+            host_id,
+            cluster_id: row.parse("cluster_id")?,
+            admin_state: row.parse("admin_state")?,
+            connection: row.parse("connection")?,
+            arch: if row.text("arch")? == "x86_64" { Arch::X86 } else { Arch::Other },
+            vcpus: (row.count("vcpus_total")?, row.count("vcpus_reserved")?),
+            memory: (row.bytes("memory_total")?, row.bytes("memory_reserved")?),
+            storages: Vec::new(),
+        }),
+    };
+    if let Some(storage_id) = row.opt_parse("storage_id")? {
+        place.storages.push(PlaceStorage { storage_id, total: row.bytes("total")?, reserved: row.bytes("reserved")? });
+    }
+    Ok(whole)
+}
+
+/// Hosts that take the request now, those with the most memory left first, at most `most`. It looks at
+/// every host.
+pub async fn fitting(conn: &mut Conn, request: &Request, most: u32) -> Result<Vec<(HostId, StorageId)>> {
+    let rows = sqlx::query(
+        "SELECT host.id, storage_host.storage_id FROM host JOIN storage_host ON storage_host.host_id = host.id
+         WHERE host.connection = 'connected' AND host.admin_state = 'enabled' AND host.arch = 'x86_64'
+             AND host.vcpus_reserved + $1 <= host.vcpus_total AND host.memory_reserved + $2 <= host.memory_total
+             AND $3 <= storage_host.total / 1000 * $4 - storage_host.reserved
+             AND ($5 = '' OR host.cluster_id = $5) AND ($6 = '' OR host.id = $6)
+         ORDER BY host.memory_total - host.memory_reserved DESC, host.id LIMIT $7",
+    )
+    .bind(i64::from(request.vcpus))
+    .bind(request.memory.as_i64())
+    .bind(request.disk.as_i64())
+    .bind(permille(request.storage_overcommit))
+    .bind(request.cluster.map(|id| id.to_string()).unwrap_or_default())
+    .bind(request.host.map(|id| id.to_string()).unwrap_or_default())
+    .bind(i64::from(most))
+    .fetch_all(conn)
+    .await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, row.parse("storage_id")?))).collect()
 }

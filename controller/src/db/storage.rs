@@ -57,12 +57,15 @@ pub async fn insert(tx: &mut Tx, storage: &Storage) -> Result<()> {
 
 /// One storage, with what each host has of it.
 pub async fn get(conn: &mut Conn, id: StorageId) -> Result<Option<Storage>> {
-    let row =
-        sqlx::query("SELECT * FROM storage WHERE id = $1").bind(id.to_string()).fetch_optional(&mut *conn).await?;
-    let Some(row) = row else { return Ok(None) };
-    let mut storage = from_row(&row)?;
+    let Some(mut storage) = without_hosts(conn, id).await? else { return Ok(None) };
     fill_hosts(conn, std::slice::from_mut(&mut storage)).await?;
     Ok(Some(storage))
+}
+
+/// One storage, without what each host has of it: there may be very many hosts.
+pub async fn without_hosts(conn: &mut Conn, id: StorageId) -> Result<Option<Storage>> {
+    let row = sqlx::query("SELECT * FROM storage WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    row.as_ref().map(from_row).transpose()
 }
 
 /// The storages of a cluster by name, without what each host has of them.
@@ -111,6 +114,7 @@ const MOST: Bytes = Bytes(1 << 56);
 
 /// Writes down what a host said of its file system.
 pub async fn report(tx: &mut Tx, id: StorageId, host: HostId, total: Bytes, available: Bytes) -> Result<()> {
+    tx.touch_host(host);
     sqlx::query(
         "INSERT INTO storage_host (storage_id, host_id, total, available, reserved) VALUES ($1, $2, $3, $4, 0)
          ON CONFLICT (storage_id, host_id) DO UPDATE SET total = excluded.total, available = excluded.available",
@@ -124,11 +128,15 @@ pub async fn report(tx: &mut Tx, id: StorageId, host: HostId, total: Bytes, avai
     Ok(())
 }
 
+/// A ratio in thousandths, so that the arithmetic is that of whole numbers on both databases.
+pub(super) fn permille(overcommit: f64) -> i64 {
+    (overcommit * 1000.0).round() as i64
+}
+
 /// Promises `size` bytes of a host's share to a volume. False when fewer are left of
 /// `total × overcommit` (the setting `placement.storage_overcommit`), or when the host has not reported.
 pub async fn reserve(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes, overcommit: f64) -> Result<bool> {
-    // In thousandths, so that the arithmetic is that of whole numbers on both databases.
-    let permille = (overcommit * 1000.0).round() as i64;
+    tx.touch_host(host);
     let done = sqlx::query(
         "UPDATE storage_host SET reserved = reserved + $3
          WHERE storage_id = $1 AND host_id = $2 AND $3 <= total / 1000 * $4 - reserved",
@@ -136,7 +144,7 @@ pub async fn reserve(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes, over
     .bind(id.to_string())
     .bind(host.to_string())
     .bind(size.as_i64())
-    .bind(permille)
+    .bind(permille(overcommit))
     .execute(tx.conn())
     .await?;
     Ok(done.rows_affected() == 1)
@@ -145,6 +153,7 @@ pub async fn reserve(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes, over
 /// Gives back what [`reserve`] promised; in the transaction that forgets the promise, so that it is
 /// given back once.
 pub async fn release(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes) -> Result<()> {
+    tx.touch_host(host);
     sqlx::query("UPDATE storage_host SET reserved = reserved - $3 WHERE storage_id = $1 AND host_id = $2")
         .bind(id.to_string())
         .bind(host.to_string())
@@ -156,7 +165,13 @@ pub async fn release(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes) -> R
 
 /// Removes a storage; false when there is none. A foreign key stands in the way while it keeps volumes.
 pub async fn delete(tx: &mut Tx, id: StorageId) -> Result<bool> {
-    sqlx::query("DELETE FROM storage_host WHERE storage_id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    let hosts = sqlx::query("DELETE FROM storage_host WHERE storage_id = $1 RETURNING host_id")
+        .bind(id.to_string())
+        .fetch_all(tx.conn())
+        .await?;
+    for host in &hosts {
+        tx.touch_host(host.parse("host_id")?);
+    }
     let done = sqlx::query("DELETE FROM storage WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
     Ok(done.rows_affected() == 1)
 }

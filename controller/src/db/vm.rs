@@ -1,6 +1,8 @@
 //! Rows of VMs. State changes are compare-and-set, and the reservation of a host's processors and
 //! memory moves in the same transaction: the flag `holds_compute` says whether it is held.
 
+use std::collections::HashMap;
+
 use shared::api::image::Firmware;
 use shared::api::vm::{Vm, VmState};
 use shared::id::{HostId, VmId};
@@ -8,11 +10,13 @@ use shared::name::Name;
 use shared::time::Timestamp;
 use shared::units::Bytes;
 use shared::{Code, Error as Fault};
+use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use super::filter::Field;
+use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, word};
+use super::row::{RowExt, json, name_taken, places, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of VMs.
@@ -101,6 +105,31 @@ pub async fn get(conn: &mut Conn, id: VmId) -> Result<Option<VmRow>> {
 /// The same, or `not_found`.
 pub async fn require(conn: &mut Conn, id: VmId) -> Result<VmRow> {
     get(conn, id).await?.ok_or_else(|| Fault::not_found("vm", id).into())
+}
+
+/// Some VMs as users see them, without links.
+pub(super) async fn views(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, Vm>> {
+    let sql = format!(
+        "SELECT vm.*, nic.id AS nic_id, nic.network_id, nic.mac, nic.ip FROM vm LEFT JOIN nic ON nic.vm_id = vm.id
+         WHERE vm.id IN ({}) ORDER BY vm.id, nic.position",
+        places(1, ids.len())
+    );
+    // The text is made of pieces of this program and `$n`.
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for id in ids {
+        query = query.bind(id.to_string());
+    }
+    let mut found: Found<VmId, Vm> = HashMap::with_capacity(ids.len());
+    for row in query.fetch_all(conn).await? {
+        let vm = found.entry(row.parse("id")?).or_insert_with(|| from_row(&row));
+        if let Ok(seen) = vm {
+            match super::nic::joined(&row) {
+                Ok(nic) => seen.nics.extend(nic),
+                Err(error) => *vm = Err(error),
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Id and version of every VM on a host.

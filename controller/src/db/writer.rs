@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::dialect::Dialect;
-use super::{Error, Result, Tx};
+use super::{Error, Result, TouchedHosts, Tx};
 
 /// Most writes in one commit: bounds how long the first of them waits.
 const GROUP: usize = 256;
@@ -38,19 +38,26 @@ pub(super) enum Written {
     },
 }
 
-/// Who is woken when events were appended here.
+/// Who is told of what was committed here.
 #[derive(Clone)]
-pub(super) struct Appended {
-    /// Those who wait for events of any controller.
-    pub(super) all: Arc<watch::Sender<u64>>,
-    /// Those who wait for events of this one.
-    pub(super) own: Arc<watch::Sender<u64>>,
+pub(super) struct Committed {
+    /// Wakes those who wait for events of any controller.
+    pub(super) events: Arc<watch::Sender<u64>>,
+    /// Wakes those who wait for events of this one.
+    pub(super) own_events: Arc<watch::Sender<u64>>,
+    /// Hosts whose picture has to be made anew.
+    pub(super) touched_hosts: Arc<TouchedHosts>,
 }
 
-impl Appended {
-    fn wake(&self) {
-        for watchers in [&self.all, &self.own] {
-            watchers.send_modify(|n| *n = n.wrapping_add(1));
+impl Committed {
+    fn tell(&self, tx: &mut Tx) {
+        if std::mem::take(&mut tx.appended_events) {
+            for watchers in [&self.events, &self.own_events] {
+                watchers.send_modify(|n| *n = n.wrapping_add(1));
+            }
+        }
+        if !tx.touched_hosts.is_empty() {
+            self.touched_hosts.add(tx.touched_hosts.drain(..));
         }
     }
 }
@@ -58,7 +65,7 @@ impl Appended {
 #[derive(Clone)]
 pub(super) enum Writer {
     Grouped { queue: mpsc::Sender<Write>, pool: AnyPool },
-    Pooled { pool: AnyPool, dialect: Dialect, events: Appended, tasks: TaskTracker, fence: Fence },
+    Pooled { pool: AnyPool, dialect: Dialect, committed: Committed, tasks: TaskTracker, fence: Fence },
 }
 
 /// The member that writes, and the generation in which it joined: when it is no member any more, the
@@ -66,14 +73,16 @@ pub(super) enum Writer {
 pub(super) type Fence = Arc<OnceLock<(ControllerId, u64)>>;
 
 impl Writer {
-    pub(super) fn start(pool: AnyPool, dialect: Dialect, events: Appended, tasks: &TaskTracker) -> Self {
+    pub(super) fn start(pool: AnyPool, dialect: Dialect, committed: Committed, tasks: &TaskTracker) -> Self {
         match dialect {
             Dialect::Sqlite => {
                 let (queue, writes) = mpsc::channel(QUEUE);
-                tasks.spawn(run(writes, pool.clone(), dialect, events));
+                tasks.spawn(run(writes, pool.clone(), dialect, committed));
                 Self::Grouped { queue, pool }
             }
-            Dialect::Postgres => Self::Pooled { pool, dialect, events, tasks: tasks.clone(), fence: Fence::default() },
+            Dialect::Postgres => {
+                Self::Pooled { pool, dialect, committed, tasks: tasks.clone(), fence: Fence::default() }
+            }
         }
     }
 
@@ -115,15 +124,15 @@ impl Writer {
         match self {
             Self::Grouped { queue, .. } => queue.send(write).await.map_err(|_| Error::Closed)?,
             // In a task of its own, so a caller who goes away does not leave a transaction open.
-            Self::Pooled { pool, dialect, events, tasks, .. } => {
-                let (pool, dialect, events) = (pool.clone(), *dialect, events.clone());
+            Self::Pooled { pool, dialect, committed, tasks, .. } => {
+                let (pool, dialect, committed) = (pool.clone(), *dialect, committed.clone());
                 tasks.spawn(async move {
                     let mut tx = match pool.acquire().await {
-                        Ok(conn) => Tx { conn, dialect, appended_events: false },
+                        Ok(conn) => Tx { conn, dialect, appended_events: false, touched_hosts: Vec::new() },
                         // The reply channel closes with the write: the caller sees `Away`.
                         Err(error) => return tracing::warn!(%error, "no database connection for a write"),
                     };
-                    commit_group(&mut tx, vec![write], &events).await;
+                    commit_group(&mut tx, vec![write], &committed).await;
                 });
             }
         }
@@ -152,13 +161,13 @@ impl Writer {
     }
 }
 
-async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect, events: Appended) {
+async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect, committed: Committed) {
     let mut group = Vec::with_capacity(GROUP);
     while writes.recv_many(&mut group, GROUP).await > 0 {
         match pool.acquire().await {
             Ok(conn) => {
-                let mut tx = Tx { conn, dialect, appended_events: false };
-                commit_group(&mut tx, std::mem::take(&mut group), &events).await;
+                let mut tx = Tx { conn, dialect, appended_events: false, touched_hosts: Vec::new() };
+                commit_group(&mut tx, std::mem::take(&mut group), &committed).await;
             }
             Err(error) => {
                 tracing::warn!(%error, writes = group.len(), "no database connection for writing");
@@ -169,13 +178,11 @@ async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect,
 }
 
 /// Runs `group` in one transaction and answers everybody after the commit.
-async fn commit_group(tx: &mut Tx, group: Vec<Write>, events: &Appended) {
+async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) {
     let mut answers = Vec::with_capacity(group.len());
     match apply_group(tx, group, &mut answers).await {
         Ok(()) => {
-            if std::mem::take(&mut tx.appended_events) {
-                events.wake();
-            }
+            committed.tell(tx);
             answers.into_iter().for_each(|answer| answer(Ok(())));
         }
         Err(error) => {

@@ -35,6 +35,7 @@ use crate::cx::{Caller, Cx, Idempotency};
 use crate::db::testing::{Seed, TestDb, dbs};
 use crate::deps::Deps;
 use crate::messages::job::WaitJob;
+use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::services::{self, Context};
 use crate::settings::Settings;
@@ -103,6 +104,7 @@ impl TestSystem {
             agents: Agents::new(tls, "https://127.0.0.1:1".to_string(), tasks.clone(), clock.clone()),
             pki,
             ring: ring.clone(),
+            placement: Placement::start(db.db.clone(), &tasks, stop.clone()),
             clock: clock.clone(),
             data_dir: data.path().to_path_buf(),
             settings: Settings::default(),

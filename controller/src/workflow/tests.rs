@@ -23,6 +23,7 @@ use crate::cx::{Caller, Cx, Idempotency};
 use crate::db::job::JobRow;
 use crate::db::{self, Db, Tx};
 use crate::deps::Deps;
+use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::settings::Settings;
 
@@ -104,9 +105,10 @@ async fn bench() -> Bench {
     ring.install(1, &[me]);
     let clock = Clock::default();
     let pki = Arc::new(Pki::open(dir.path().join("pki"), &[], PkiConfig::default(), clock.clone()).unwrap());
+    let placement = Placement::start(db.clone(), &tasks, CancellationToken::new());
     let agents = Agents::new(pki.agent_client_config(16).unwrap(), "https://localhost".into(), tasks, clock.clone());
     let data_dir = dir.path().to_path_buf();
-    let deps = Arc::new(Deps { db, agents, pki, ring, clock, data_dir, settings: Settings::default() });
+    let deps = Arc::new(Deps { db, agents, pki, ring, placement, clock, data_dir, settings: Settings::default() });
     let engine = engine(&deps);
     Bench { _dir: dir, deps, engine }
 }
@@ -389,12 +391,13 @@ async fn a_dry_run_accepts_nothing() {
 /// The same database as another controller sees it, which owns what `members` leave it.
 fn other_controller(bench: &Bench) -> (Arc<Deps>, Arc<Engine>) {
     let ring = Ring::new(ControllerId::new());
-    let Deps { db, agents, pki, clock, data_dir, .. } = bench.deps.as_ref();
+    let Deps { db, agents, pki, placement, clock, data_dir, .. } = bench.deps.as_ref();
     let deps = Arc::new(Deps {
         db: db.clone(),
         agents: Arc::clone(agents),
         pki: Arc::clone(pki),
         ring,
+        placement: Arc::clone(placement),
         clock: clock.clone(),
         data_dir: data_dir.clone(),
         settings: Settings::default(),

@@ -1,4 +1,5 @@
-//! `api`: `GET /v1/vms/{id}` over HTTPS, with the load generator on the same machine.
+//! `api`: `GET /v1/vms/{id}` over HTTPS, with the load generator on the same machine. Each connection asks
+//! for a VM of its own.
 
 use std::ffi::OsStr;
 
@@ -9,7 +10,7 @@ use super::{Bench, process};
 use crate::cluster::{Cluster, Setup};
 use crate::cmd;
 
-const CONNECTIONS: &str = "64";
+const CONNECTIONS: u32 = 64;
 const SECONDS: &str = "10";
 
 /// Measures.
@@ -18,23 +19,25 @@ const SECONDS: &str = "10";
 /// When the controller does not start or a request fails.
 pub async fn run() -> anyhow::Result<()> {
     let mut bench = Bench::begin("api")?;
-    let cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
+    let host = Some((256, shared::units::Bytes::gib(4096)));
+    let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
     cluster.host().await?;
     let (image, network) = (cluster.image().await?, cluster.network().await?);
-    let vm = cluster.vm(&image, &network).await?;
+    let mut paths = Vec::new();
+    for _ in 0..CONNECTIONS {
+        paths.push(format!("/v1/vms/{}", cluster.vm(&image, &network).await?.id));
+    }
     let pid = cluster.pid().context("the controller is a process")?;
     let before = process::cpu_seconds(pid)?;
     let config = cluster.cli_config();
-    let path = format!("/v1/vms/{}", vm.id);
+    let paths = paths.join(",");
     let program = std::env::current_exe()?;
-    let arguments: [&OsStr; 9] = [
+    let arguments: [&OsStr; 7] = [
         "load".as_ref(),
         "--config".as_ref(),
         config.as_os_str(),
-        "--path".as_ref(),
-        path.as_ref(),
-        "--connections".as_ref(),
-        CONNECTIONS.as_ref(),
+        "--paths".as_ref(),
+        paths.as_ref(),
         "--seconds".as_ref(),
         SECONDS.as_ref(),
     ];

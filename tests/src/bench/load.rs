@@ -1,5 +1,5 @@
-//! A load generator of its own process: one path, many kept-alive connections, each one request at a
-//! time. It prints what it saw as one line of JSON.
+//! A load generator of its own process: a kept-alive connection for each path, with one request at a time.
+//! It prints what it saw as one line of JSON.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,11 +33,11 @@ pub struct Seen {
     pub p99_us: f64,
 }
 
-/// Loads `path` of the controller that the CLI configuration names.
+/// Loads each of `paths` of the controller that the CLI configuration names.
 ///
 /// # Errors
 /// When any request is not answered with 200.
-pub async fn run(config: &Path, path: &str, connections: usize, seconds: u64) -> anyhow::Result<Seen> {
+pub async fn run(config: &Path, paths: Vec<String>, seconds: u64) -> anyhow::Result<Seen> {
     let (url, ca, token) = Client::parts_of_cli_config(config)?;
     let token = token.context("the configuration has no token")?;
     let address = url.strip_prefix("https://").context("an https URL")?.to_string();
@@ -45,8 +45,8 @@ pub async fn run(config: &Path, path: &str, connections: usize, seconds: u64) ->
     let end = Instant::now() + Duration::from_secs(seconds);
     let begin = Instant::now();
     let mut workers = JoinSet::new();
-    for _ in 0..connections {
-        let (address, connector, path, token) = (address.clone(), connector.clone(), path.to_string(), token.clone());
+    for path in paths {
+        let (address, connector, token) = (address.clone(), connector.clone(), token.clone());
         workers.spawn(async move { worker(&address, connector, &path, &token, end).await });
     }
     let mut times: Vec<u32> = Vec::new();

@@ -40,10 +40,8 @@ enum What {
     Load {
         #[arg(long)]
         config: PathBuf,
-        #[arg(long)]
-        path: String,
-        #[arg(long)]
-        connections: usize,
+        #[arg(long, value_delimiter = ',')]
+        paths: Vec<String>,
         #[arg(long)]
         seconds: u64,
     },
@@ -59,8 +57,8 @@ fn main() -> anyhow::Result<()> {
         Some(What::Create { sizes }) => runtime.block_on(bench::create::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
         Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
-        Some(What::Load { config, path, connections, seconds }) => {
-            let seen = runtime.block_on(bench::load::run(&config, &path, connections, seconds))?;
+        Some(What::Load { config, paths, seconds }) => {
+            let seen = runtime.block_on(bench::load::run(&config, paths, seconds))?;
             Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&seen)?)?)
         }
         None => {

@@ -167,10 +167,9 @@ async fn a_page_behind_a_cursor_is_found_by_the_index() {
 #[tokio::test]
 async fn an_owner_is_found_for_what_is_owned() {
     let (_dir, db, accounts) = filled().await;
-    let mut conn = db.read().await.unwrap();
     let image = "00000000-0000-7000-8000-000000000005".parse().unwrap();
-    assert_eq!(crate::db::owner_of(&mut conn, "image", image).await.unwrap(), Some(accounts[1]));
-    for noun in ["vm", "volume", "network", "job", "token", "account", "host"] {
-        assert_eq!(crate::db::owner_of(&mut conn, noun, image).await.unwrap(), None);
-    }
+    let nouns = ["image", "vm", "volume", "network", "job", "token", "account", "host"];
+    let found = futures_util::future::try_join_all(nouns.map(|noun| db.owners.get((noun, image)))).await.unwrap();
+    assert_eq!(found[0], Some(accounts[1]));
+    assert!(found[1..].iter().all(Option::is_none), "{found:?}");
 }

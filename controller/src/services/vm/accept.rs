@@ -6,9 +6,9 @@ use shared::id::{ClusterId, ResourceId, VmId, VolumeId};
 use shared::units::Bytes;
 use shared::{Code, Error, Result};
 
+use super::attach_volume;
 use super::create::{Create, State as CreateState};
 use super::transition::State;
-use super::{attach_volume, placement};
 use crate::cx::Cx;
 use crate::db;
 use crate::messages::vm::{CreateVm, PlanVm};
@@ -32,9 +32,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateVm) -> Resul
 
 pub(super) async fn plan(context: Context, cx: Cx, message: PlanVm) -> Result<PlacementReport> {
     let state = resolve(&context, &cx, message.id, message.body).await?;
-    let mut conn = context.deps.db.read().await?;
-    let places = db::placement::places(&mut conn).await?;
-    Ok(placement::choose(&places, &state.request()).1)
+    context.deps.placement.plan(&state.request()).await
 }
 
 /// Submits a flow that needs nothing but the VM.

@@ -18,9 +18,9 @@ use shared::wire::volume::DeleteVolume;
 use shared::{Code, Error, Result};
 use uuid::Uuid;
 
-use super::placement::{self, Request};
 use super::spec;
 use crate::db::{self, Tx, vm::VmRow};
+use crate::placement::Request;
 use crate::workflow::{At, Flow, Step, StepCx};
 
 /// How many of the best hosts are tried before looking again.
@@ -143,16 +143,7 @@ impl Step<State> for Place {
     }
 
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
-        let places = {
-            let mut conn = cx.deps.db.read().await?;
-            db::placement::places(&mut conn).await?
-        };
-        let (mut ranked, report) = placement::choose(&places, &state.request());
-        if ranked.is_empty() {
-            return Err(placement::refusal(&report));
-        }
-        ranked.truncate(SHORTLIST);
-        state.shortlist = ranked;
+        state.shortlist = cx.deps.placement.shortlist(&state.request(), SHORTLIST).await?;
         Ok(())
     }
 
@@ -163,14 +154,13 @@ impl Step<State> for Place {
             }
         }
         // Others were faster on every host of the list. Nobody is faster than this transaction.
-        let places = db::placement::places(tx.conn()).await?;
-        let (ranked, report) = placement::choose(&places, &state.request());
-        for place in ranked {
+        for place in db::placement::fitting(tx.conn(), &state.request(), SHORTLIST as u32).await? {
             if reserve(tx, at, state, place).await? {
                 return Ok(());
             }
         }
-        Err(placement::refusal(&report).into())
+        let text = "the last host that could take the VM was given to others meanwhile: ask for less, or add a host";
+        Err(Error::new(Code::NoHostFits, text).into())
     }
 
     async fn unrecord(&self, tx: &mut Tx, _: &At, state: &State) -> db::Result<()> {

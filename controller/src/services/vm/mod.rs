@@ -15,7 +15,6 @@ mod detach_volume;
 mod expunge;
 mod observe;
 mod pause;
-mod placement;
 mod read;
 mod reboot;
 mod recover;

@@ -19,10 +19,8 @@ use crate::services::Context;
 const MAX_LOG: u32 = 256 << 10;
 
 pub(super) async fn get(context: Context, message: GetVm) -> Result<Vm> {
-    let mut conn = context.deps.db.read().await?;
-    let mut vm = db::vm::require(&mut conn, message.id).await?.vm;
-    vm.nics = db::nic::of_vm(&mut conn, message.id).await?;
-    Ok(with_links(vm))
+    let vm = context.deps.db.vms.get(message.id).await?;
+    Ok(with_links(vm.ok_or_else(|| Error::not_found("vm", message.id))?))
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListVms) -> Result<Page<Vm>> {

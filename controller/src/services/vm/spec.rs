@@ -67,6 +67,6 @@ pub(super) async fn volume_spec(
 
 /// A storage as its hosts know it.
 pub(super) async fn storage_spec(conn: &mut Conn, id: StorageId) -> Result<shared::wire::host::StorageSpec> {
-    let storage = db::storage::get(conn, id).await?.ok_or_else(|| Error::not_found("storage", id))?;
+    let storage = db::storage::without_hosts(conn, id).await?.ok_or_else(|| Error::not_found("storage", id))?;
     Ok(specs::storage(&storage))
 }

@@ -1,0 +1,157 @@
+//! The places in memory, in the order in which they are looked at.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use shared::id::{ClusterId, HostId, StorageId};
+use tokio::time::Instant;
+
+use super::filter;
+use crate::db::placement::{Place, Request};
+
+/// Share that is left, in millionths, the largest first; hosts with the same in the order of their ids.
+type Rank = (Reverse<u32>, HostId);
+
+/// Every host, and those that take VMs by what they have left.
+#[derive(Default)]
+pub(super) struct Index {
+    places: HashMap<HostId, Place>,
+    open: BTreeSet<Rank>,
+    open_in: HashMap<ClusterId, BTreeSet<Rank>>,
+    /// Hosts that were chosen, and when; each is looked at again.
+    taken: VecDeque<(Instant, HostId)>,
+    old_at: Option<Instant>,
+}
+
+impl Index {
+    /// Adds a host that is not there.
+    pub(super) fn put(&mut self, place: Place) {
+        if filter::is_open(&place) {
+            let rank = rank(&place);
+            self.open.insert(rank);
+            self.open_in.entry(place.cluster_id).or_default().insert(rank);
+        }
+        self.places.insert(place.host_id, place);
+    }
+
+    /// Removes a host, if it is there.
+    pub(super) fn remove(&mut self, host: HostId) -> Option<Place> {
+        let place = self.places.remove(&host)?;
+        let rank = rank(&place);
+        self.open.remove(&rank);
+        if let Some(of_cluster) = self.open_in.get_mut(&place.cluster_id) {
+            of_cluster.remove(&rank);
+            if of_cluster.is_empty() {
+                self.open_in.remove(&place.cluster_id);
+            }
+        }
+        Some(place)
+    }
+
+    /// The best places for a request, at most `most`.
+    pub(super) fn best(&self, request: &Request, most: usize) -> Vec<(HostId, StorageId)> {
+        let takes = |host: &HostId| filter::takes(self.places.get(host)?, request).map(|storage| (*host, storage));
+        if let Some(host) = &request.host {
+            return takes(host).into_iter().collect();
+        }
+        let ranked = match &request.cluster {
+            None => Some(&self.open),
+            Some(cluster) => self.open_in.get(cluster),
+        };
+        ranked.into_iter().flatten().filter_map(|(_, host)| takes(host)).take(most).collect()
+    }
+
+    /// Counts a place as taken by a request.
+    pub(super) fn take(&mut self, (host, storage): (HostId, StorageId), request: &Request) {
+        let Some(mut place) = self.remove(host) else { return };
+        place.vcpus.1 = place.vcpus.1.saturating_add(request.vcpus);
+        place.memory.1 = place.memory.1 + request.memory;
+        if let Some(storage) = place.storages.iter_mut().find(|s| s.storage_id == storage) {
+            storage.reserved = storage.reserved + request.disk;
+        }
+        self.put(place);
+        self.taken.push_back((Instant::now(), host));
+    }
+
+    /// Every host.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.places.values()
+    }
+
+    /// Whether nothing was ever read.
+    pub(super) const fn is_unread(&self) -> bool {
+        self.old_at.is_none()
+    }
+
+    /// From when on everything is to be read again.
+    pub(super) const fn old_at(&mut self, at: Instant) {
+        self.old_at = Some(at);
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        self.old_at.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// When the first of the chosen hosts is to be looked at, which is `after` it was chosen.
+    pub(super) fn next_check(&self, after: std::time::Duration) -> Option<Instant> {
+        self.taken.front().map(|(at, _)| *at + after)
+    }
+
+    /// The hosts that were chosen until `before`, each once.
+    pub(super) fn checks(&mut self, before: Instant) -> BTreeSet<HostId> {
+        let until = self.taken.partition_point(|(at, _)| *at <= before);
+        self.taken.drain(..until).map(|(_, host)| host).collect()
+    }
+}
+
+fn rank(place: &Place) -> Rank {
+    (Reverse((filter::score(place) * 1e6) as u32), place.host_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::units::Bytes;
+
+    use super::super::filter::testing::{place, request};
+    use super::*;
+
+    fn filled(hosts: u128) -> Index {
+        let mut index = Index::default();
+        (1..=hosts).for_each(|n| index.put(place(n)));
+        index
+    }
+
+    #[test]
+    fn those_who_come_together_choose_different_hosts_and_never_more_than_there_is() {
+        let mut index = filled(10);
+        let mut chosen: HashMap<HostId, u32> = HashMap::new();
+        while let Some(best) = index.best(&request(), 8).first().copied() {
+            index.take(best, &request());
+            *chosen.entry(best.0).or_default() += 1;
+            let (least, most) = (chosen.values().min().unwrap(), chosen.values().max().unwrap());
+            assert!(chosen.len() < 10 || most - least <= 1, "{chosen:?}");
+        }
+        // 8 vcpus a host, 2 a VM.
+        assert!(chosen.len() == 10 && chosen.values().all(|n| *n == 4), "{chosen:?}");
+        assert_eq!(index.checks(Instant::now()).len(), 10);
+        assert!(index.checks(Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn a_host_is_found_by_cluster_and_by_name_and_not_when_it_is_gone() {
+        let mut index = filled(3);
+        let other = Place { cluster_id: ClusterId::from_uuid(uuid::Uuid::from_u128(2)), ..place(9) };
+        index.put(other.clone());
+        let hosts = |index: &Index, request: Request| -> Vec<HostId> {
+            index.best(&request, 8).into_iter().map(|(host, _)| host).collect()
+        };
+        assert_eq!(hosts(&index, request()).len(), 4);
+        assert_eq!(hosts(&index, Request { cluster: Some(other.cluster_id), ..request() }), [other.host_id]);
+        assert_eq!(hosts(&index, Request { host: Some(place(2).host_id), ..request() }), [place(2).host_id]);
+        index.remove(other.host_id);
+        index.remove(other.host_id);
+        assert!(hosts(&index, Request { cluster: Some(other.cluster_id), ..request() }).is_empty());
+        assert!(index.open_in.len() == 1 && index.open.len() == 3);
+        assert!(hosts(&index, Request { memory: Bytes::gib(9), ..request() }).is_empty());
+    }
+}

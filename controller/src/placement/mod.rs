@@ -1,0 +1,177 @@
+//! Placement: which host takes a VM.
+//!
+//! Every host is kept in memory as a place ([`index`]), ordered by how much is left, so that a decision
+//! looks at a few hosts however many there are. The picture may be a moment old; the reservation, in its
+//! own transaction, is the judge. What keeps it true:
+//! - each commit here names the hosts that it touched, and they are read again a moment later;
+//! - a host that is chosen counts as taken at once, so those who come at the same time choose others;
+//! - when the picture is old, or finds no place at all, everything is read again: other controllers
+//!   reserve as well.
+
+mod filter;
+mod index;
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use shared::api::vm::PlacementReport;
+use shared::id::{HostId, StorageId};
+use shared::{Error, Result};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use crate::db::placement::Request;
+use crate::db::{self, Db};
+use index::Index;
+
+/// Touched hosts are read again this long after the last time: many commits, one query.
+const GATHER: Duration = Duration::from_millis(20);
+/// Hosts that are read in one query.
+const GROUP: usize = 256;
+/// A host that was chosen is read again after this long, whatever became of the VM.
+const TAKEN: Duration = Duration::from_secs(1);
+/// Age at which the picture is read again when somebody uses it: at least this, and so many times what
+/// the reading takes.
+const OLD: Duration = Duration::from_secs(2);
+const READS_APART: u32 = 50;
+
+/// The hosts as places for VMs.
+pub struct Placement {
+    db: Db,
+    index: Mutex<Index>,
+    /// Held while hosts are read.
+    reading: tokio::sync::Mutex<()>,
+    /// How many times reading everything has begun.
+    begun: AtomicU64,
+    old: Notify,
+}
+
+impl Placement {
+    /// Begins with nothing: the first who asks has the hosts read. Follows what is written until `stop`.
+    #[must_use]
+    pub fn start(db: Db, tasks: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
+        let placement = Arc::new(Self {
+            db,
+            index: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+            begun: AtomicU64::new(0),
+            old: Notify::new(),
+        });
+        let follower = Arc::clone(&placement);
+        tasks.spawn(async move { stop.run_until_cancelled(follower.follow()).await });
+        placement
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The best places for a VM, at most `most`, best first; the first counts as taken from now on.
+    ///
+    /// # Errors
+    /// `no_host_fits` with what each filter dropped; failures of the database.
+    pub async fn shortlist(&self, request: &Request, most: usize) -> Result<Vec<(HostId, StorageId)>> {
+        if let Some(found) = self.take(request, most) {
+            return Ok(found);
+        }
+        // Others may have given back what they had, here or on another controller.
+        self.read_all().await?;
+        self.take(request, most).ok_or_else(|| filter::refusal(&filter::report(self.index().places(), request)))
+    }
+
+    /// What would be chosen for a VM, and what each filter drops.
+    ///
+    /// # Errors
+    /// Failures of the database.
+    pub async fn plan(&self, request: &Request) -> Result<PlacementReport> {
+        if self.index().is_old() {
+            self.read_all().await?;
+        } else {
+            self.read_touched().await?;
+        }
+        let index = self.index();
+        let mut report = filter::report(index.places(), request);
+        report.chosen = index.best(request, 1).first().map(|(host, _)| *host);
+        Ok(report)
+    }
+
+    fn take(&self, request: &Request, most: usize) -> Option<Vec<(HostId, StorageId)>> {
+        let mut index = self.index();
+        if index.is_old() {
+            self.old.notify_one();
+        }
+        let found = index.best(request, most);
+        index.take(*found.first()?, request);
+        Some(found)
+    }
+
+    /// Reads every host again. Those who come while it is being read wait for the next reading, which they
+    /// share.
+    async fn read_all(&self) -> Result<()> {
+        let before = self.begun.load(SeqCst);
+        let _reading = self.reading.lock().await;
+        if self.begun.load(SeqCst) > before {
+            // It began after the caller came, and it has ended.
+            return Ok(());
+        }
+        self.begun.fetch_add(1, SeqCst);
+        let (begin, mut fresh) = (Instant::now(), Index::default());
+        let mut conn = self.db.read().await?;
+        db::placement::each(&mut conn, |place| fresh.put(place)).await.map_err(Error::from)?;
+        fresh.old_at(Instant::now() + (begin.elapsed() * READS_APART).max(OLD));
+        *self.index() = fresh;
+        Ok(())
+    }
+
+    /// Reads again what was touched, and everything when it is old.
+    async fn follow(&self) {
+        let touched = self.db.touched_hosts();
+        loop {
+            let taken = self.index().next_check(TAKEN);
+            let result = tokio::select! {
+                () = touched.any() => self.read_touched().await,
+                () = due(taken) => {
+                    touched.add(self.index().checks(Instant::now() - TAKEN));
+                    Ok(())
+                }
+                () = self.old.notified() => self.read_all().await,
+            };
+            if let Err(error) = result {
+                tracing::debug!(error = error.chain(), "the places could not be read; they are read again later");
+                self.index().old_at(Instant::now());
+            }
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+
+    async fn read_touched(&self) -> Result<()> {
+        let _reading = self.reading.lock().await;
+        let hosts = self.db.touched_hosts().take();
+        if self.index().is_unread() {
+            // Nobody has asked for a place yet: everything will be read then.
+            return Ok(());
+        }
+        for group in hosts.chunks(GROUP) {
+            let found = {
+                let mut conn = self.db.read().await?;
+                db::placement::of_hosts(&mut conn, group).await?
+            };
+            let mut index = self.index();
+            for host in group {
+                index.remove(*host);
+            }
+            found.into_iter().for_each(|place| index.put(place));
+        }
+        Ok(())
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
