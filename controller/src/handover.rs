@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::Result;
-use shared::id::ControllerId;
 use shared::state::controller::ControllerState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -90,8 +89,7 @@ impl Handover {
     }
 
     async fn follow(&self, seen: &Membership) -> Result<()> {
-        let (generation, alive) = (self.ring.generation(), self.ring.alive());
-        let before = if generation == 0 {
+        let before = if self.ring.generation() == 0 {
             let mut conn = self.db.read().await?;
             db::controller::changes_before(&mut conn, seen.generation, 1).await?.pop()
         } else {
@@ -99,25 +97,21 @@ impl Handover {
         };
         let addresses: Vec<_> = seen.controllers.iter().map(|row| row.address.clone()).collect();
         self.agents.set_controllers(&addresses);
-        self.ring.follow(seen, before.as_ref().map(|change| (change.generation, change.members.as_slice())));
-        let gone: Vec<ControllerId> = alive.difference(&self.ring.alive()).copied().collect();
-        for controller in gone {
-            self.bus.controller_left(controller);
-        }
-        if seen.generation == generation {
-            return Ok(());
-        }
+        let change =
+            self.ring.follow(seen, before.as_ref().map(|change| (change.generation, change.members.as_slice())));
+        change.gone.into_iter().for_each(|controller| self.bus.controller_left(controller));
+        let Some(generation) = change.generation else { return Ok(()) };
         tracing::info!(
-            ring.generation = seen.generation,
+            ring.generation = generation,
             ring.members = self.ring.members().len(),
             controllers = seen.controllers.len(),
             "the ring has changed"
         );
         self.engine.let_go();
-        self.tasks.spawn(self.clone().settle(seen.generation));
+        self.tasks.spawn(self.clone().settle(generation));
         // Events that a controller appended just before it died woke nobody here.
         self.db.wake_event_watchers();
-        self.tasks.spawn(self.clone().take_up(seen.generation));
+        self.tasks.spawn(self.clone().take_up(generation));
         Ok(())
     }
 

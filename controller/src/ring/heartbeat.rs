@@ -19,7 +19,7 @@ use shared::id::ControllerId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Ring;
+use super::{Ring, view};
 use crate::db::controller::Membership;
 use crate::db::{self, Dialect};
 
@@ -28,9 +28,6 @@ const EVERY_ALONE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_millis(500);
 /// How long the database may take to answer a beat.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a controller must have been in touch with the database without a break before it takes others
-/// for dead: after a restart of the database all of them were silent, and come back one after the other.
-const JUDGES_AFTER: Duration = Duration::from_secs(6);
 
 /// Who beats, and for whom.
 pub struct Pulse {
@@ -188,8 +185,7 @@ impl Heart {
             return Ok(None);
         }
         let mut membership = db::controller::all(&mut beating.conn, dialect).await?;
-        let judges = beating.since.elapsed() >= JUDGES_AFTER;
-        let dead: Vec<_> = membership.controllers.iter().filter(|row| judges && row.is_dead()).cloned().collect();
+        let dead: Vec<_> = view::dead(beating.since.elapsed(), &membership).cloned().collect();
         for row in &dead {
             if db::controller::bury(&mut beating.conn, dialect, row).await? {
                 tracing::warn!(controller.id = %row.id, controller.address = row.address, silent_ms = row.silent_ms,

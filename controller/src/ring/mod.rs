@@ -5,10 +5,11 @@
 //! seen other members.
 //!
 //! A resource that moves is free for its new owner when its old one has let go of it, or is no member
-//! any more: [`Ring::until_mine`] waits for that.
+//! any more: [`Ring::until_mine`] waits for that. The rules are those of [`view`]; here is who waits.
 
 pub mod hash;
 pub mod heartbeat;
+pub mod view;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,40 +18,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shared::id::ControllerId;
-use shared::state::controller::ControllerState;
 use shared::{Code, Error};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::db::controller::Membership;
 pub use hash::HashRing;
+pub use view::{Begin, Change, Lease, View};
 
 /// Time since the last confirmed heartbeat in which this controller acts. Others take over after
 /// [`crate::db::controller::LOST_AFTER_MS`] at the earliest.
 pub const LEASE: Duration = Duration::from_secs(2);
-
-#[derive(Debug, Default)]
-struct View {
-    generation: u64,
-    ring: HashRing,
-    /// The ring before, when it is known.
-    before: Option<(u64, HashRing)>,
-    /// Everyone who has a row: joining, active and draining.
-    alive: BTreeSet<ControllerId>,
-    /// Those, besides this controller, that have not let go yet, and the generation up to which they have.
-    unsettled: Vec<(ControllerId, u64)>,
-}
-
-impl View {
-    /// Whether somebody else may still be busy with `id`.
-    fn is_held(&self, id: Uuid) -> bool {
-        self.unsettled.iter().any(|(holder, settled)| match &self.before {
-            Some((generation, ring)) if settled >= generation => ring.owner(id) == Some(*holder),
-            // What it owned when it last let go is not known here.
-            _ => true,
-        })
-    }
-}
 
 /// The ring as this controller sees it. Cloning shares it.
 #[derive(Clone)]
@@ -64,8 +42,8 @@ struct Inner {
     /// Counts what was followed, for those who wait.
     changes: watch::Sender<u64>,
     born: Instant,
-    /// End of the lease, in milliseconds since `born`; `u64::MAX` while nobody has said otherwise.
-    lease_ms: AtomicU64,
+    /// The [`Lease`], on a clock that began with `born`.
+    lease: AtomicU64,
     nudge: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -83,7 +61,7 @@ impl Ring {
             view: ArcSwap::default(),
             changes: watch::Sender::new(0),
             born: Instant::now(),
-            lease_ms: AtomicU64::new(u64::MAX),
+            lease: AtomicU64::new(Lease::ENDLESS.number()),
             nudge: OnceLock::new(),
         };
         Self { me, inner: Arc::new(inner) }
@@ -91,37 +69,22 @@ impl Ring {
 
     /// Takes over the members of a newer generation, all of whom have let go; an older one is ignored.
     pub fn install(&self, generation: u64, members: &[ControllerId]) {
-        let alive = members.iter().copied().collect();
-        self.replace(View { generation, ring: HashRing::new(members), alive, ..View::default() });
+        self.replace(View::settled(generation, lay_out(members)));
     }
 
-    /// Takes over what the heartbeat has seen. `before` is the ring before this generation, when this
-    /// controller has not seen it itself.
-    pub fn follow(&self, seen: &Membership, before: Option<(u64, &[ControllerId])>) {
-        let of = |state| seen.controllers.iter().filter(move |row| row.state == state).map(|row| row.id);
-        let members: Vec<_> = of(ControllerState::Active).collect();
+    /// Takes over what the heartbeat has seen, and answers what has changed. `before` is the ring before
+    /// this generation, when this controller has not seen it itself.
+    pub fn follow(&self, seen: &Membership, before: Option<(u64, &[ControllerId])>) -> Change {
         let now = self.inner.view.load();
-        let before = if now.generation == seen.generation {
-            now.before.clone()
-        } else if now.generation == 0 {
-            before.map(|(generation, members)| (generation, HashRing::new(members)))
-        } else {
-            Some((now.generation, now.ring.clone()))
-        };
-        let ring = if now.ring.members() == members { now.ring.clone() } else { HashRing::new(&members) };
-        let others = seen.controllers.iter().filter(|row| row.id != self.me && row.settled < seen.generation);
-        self.replace(View {
-            generation: seen.generation,
-            ring,
-            before,
-            alive: seen.controllers.iter().map(|row| row.id).collect(),
-            unsettled: others.map(|row| (row.id, row.settled)).collect(),
-        });
+        let next = now.follow(self.me, seen, before, lay_out);
+        let change = now.change_to(&next);
+        self.replace(next);
+        change
     }
 
     fn replace(&self, next: View) {
         let next = Arc::new(next);
-        self.inner.view.rcu(|now| if now.generation <= next.generation { next.clone() } else { now.clone() });
+        self.inner.view.rcu(|now| if now.generation() <= next.generation() { next.clone() } else { now.clone() });
         self.inner.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 
@@ -134,50 +97,50 @@ impl Ring {
     /// The generation of the ring; 0 before joining.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.inner.view.load().generation
+        self.inner.view.load().generation()
     }
 
     /// The controllers that own something.
     #[must_use]
     pub fn members(&self) -> Vec<ControllerId> {
-        self.inner.view.load().ring.members().to_vec()
+        self.inner.view.load().ring().members().to_vec()
     }
 
     /// Every controller that lives, whether it owns something or not.
     #[must_use]
     pub fn alive(&self) -> BTreeSet<ControllerId> {
-        self.inner.view.load().alive.clone()
+        self.inner.view.load().alive().clone()
     }
 
     /// Whether there are other controllers.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.inner.view.load().alive.len() > 1
+        self.inner.view.load().alive().len() > 1
     }
 
     /// The controller that owns `id`.
     pub fn owner(&self, id: Uuid) -> Result<ControllerId, Error> {
-        let owner = self.inner.view.load().ring.owner(id);
+        let owner = self.inner.view.load().ring().owner(id);
         owner.ok_or_else(|| Error::new(Code::OwnerLeft, "the ring has no members now: try again in a moment"))
     }
 
     /// Whether this controller owns `id`.
     #[must_use]
     pub fn is_mine(&self, id: Uuid) -> bool {
-        self.inner.view.load().ring.owner(id) == Some(self.me)
+        self.inner.view.load().ring().owner(id) == Some(self.me)
     }
 
     /// The generation of the ring, when this controller owns `id` in it.
     #[must_use]
     pub fn generation_as_owner(&self, id: Uuid) -> Option<u64> {
         let view = self.inner.view.load();
-        (view.ring.owner(id) == Some(self.me)).then_some(view.generation)
+        (view.ring().owner(id) == Some(self.me)).then_some(view.generation())
     }
 
     /// The share of all ids that a controller owns, 0 to 1.
     #[must_use]
     pub fn share(&self, id: ControllerId) -> f64 {
-        self.inner.view.load().ring.share(id)
+        self.inner.view.load().ring().share(id)
     }
 
     /// Whether work on `id` may begin here; `owner_left` when it belongs elsewhere. Waits, until
@@ -209,12 +172,14 @@ impl Ring {
 
     /// Whether work on `id` may begin now; `owner_left` when it never may, here.
     fn begin(&self, id: Uuid) -> Result<bool, Error> {
-        let view = self.inner.view.load();
-        if view.ring.owner(id) != Some(self.me) {
-            let text = "this controller does not own the resource any more: ask the ring again";
-            return Err(Error::new(Code::OwnerLeft, text));
+        match self.inner.view.load().begin(self.me, id) {
+            Begin::Now => Ok(self.may_act()),
+            Begin::Held => Ok(false),
+            Begin::Elsewhere => {
+                let text = "this controller does not own the resource any more: ask the ring again";
+                Err(Error::new(Code::OwnerLeft, text))
+            }
         }
-        Ok(self.may_act() && (view.unsettled.is_empty() || !view.is_held(id)))
     }
 
     /// Resolves when `id` does not belong here any more.
@@ -235,8 +200,7 @@ impl Ring {
     /// Whether the last heartbeat is young enough to act.
     #[must_use]
     pub fn may_act(&self) -> bool {
-        let lease = self.inner.lease_ms.load(Relaxed);
-        lease == u64::MAX || self.inner.born.elapsed().as_millis() <= u128::from(lease)
+        Lease::from_number(self.inner.lease.load(Relaxed)).holds(self.inner.born.elapsed())
     }
 
     /// Waits, until `deadline`, for a heartbeat that is young enough to act.
@@ -257,8 +221,8 @@ impl Ring {
     /// The database has confirmed a touch that was sent at `began`.
     pub fn renew_lease(&self, began: Instant) {
         let had = self.may_act();
-        let end = began.saturating_duration_since(self.inner.born) + LEASE;
-        self.inner.lease_ms.store(u64::try_from(end.as_millis()).unwrap_or(u64::MAX - 1), Relaxed);
+        let lease = Lease::of(began.saturating_duration_since(self.inner.born), LEASE);
+        self.inner.lease.store(lease.number(), Relaxed);
         if !had {
             self.inner.changes.send_modify(|n| *n = n.wrapping_add(1));
         }
@@ -276,6 +240,10 @@ impl Ring {
             nudge();
         }
     }
+}
+
+fn lay_out(members: &[ControllerId]) -> Arc<HashRing> {
+    Arc::new(HashRing::new(members))
 }
 
 fn out_of_touch() -> Error {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::db::controller::ControllerRow;
+use shared::state::controller::ControllerState;
 use shared::time::Timestamp;
 
 fn row(id: ControllerId, state: ControllerState, settled: u64) -> ControllerRow {
@@ -112,7 +113,7 @@ fn fresh() -> Inner {
         view: ArcSwap::default(),
         changes: watch::Sender::new(0),
         born: Instant::now(),
-        lease_ms: AtomicU64::new(u64::MAX),
+        lease: AtomicU64::new(Lease::ENDLESS.number()),
         nudge: OnceLock::new(),
     }
 }

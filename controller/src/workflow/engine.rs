@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::course::must_claim;
 use super::flow::{At, Flow, Probe};
 use super::run::{Runner, backoff};
 use crate::bus::Queues;
@@ -275,7 +276,7 @@ impl Engine {
             return Ok(None);
         }
         let (me, generation) = (self.deps.ring.me(), self.deps.ring.generation());
-        if (row.generation, row.controller_id) == (generation, Some(me)) {
+        if !must_claim(row.generation, row.controller_id, me, generation) {
             return Ok(Some(row));
         }
         let claimed =

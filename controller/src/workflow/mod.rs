@@ -1,6 +1,7 @@
 //! Durable work: flows of steps, each with an undo, journalled in the job's row.
 //!
 //! - [`flow`]: what a flow and a step are.
+//! - [`course`]: where a job is and what comes next, as rules without I/O.
 //! - [`engine`]: accepts jobs, runs their steps, rolls back, resumes after a crash.
 //! - [`cleanup`]: undoing that failed and is owed.
 //!
@@ -9,6 +10,7 @@
 //! followed by running the same step again: steps may be applied twice and undone twice.
 
 mod cleanup;
+pub mod course;
 mod engine;
 mod flow;
 mod run;

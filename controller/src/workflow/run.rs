@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use shared::api::job::JobState;
 use shared::id::JobId;
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
@@ -15,6 +14,7 @@ use trace::span::around;
 use trace::{Kind, Span};
 use uuid::Uuid;
 
+use super::course::{Course, Todo, Verdict, after_apply, after_undo};
 use super::engine::{AnyFlow, FlowOf};
 use super::flow::{At, Flow, Point, Probe, Step, StepCx};
 use crate::cx::Trace;
@@ -24,8 +24,6 @@ use crate::db::job::{JobRow, Progress};
 use crate::db::{self, Tx};
 use crate::deps::Deps;
 
-/// Tries of a step or of its undoing, when the failure may pass by itself.
-const ATTEMPTS: u32 = 4;
 /// How long one undoing may take.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -79,6 +77,7 @@ struct Run<'a, F: Flow> {
     state: F::State,
     at: At,
     row: JobRow,
+    course: Course,
     deadline: Instant,
     _flow: PhantomData<fn() -> F>,
 }
@@ -108,8 +107,11 @@ impl<'a, F: Flow> Run<'a, F> {
         if row.job.cancel_requested {
             runner.cancel.cancel();
         }
+        let steps = F::steps(&state);
+        let undone = row.job.rolled_back.len() + row.job.cleanup_owed.len();
         Ok(Self {
-            steps: F::steps(&state),
+            course: Course::resume(steps.len(), row.job.state, row.next_step, undone),
+            steps,
             state,
             at,
             deadline: Instant::now() + Duration::from_millis(left),
@@ -122,49 +124,49 @@ impl<'a, F: Flow> Run<'a, F> {
     /// Runs it to its end and answers why it failed, if it did. The error says that the job is left for
     /// later.
     async fn run(mut self) -> Result<Option<Error>> {
-        if self.row.job.state != JobState::RollingBack
-            && let Err((failed, error)) = self.forward().await?
-        {
-            tracing::info!(job.id = %self.at.job_id, job.kind = F::KIND, job.step = self.steps.get(failed).map(|s| s.name()),
-                error = error.chain(), detail = error.detail, "a job failed; rolling back");
-            self.row.next_step = failed;
-            self.row.job.error = Some(error);
-            self.journal_rolling_back().await?;
-        }
-        if self.row.job.state == JobState::RollingBack {
-            self.backward().await?;
-        }
-        Ok(self.row.job.error)
-    }
-
-    /// Applies the steps that are left. The outer error means that the job is left for later.
-    async fn forward(&mut self) -> Result<std::result::Result<(), (usize, Error)>> {
-        if self.row.next_step >= self.steps.len() {
-            // Everything was recorded when the job was accepted: only its end is left to be written.
-            self.journal_end().await?;
-        }
-        for index in self.row.next_step..self.steps.len() {
-            let step = Arc::clone(&self.steps[index]);
-            let mut state = self.state.clone();
-            let debt = match self.apply(&step, index, &mut state).await? {
-                Ok(()) => {
-                    self.state = state;
-                    None
-                }
-                Err(error) if step.owed_when_failing() => {
-                    tracing::warn!(job.id = %self.at.job_id, job.step = step.name(), error = error.chain(),
-                        "a step failed that cannot be taken back; it is owed as clean-up");
-                    self.row.job.cleanup_owed.push(step.name().to_string());
-                    Some(self.debt(step.name(), &error))
-                }
-                Err(error) => return Ok(Err((index, error))),
-            };
-            match self.journal_applied(&step, index, debt).await? {
-                Journalled::Written(state) => self.state = state,
-                Journalled::Refused(error) => return Ok(Err((index, error))),
+        loop {
+            match self.course.todo() {
+                Todo::Apply(index) => self.forward(index).await?,
+                Todo::Close => self.journal_end().await?,
+                Todo::Undo(index) => self.backward(index).await?,
+                Todo::Nothing => return Ok(self.row.job.error),
             }
         }
-        Ok(Ok(()))
+    }
+
+    /// Applies one step and journals it, or turns back. The error means that the job is left for later.
+    async fn forward(&mut self, index: usize) -> Result<()> {
+        let step = Arc::clone(&self.steps[index]);
+        let mut state = self.state.clone();
+        let debt = match self.apply(&step, index, &mut state).await? {
+            Ok(()) => {
+                self.state = state;
+                None
+            }
+            Err(error) if step.owed_when_failing() => {
+                tracing::warn!(job.id = %self.at.job_id, job.step = step.name(), error = error.chain(),
+                    "a step failed that cannot be taken back; it is owed as clean-up");
+                self.row.job.cleanup_owed.push(step.name().to_string());
+                Some(self.debt(step.name(), &error))
+            }
+            Err(error) => return self.turn_back(&step, error).await,
+        };
+        match self.journal_applied(&step, debt).await? {
+            Journalled::Written(state) => {
+                self.state = state;
+                self.course = self.course.applied();
+                Ok(())
+            }
+            Journalled::Refused(error) => self.turn_back(&step, error).await,
+        }
+    }
+
+    /// A step has failed for good: from here on everything is undone.
+    async fn turn_back(&mut self, step: &Arc<dyn Step<F::State>>, error: Error) -> Result<()> {
+        tracing::info!(job.id = %self.at.job_id, job.kind = F::KIND, job.step = step.name(),
+            error = error.chain(), detail = error.detail, "a job failed; rolling back");
+        self.row.job.error = Some(error);
+        self.journal_rolling_back().await
     }
 
     /// Applies one step, again when the failure may pass by itself.
@@ -181,32 +183,30 @@ impl<'a, F: Flow> Run<'a, F> {
                 result = self.apply_once(step, &cx, state) => result,
             };
             attempt += 1;
-            match result {
-                Err(error) if error.code.is_transient() && attempt < ATTEMPTS => self.pause(attempt).await?,
-                Err(error) if error.code == Code::StaleGeneration => return Err(error),
-                result => return Ok(result),
+            match &result {
+                Ok(()) => return Ok(result),
+                Err(error) => match after_apply(error.code, attempt) {
+                    Verdict::Again => self.pause(attempt).await?,
+                    Verdict::Leave => return result.map(Ok),
+                    Verdict::Failed => return Ok(result),
+                },
             }
         }
     }
 
-    /// Undoes what was done, from the step that failed to the first.
-    async fn backward(&mut self) -> Result<()> {
-        let undone = self.row.job.rolled_back.len() + self.row.job.cleanup_owed.len();
-        let failed = self.row.next_step + undone;
-        for index in (0..=self.row.next_step.min(self.steps.len().saturating_sub(1))).rev() {
-            let step = Arc::clone(&self.steps[index]);
-            let owed = self.undo(&step, index).await?.err();
-            match &owed {
-                None => self.row.job.rolled_back.push(step.name().to_string()),
-                Some(error) => {
-                    tracing::warn!(job.id = %self.at.job_id, job.step = step.name(), error = error.chain(),
-                        "undoing failed; it is owed as clean-up");
-                    self.row.job.cleanup_owed.push(step.name().to_string());
-                }
+    /// Undoes one step and journals that.
+    async fn backward(&mut self, index: usize) -> Result<()> {
+        let step = Arc::clone(&self.steps[index]);
+        let owed = self.undo(&step, index).await?.err();
+        match &owed {
+            None => self.row.job.rolled_back.push(step.name().to_string()),
+            Some(error) => {
+                tracing::warn!(job.id = %self.at.job_id, job.step = step.name(), error = error.chain(),
+                    "undoing failed; it is owed as clean-up");
+                self.row.job.cleanup_owed.push(step.name().to_string());
             }
-            self.journal_undone(&step, index, failed, owed).await?;
         }
-        Ok(())
+        self.journal_undone(&step, owed).await
     }
 
     async fn undo(&self, step: &Arc<dyn Step<F::State>>, index: usize) -> Result<Result<()>> {
@@ -220,10 +220,13 @@ impl<'a, F: Flow> Run<'a, F> {
                     .unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "undoing took too long"))),
             };
             attempt += 1;
-            match result {
-                Err(error) if error.code == Code::StaleGeneration => return Err(error),
-                Err(_) if attempt < ATTEMPTS => self.pause(attempt).await?,
-                result => return Ok(result),
+            match &result {
+                Ok(()) => return Ok(result),
+                Err(error) => match after_undo(error.code, attempt) {
+                    Verdict::Again => self.pause(attempt).await?,
+                    Verdict::Leave => return result.map(Ok),
+                    Verdict::Failed => return Ok(result),
+                },
             }
         }
     }
@@ -278,29 +281,22 @@ impl<'a, F: Flow> Run<'a, F> {
     async fn journal_applied(
         &self,
         step: &Arc<dyn Step<F::State>>,
-        index: usize,
         debt: Option<Cleanup>,
     ) -> Result<Journalled<F::State>> {
-        let last = index + 1 == self.steps.len();
-        let (state_word, progress) = if last {
-            (JobState::Succeeded, 100)
-        } else {
-            (JobState::Running, u8::try_from((index + 1) * 100 / self.steps.len()).unwrap_or(100))
-        };
+        let course = self.course.applied();
         let written = self.persist(|at, again| {
             let (step, mut state, job, debt) =
                 (Arc::clone(step), self.state.clone(), self.row.job.clone(), debt.clone());
             db::work(move |tx| {
                 Box::pin(async move {
                     // The commit may have been done although its answer was lost.
-                    if again && let Some(data) = db::job::recorded(tx, at.job_id, index + 1).await? {
+                    if again && let Some(data) = db::job::recorded(tx, at.job_id, course.step()).await? {
                         return Ok(from_json(&data)?);
                     }
                     step.record(tx, &at, &mut state).await?;
                     let data = to_json(&state)?;
                     owe(tx, &at, debt, &data).await?;
-                    journal(tx, &at, &Entry { job: &job, state: state_word, step: index + 1, data: &data, progress })
-                        .await?;
+                    journal(tx, &at, &Entry { job: &job, course, data: &data }).await?;
                     Ok(state)
                 })
             })
@@ -311,51 +307,35 @@ impl<'a, F: Flow> Run<'a, F> {
         })
     }
 
-    async fn journal_end(&self) -> Result<()> {
-        let written = self.persist(|at, _| {
-            let (job, state, step) = (self.row.job.clone(), self.state.clone(), self.steps.len());
-            db::work(move |tx| {
-                Box::pin(async move {
-                    let data = to_json(&state)?;
-                    let entry = Entry { job: &job, state: JobState::Succeeded, step, data: &data, progress: 100 };
-                    journal(tx, &at, &entry).await
-                })
-            })
-        });
-        written.await?
+    async fn journal_end(&mut self) -> Result<()> {
+        self.write_course(self.course.applied()).await
     }
 
     async fn journal_rolling_back(&mut self) -> Result<()> {
-        self.row.job.state = JobState::RollingBack;
-        let (step, progress) = (self.row.next_step, self.row.job.progress);
+        self.write_course(self.course.failed()).await
+    }
+
+    /// Journals where the job is now.
+    async fn write_course(&mut self, course: Course) -> Result<()> {
         let written = self.persist(|at, _| {
             let (job, state) = (self.row.job.clone(), self.state.clone());
             db::work(move |tx| {
                 Box::pin(async move {
                     let data = to_json(&state)?;
-                    journal(tx, &at, &Entry { job: &job, state: JobState::RollingBack, step, data: &data, progress })
-                        .await
+                    journal(tx, &at, &Entry { job: &job, course, data: &data }).await
                 })
             })
         });
-        written.await?
+        written.await??;
+        self.course = course;
+        Ok(())
     }
 
     /// Takes back what a step recorded and journals that, with the debt when its undoing failed; the
     /// first step also ends the job.
-    async fn journal_undone(
-        &mut self,
-        step: &Arc<dyn Step<F::State>>,
-        index: usize,
-        failed: usize,
-        owed: Option<Error>,
-    ) -> Result<()> {
+    async fn journal_undone(&mut self, step: &Arc<dyn Step<F::State>>, owed: Option<Error>) -> Result<()> {
         let cancelled = self.row.job.error.as_ref().is_some_and(|e| e.code == Code::Cancelled);
-        let (state_word, next) = match index {
-            0 if cancelled => (JobState::Cancelled, failed),
-            0 => (JobState::Failed, failed),
-            _ => (JobState::RollingBack, index - 1),
-        };
+        let course = self.course.undone(cancelled);
         let debt = owed.map(|error| self.debt(step.name(), &error));
         let written = self.persist(|at, _| {
             let (step, state, job, debt) = (Arc::clone(step), self.state.clone(), self.row.job.clone(), debt.clone());
@@ -364,13 +344,12 @@ impl<'a, F: Flow> Run<'a, F> {
                     step.unrecord(tx, &at, &state).await?;
                     let data = to_json(&state)?;
                     owe(tx, &at, debt, &data).await?;
-                    let progress = job.progress;
-                    journal(tx, &at, &Entry { job: &job, state: state_word, step: next, data: &data, progress }).await
+                    journal(tx, &at, &Entry { job: &job, course, data: &data }).await
                 })
             })
         });
         written.await??;
-        self.row.next_step = next;
+        self.course = course;
         Ok(())
     }
 
@@ -431,21 +410,20 @@ async fn owe(tx: &mut Tx, at: &At, debt: Option<Cleanup>, data: &str) -> db::Res
 /// What one write of the journal says.
 struct Entry<'a> {
     job: &'a shared::api::job::Job,
-    state: JobState,
-    step: usize,
+    course: Course,
     data: &'a str,
-    progress: u8,
 }
 
 /// Writes the journal; the end of a job is also an event.
 async fn journal(tx: &mut Tx, at: &At, entry: &Entry<'_>) -> db::Result<()> {
-    let Entry { job, state, step, data, progress } = *entry;
+    let Entry { job, course, data } = *entry;
+    let state = course.state();
     let row = Progress {
         id: job.id,
         state,
-        step,
+        step: course.step(),
         data,
-        progress,
+        progress: course.progress(job.progress),
         error: job.error.as_ref(),
         rolled_back: &job.rolled_back,
         cleanup_owed: &job.cleanup_owed,
