@@ -4,16 +4,23 @@
 //! Each test has a message broker, a database server and controllers of its own. See `make chaos` for the
 //! same at random.
 
+mod steps;
+mod ways;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use harness::chaos;
 use harness::fleet::{Fleet, Load, Tally};
 use harness::proxy::Link;
-use harness::sim::{Fault, What};
+use harness::sim::{Action, Fate, Fault, What};
 use harness::wait::{eventually, until};
 use reqwest::Method;
+use serde_json::json;
 use shared::api::job::{JobRef, JobState};
+use shared::api::vm::CreateVm;
+use shared::id::{ResourceId, VmId};
+use shared::wire::vm::PowerState;
 
 /// Users at work during each test.
 const USERS: u64 = 3;
@@ -164,6 +171,52 @@ async fn a_controller_may_be_cut_off() -> anyhow::Result<()> {
     .await?;
     more(&load, 5).await?;
     rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_command_of_a_former_owner_is_refused_by_the_host() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 2).await?;
+    for agent_forgets in [false, true] {
+        let victim = Arc::clone(&fleet.controllers[1]);
+        let id = VmId::from_uuid(fleet.id_owned_by(victim.id()?).await?);
+        let body = CreateVm { id: Some(id), ..fleet.vm_body(&fleet.image, &fleet.network) };
+        let vm = fleet.vm_as(&body).await?;
+        let host = fleet.sim_host(vm.host_id)?;
+        // Its owner is frozen while a command is on its way.
+        let held = fleet.sim.faults().add(Fault::new("vm/stop", What::Held).times(1));
+        let path = format!("/v1/vms/{id}");
+        let force = json!({ "mode": "force" });
+        let stop: JobRef = fleet.api.accepted(Method::POST, &format!("{path}/stop"), Some(&force)).await?;
+        until("the command is on its way", async || fleet.sim.faults().hits(held) == 1).await?;
+        victim.freeze().await?;
+        let dead = victim.id()?;
+        until("others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&dead))).await?;
+        // The next owner ends the job, and does something else.
+        let stopped = fleet.api.wait_job(stop.job_id).await?;
+        assert_eq!(stopped.state, JobState::Succeeded, "{:?}", stopped.error);
+        let start: JobRef = fleet.api.accepted(Method::POST, &format!("{path}/start"), Some(&json!({}))).await?;
+        let started = fleet.api.wait_job(start.job_id).await?;
+        assert_eq!(started.state, JobState::Succeeded, "{:?}", started.error);
+        if agent_forgets {
+            host.restart();
+        }
+        // Now the old command arrives.
+        fleet.sim.faults().remove(held);
+        until("it is refused", async || {
+            let refused = |a: &Action| a.resource == id.uuid() && a.path == "vm/stop" && a.fate == Fate::Stale;
+            fleet.sim.history().actions().iter().any(refused)
+        })
+        .await?;
+        let power = host.state().reports().iter().find(|report| report.vm_id == id).map(|report| report.power);
+        assert_eq!(power, Some(PowerState::Running), "agent forgets: {agent_forgets}");
+        victim.thaw().await?;
+        until("it ends by itself", async || victim.runs().await.is_ok_and(|runs| !runs)).await?;
+        victim.start().await?;
+        fleet.whole().await?;
+    }
+    let tally = fleet.assert_consistent().await?;
+    assert_eq!(tally.stale_refused, 2, "{tally}");
     fleet.stop().await
 }
 

@@ -39,6 +39,8 @@ pub struct Proxy {
     link: watch::Sender<Link>,
     /// Ends the connections of now.
     connections: Mutex<CancellationToken>,
+    /// Lets the connections of now stand still for ever.
+    standing: Mutex<CancellationToken>,
     stop: CancellationToken,
 }
 
@@ -60,6 +62,7 @@ impl Proxy {
             address: listener.local_addr()?,
             link: watch::Sender::new(Link::WHOLE),
             connections: Mutex::new(stop.child_token()),
+            standing: Mutex::default(),
             stop: stop.clone(),
         });
         let (of, server) = (std::sync::Arc::downgrade(&proxy), server.to_string());
@@ -70,10 +73,11 @@ impl Proxy {
                 let Ok((client, _)) = accepted else { continue };
                 let Some(proxy) = of.upgrade() else { return };
                 let (until, link) = (proxy.connections().clone(), proxy.link.subscribe());
+                let still = proxy.standing.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let server = server.clone();
                 inner.spawn(async move {
                     // Who broke off, and why, is told to both sides by their connections.
-                    let _ = until.run_until_cancelled(join(client, &server, link)).await;
+                    let _ = until.run_until_cancelled(join(client, &server, link, still)).await;
                 });
             }
         });
@@ -89,6 +93,13 @@ impl Proxy {
         self.link.send_replace(link);
     }
 
+    /// Forgets the connections of now, as a firewall does: nothing passes on them any more, and neither side
+    /// is told. New ones are as the way is.
+    pub fn forget(&self) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *standing).cancel();
+    }
+
     /// Breaks off the connections of now.
     pub fn break_off(&self) {
         let last = std::mem::replace(&mut *self.connections(), self.stop.child_token());
@@ -102,7 +113,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn join(client: TcpStream, server: &str, link: watch::Receiver<Link>) -> std::io::Result<()> {
+async fn join(
+    client: TcpStream,
+    server: &str,
+    link: watch::Receiver<Link>,
+    still: CancellationToken,
+) -> std::io::Result<()> {
     whole(&mut link.clone(), Direction::Up).await;
     let server = TcpStream::connect(server).await?;
     client.set_nodelay(true)?;
@@ -110,8 +126,8 @@ async fn join(client: TcpStream, server: &str, link: watch::Receiver<Link>) -> s
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     tokio::try_join!(
-        pump(from_client, to_server, link.clone(), Direction::Up),
-        pump(from_server, to_client, link, Direction::Down),
+        pump(from_client, to_server, link.clone(), Direction::Up, &still),
+        pump(from_server, to_client, link, Direction::Down, &still),
     )?;
     Ok(())
 }
@@ -133,10 +149,14 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     mut link: watch::Receiver<Link>,
     direction: Direction,
+    still: &CancellationToken,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
-        let n = from.read(&mut buffer).await?;
+        let Some(n) = still.run_until_cancelled(from.read(&mut buffer)).await else {
+            return std::future::pending().await;
+        };
+        let n = n?;
         let delay = whole(&mut link, direction).await;
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
@@ -170,6 +190,13 @@ mod tests {
         proxy.set(Link::WHOLE);
         client.read_exact(&mut buffer).await.unwrap();
         assert_eq!(&buffer, b"b", "nothing is lost");
+        proxy.forget();
+        served.write_all(b"x").await.unwrap();
+        let mut fresh = TcpStream::connect(proxy.address).await.unwrap();
+        let (mut other, _) = server.accept().await.unwrap();
+        fresh.write_all(b"y").await.unwrap();
+        other.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(client.try_read(&mut buffer).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         proxy.break_off();
         assert!(matches!(client.read(&mut buffer).await, Ok(0) | Err(_)));
         let mut again = TcpStream::connect(proxy.address).await.unwrap();

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use shared::id::HostId;
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyPool, AssertSqlSafe, Column, Row};
+use sqlx::{Any, AnyPool, AssertSqlSafe, Column, Row, Transaction};
 
 use crate::sim::Sim;
 use crate::sim::state::State;
@@ -175,6 +175,33 @@ impl Database {
             wrong.extend(found.symmetric_difference(&rows).map(|v| format!("volume {v} is on one side alone")));
         }
         anyhow::ensure!(wrong.is_empty(), "database and hosts differ: {}", wrong.join("; "));
+        Ok(())
+    }
+
+    /// Locks the rows of a query until the transaction that is answered ends.
+    ///
+    /// # Errors
+    /// When the query is refused.
+    pub async fn hold(&self, query: &'static str) -> anyhow::Result<Transaction<'static, Any>> {
+        let mut held = self.pool.begin().await?;
+        sqlx::query(query).execute(&mut *held).await?;
+        Ok(held)
+    }
+
+    /// Has a PostgreSQL server refuse every write from now on, or take them again.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn set_read_only(&self, read_only: bool) -> anyhow::Result<()> {
+        let mut conn = self.pool.acquire().await?;
+        sqlx::query("SET default_transaction_read_only = off").execute(&mut *conn).await?;
+        let sql = if read_only {
+            "ALTER SYSTEM SET default_transaction_read_only = on"
+        } else {
+            "ALTER SYSTEM RESET default_transaction_read_only"
+        };
+        sqlx::query(sql).execute(&mut *conn).await?;
+        sqlx::query("SELECT CAST(pg_reload_conf() AS INT)").execute(&mut *conn).await?;
         Ok(())
     }
 

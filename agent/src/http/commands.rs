@@ -46,13 +46,11 @@ pub(super) fn look(app: &App, id: &str) -> Answer {
     give(find(app, id).map(|entry| entry.report()))
 }
 
-/// Cancels a task.
-pub(super) fn cancel(app: &App, id: &str) -> Answer {
-    match find(app, id) {
-        Ok(entry) => {
-            entry.cancel();
-            json(StatusCode::ACCEPTED, &Empty {})
-        }
+/// Cancels a task, unless a newer generation than that of the request has asked for it since.
+pub(super) fn cancel(app: &App, id: &str, headers: &HeaderMap) -> Answer {
+    let generation = headers.get(HEADER_GENERATION).and_then(|v| v.to_str().ok()).and_then(|t| t.parse().ok());
+    match find(app, id).and_then(|entry| app.tasks.cancel(&entry, generation)) {
+        Ok(()) => json(StatusCode::ACCEPTED, &Empty {}),
         Err(error) => refuse(&error),
     }
 }

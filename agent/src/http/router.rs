@@ -34,7 +34,7 @@ pub(super) async fn answer(app: &Arc<App>, consoles: &Arc<Semaphore>, request: R
             }
         }
         ["v1", "tasks", id] if method == get => commands::look(app, id),
-        ["v1", "tasks", id] if method == delete => commands::cancel(app, id),
+        ["v1", "tasks", id] if method == delete => commands::cancel(app, id, request.headers()),
         ["v1", "vms", id, "console", kind] if method == get => console::open(app, consoles, id, kind, request).await,
         ["v1", "ping" | "facts" | "inventory"]
         | ["v1", "commands", _, _]

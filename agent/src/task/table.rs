@@ -137,6 +137,19 @@ impl Tasks {
         self.lock().tasks.get(&id).cloned()
     }
 
+    /// Asks a task to stop. A controller that says under which generation it cancels may be too late: the
+    /// next owner of the resource wants the same task.
+    ///
+    /// # Errors
+    /// `stale_generation`.
+    pub fn cancel(&self, entry: &Entry, generation: Option<u64>) -> Result<()> {
+        if let Some(generation) = generation {
+            self.check_generation(entry.resource, generation)?;
+        }
+        entry.cancel();
+        Ok(())
+    }
+
     /// Tasks that wait or run.
     #[must_use]
     pub fn active(&self) -> usize {

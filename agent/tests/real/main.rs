@@ -4,6 +4,7 @@
 
 mod agent;
 mod faults;
+mod fencing;
 mod lab;
 mod life;
 mod networks;

@@ -177,7 +177,14 @@ impl Agents {
         let _place = self.guards.enter(host.id, order.deadline).await?;
         let mut reported = self.expect(host.id, order.task_id);
         let leave = order.leave.clone();
-        let mut guard = Abandoned { agents: self, host: host.clone(), task_id: order.task_id, running: false, leave };
+        let mut guard = Abandoned {
+            agents: self,
+            host: host.clone(),
+            task_id: order.task_id,
+            generation: order.generation,
+            running: false,
+            leave,
+        };
         let body = serde_json::to_vec(command)
             .map_err(|e| Error::internal(format_args!("the command {} could not be written: {e}", C::PATH)))?;
         let mut sends = 0;
@@ -305,6 +312,7 @@ struct Abandoned<'a> {
     agents: &'a Arc<Agents>,
     host: HostRef,
     task_id: TaskId,
+    generation: u64,
     running: bool,
     leave: CancellationToken,
 }
@@ -314,8 +322,10 @@ impl Drop for Abandoned<'_> {
         self.agents.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.task_id);
         if self.running && !self.leave.is_cancelled() {
             let (agents, host, task_id) = (Arc::clone(self.agents), self.host.clone(), self.task_id);
+            // The next owner of the resource asks for the same task: it must not be ended for that one.
+            let request = Request::new(Method::DELETE, format!("/v1/tasks/{task_id}"))
+                .header(shared::wire::HEADER_GENERATION, self.generation);
             self.agents.tasks.spawn(async move {
-                let request = Request::new(Method::DELETE, format!("/v1/tasks/{task_id}"));
                 // Says nothing of the host that its failed command has not said already.
                 let sent = connection::exchange(&agents.tls, &host, request, Instant::now() + EXCHANGE).await;
                 if let Err(error) = sent {

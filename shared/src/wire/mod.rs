@@ -11,7 +11,8 @@
 //! - `GET /v1/tasks/{id}`: the [`TaskReport`] of a task, for a callback that got lost; `404` when
 //!   the agent does not know it (it restarted, say): then the command is sent again, for every
 //!   command may be run twice.
-//! - `DELETE /v1/tasks/{id}`: cancels a task. `202`.
+//! - `DELETE /v1/tasks/{id}`: cancels a task. `202`; `stale_generation` when its generation header is older
+//!   than what has acted on the resource since, for the next owner wants the task to go on.
 //! - `GET /v1/ping`, `GET /v1/inventory`, `GET /v1/facts`: see [`host`].
 //! - `GET /v1/vms/{id}/console/{serial|vnc}` with `Connection: upgrade`, `Upgrade: kring-stream`:
 //!   `101`, then the raw bytes of the console.

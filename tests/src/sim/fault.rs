@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shared::id::HostId;
 use shared::{Code, Error};
+use tokio_util::sync::CancellationToken;
 
 /// What happens to a request or to the callback of its task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,11 @@ pub enum What {
     DropAfter,
     /// The request is never answered and nothing is done.
     Silence,
+    /// The request is kept on its way until the fault is taken away, and arrives then, also when nobody
+    /// waits for the answer any more.
+    Held,
+    /// The work is done, and nobody is told: neither by an answer nor by a callback.
+    Unanswered,
     /// The work is accepted and never ends, unless it is cancelled.
     Hang,
     /// The answer is `202` and the outcome goes to the callback.
@@ -68,6 +74,9 @@ pub enum What {
 pub struct Fault {
     /// `<noun>/<verb>` of a command, `<noun>/*`, `*` for all commands, or `ping`.
     pub path: String,
+    /// Base of the callbacks of one controller, whose commands alone are hit; those of all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<String>,
     /// One host; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
@@ -91,7 +100,14 @@ const fn always() -> f64 {
 impl Fault {
     /// A fault that hits every request for `path`.
     pub fn new(path: &str, what: What) -> Self {
-        Self { path: path.to_string(), host: None, probability: 1.0, times: None, skip: 0, what }
+        Self { path: path.to_string(), controller: None, host: None, probability: 1.0, times: None, skip: 0, what }
+    }
+
+    /// Only what comes from this controller, by the base of its callbacks.
+    #[must_use]
+    pub fn from(mut self, controller: &str) -> Self {
+        self.controller = Some(controller.to_string());
+        self
     }
 
     /// Only on this host.
@@ -122,7 +138,10 @@ impl Fault {
         self
     }
 
-    fn matches(&self, host: HostId, path: &str) -> bool {
+    fn matches(&self, host: HostId, path: &str, from: &str) -> bool {
+        if self.controller.as_ref().is_some_and(|controller| !from.starts_with(controller.as_str())) {
+            return false;
+        }
         let on_path = match self.path.strip_suffix('*') {
             Some("") => path != "ping",
             Some(prefix) => path.starts_with(prefix),
@@ -151,6 +170,14 @@ struct Active {
     fault: Fault,
     seen: u32,
     hits: u32,
+    /// Fires when the fault is taken away.
+    over: CancellationToken,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
 }
 
 impl Faults {
@@ -161,7 +188,7 @@ impl Faults {
     /// Switches a fault on.
     pub fn add(&self, fault: Fault) -> FaultId {
         let id = FaultId(self.next.fetch_add(1, Relaxed));
-        self.lock().push(Active { id, fault, seen: 0, hits: 0 });
+        self.lock().push(Active { id, fault, seen: 0, hits: 0, over: CancellationToken::new() });
         id
     }
 
@@ -190,11 +217,12 @@ impl Faults {
     }
 
     /// What happens to the `n`th request on a host.
-    pub(super) fn plan(&self, host: HostId, path: &str, n: u64) -> Plan {
+    /// What happens to a request from whoever is called back at `from`.
+    pub(super) fn plan(&self, host: HostId, path: &str, from: &str, n: u64) -> Plan {
         let mut plan = Plan::default();
         let salt =
             u64::from_le_bytes(shared::id::ResourceId::uuid(host).as_bytes()[8..].try_into().unwrap_or_default());
-        for active in self.lock().iter_mut().filter(|a| a.fault.matches(host, path)) {
+        for active in self.lock().iter_mut().filter(|a| a.fault.matches(host, path, from)) {
             active.seen += 1;
             let spent = active.fault.times.is_some_and(|times| active.hits >= times);
             if spent || active.seen <= active.fault.skip {
@@ -202,7 +230,7 @@ impl Faults {
             }
             if chance(self.seed ^ active.id.0.rotate_left(32), salt, n) < active.fault.probability {
                 active.hits += 1;
-                plan.add(&active.fault);
+                plan.add(&active.fault, &active.over);
             }
         }
         plan
@@ -240,7 +268,9 @@ pub(super) struct Plan {
     pub drop_before: bool,
     pub drop_after: bool,
     pub silence: bool,
+    pub held: Option<CancellationToken>,
     pub hang: bool,
+    pub unanswered: bool,
     pub defer: bool,
     pub callback_lost: bool,
     pub callback_twice: bool,
@@ -249,7 +279,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    fn add(&mut self, fault: &Fault) {
+    fn add(&mut self, fault: &Fault, over: &CancellationToken) {
         let error = |code| Error::new(code, format!("a fault was injected into {}", fault.path));
         match &fault.what {
             What::Delay { ms } => self.delay += Duration::from_millis(*ms),
@@ -261,6 +291,8 @@ impl Plan {
             What::DropBefore => self.drop_before = true,
             What::DropAfter => self.drop_after = true,
             What::Silence => self.silence = true,
+            What::Held => self.held = Some(over.clone()),
+            What::Unanswered => (self.unanswered, self.callback_lost) = (true, true),
             What::Hang => self.hang = true,
             What::Defer => self.defer = true,
             What::CallbackLost => (self.defer, self.callback_lost) = (true, true),
@@ -282,7 +314,7 @@ mod tests {
         let faults = Faults::new(1);
         let (a, b) = (HostId::new(), HostId::new());
         let id = faults.add(Fault::new("vm/*", What::DropBefore).on(a).times(2).after(1));
-        let hit = |host, path: &str| faults.plan(host, path, 0).drop_before;
+        let hit = |host, path: &str| faults.plan(host, path, "", 0).drop_before;
         assert!(!hit(a, "vm/ensure"), "the first one is let through");
         assert!(!hit(a, "image/ensure") && !hit(b, "vm/ensure") && !hit(a, "ping"));
         assert!(hit(a, "vm/stop") && hit(a, "vm/ensure") && !hit(a, "vm/ensure"));

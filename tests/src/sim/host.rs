@@ -143,9 +143,9 @@ impl Host {
     }
 
     /// What happens to the next request.
-    pub(super) fn plan(&self, path: &str) -> Plan {
+    pub(super) fn plan(&self, path: &str, from: &str) -> Plan {
         let n = self.requests.fetch_add(1, Relaxed);
-        let mut plan = self.shared.faults.plan(self.id, path, n);
+        let mut plan = self.shared.faults.plan(self.id, path, from, n);
         let salt = u64::from(self.address.port());
         plan.defer |= chance(self.shared.options.seed, salt, n) < self.shared.options.deferred;
         plan

@@ -13,10 +13,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use shared::id::TaskId;
-use shared::wire::Empty;
 use shared::wire::controllers::{self, HEADER_CONTROLLERS};
+use shared::wire::{Empty, HEADER_CALLBACK, HEADER_GENERATION};
 use shared::{Code, Error, Result};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -79,11 +80,8 @@ async fn answer(host: &Arc<Host>, request: Request<Incoming>) -> std::result::Re
         ["v1", "commands", noun, verb] if method == post => command(host, &format!("{noun}/{verb}"), request).await,
         ["v1", "vms", id, "console", kind] if method == get => Ok(console::open(host, id, kind, request)),
         ["v1", "tasks", id] if method == get => Ok(give(find(host, id).map(|entry| entry.report()))),
-        ["v1", "tasks", id] if method == delete => Ok(match find(host, id) {
-            Ok(entry) => {
-                entry.cancel();
-                json(StatusCode::ACCEPTED, &Empty {})
-            }
+        ["v1", "tasks", id] if method == delete => Ok(match cancel(host, id, request.headers()) {
+            Ok(()) => json(StatusCode::ACCEPTED, &Empty {}),
             Err(error) => refuse(&error),
         }),
         _ => Ok(refuse(&Error::new(Code::NotFound, "the simulator has nothing at this path"))),
@@ -91,7 +89,7 @@ async fn answer(host: &Arc<Host>, request: Request<Incoming>) -> std::result::Re
 }
 
 async fn ping(host: &Arc<Host>) -> std::result::Result<Answer, BrokenOff> {
-    let plan = host.plan("ping");
+    let plan = host.plan("ping", "");
     if plan.silence || plan.hang {
         std::future::pending::<Infallible>().await;
     }
@@ -104,27 +102,56 @@ async fn ping(host: &Arc<Host>) -> std::result::Result<Answer, BrokenOff> {
 }
 
 async fn command(host: &Arc<Host>, path: &str, request: Request<Incoming>) -> std::result::Result<Answer, BrokenOff> {
-    let plan = host.plan(path);
+    let from = request.headers().get(HEADER_CALLBACK).and_then(|url| url.to_str().ok()).unwrap_or_default();
+    let plan = host.plan(path, from);
     if plan.silence {
         std::future::pending::<Infallible>().await;
     }
     if plan.drop_before {
         return Err(BrokenOff);
     }
-    let (drop_after, defer) = (plan.drop_after, plan.defer);
+    let (drop_after, unanswered, defer, held) = (plan.drop_after, plan.unanswered, plan.defer, plan.held.clone());
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else { return Err(BrokenOff) };
-    let submitted = Order::read(&head.headers).and_then(|order| submit(host, order, path, &body.to_bytes(), plan));
+    let (of, path) = (Arc::clone(host), path.to_string());
+    let arrive = move || Order::read(&head.headers).and_then(|order| submit(&of, order, &path, &body.to_bytes(), plan));
+    let submitted = match held {
+        None => arrive(),
+        // It arrives whatever becomes of who has sent it, as what a network has kept back does.
+        Some(until) => {
+            let (arrives, arrived) = oneshot::channel();
+            host.spawn(async move {
+                until.cancelled().await;
+                // Nobody waits for the answer any more when this fails.
+                let _ = arrives.send(arrive());
+            });
+            arrived.await.map_err(|_| BrokenOff)?
+        }
+    };
     let (entry, new) = match submitted {
         Ok(submitted) => submitted,
         Err(error) => return Ok(refuse(&error)),
     };
+    if unanswered {
+        std::future::pending::<Infallible>().await;
+    }
     if drop_after {
         entry.wait().await;
         return Err(BrokenOff);
     }
     let outcome = if new && defer { None } else { entry.quick_outcome().await };
     Ok(outcome.map_or_else(|| json(StatusCode::ACCEPTED, &Empty {}), give))
+}
+
+/// Cancels a task, unless a newer generation has asked for it since.
+fn cancel(host: &Host, id: &str, headers: &http::HeaderMap) -> Result<()> {
+    let entry = find(host, id)?;
+    let generation = headers.get(HEADER_GENERATION).and_then(|v| v.to_str().ok()).and_then(|t| t.parse().ok());
+    if let Some(generation) = generation {
+        host.life().table().check(&entry, generation)?;
+    }
+    entry.cancel();
+    Ok(())
 }
 
 fn find(host: &Host, id: &str) -> Result<Arc<super::task::Entry>> {

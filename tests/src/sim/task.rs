@@ -36,6 +36,7 @@ pub type Outcome = Result<Value>;
 pub(super) struct Entry {
     id: TaskId,
     path: String,
+    resource: Uuid,
     outcome: watch::Sender<Option<Outcome>>,
     callback: Mutex<Option<String>>,
     /// Whether the outcome goes to the callback, because the request was answered without it.
@@ -118,6 +119,14 @@ impl Table {
         self.tasks.get(&id).cloned()
     }
 
+    /// Refuses what comes from an older generation than has acted on the resource of a task.
+    pub fn check(&self, entry: &Entry, generation: u64) -> Result<()> {
+        match self.newest.get(&entry.resource) {
+            Some(newest) if generation < *newest => Err(stale(generation, *newest)),
+            _ => Ok(()),
+        }
+    }
+
     fn end(&mut self, id: TaskId) {
         self.ended.push_back(id);
         if self.ended.len() > KEEP
@@ -181,11 +190,10 @@ pub(super) fn submit(
         if known.path != path {
             return Err(Error::new(Code::Conflict, "this task id belongs to another command"));
         }
-        let newest = table.newest.get(&resource).copied().unwrap_or(0);
-        if order.generation < newest {
-            return Err(stale(order.generation, newest));
-        }
         let known = Arc::clone(known);
+        let checked = table.check(&known, order.generation);
+        host.note(&order, resource, path, if checked.is_ok() { Fate::Repeated } else { Fate::Stale });
+        checked?;
         table.newest.insert(resource, order.generation);
         if order.callback.is_some() {
             *known.callback.lock().unwrap_or_else(PoisonError::into_inner) = order.callback;
@@ -206,6 +214,7 @@ pub(super) fn submit(
     let entry = Arc::new(Entry {
         id: order.task_id,
         path: path.to_string(),
+        resource,
         outcome: watch::Sender::new(None),
         callback: Mutex::new(order.callback),
         owed: Mutex::new(plan.defer),

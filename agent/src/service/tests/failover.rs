@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use shared::id::ImageId;
+use shared::wire::HEADER_GENERATION;
 use shared::wire::controllers::{HEADER_CONTROLLERS, clean, write};
 
 use super::*;
@@ -73,6 +74,8 @@ async fn a_command_that_the_next_owner_repeats_is_reported_to_it() {
     assert_eq!(again.status(), StatusCode::ACCEPTED, "it runs already");
     let late = world.send(id, 1, &PauseVm { vm_id }).await;
     assert_eq!(code(late).await, Code::StaleGeneration, "the owner before has nothing to say any more");
+    let cancel = world.client.delete(world.url(&format!("/v1/tasks/{id}"))).header(HEADER_GENERATION, "1");
+    assert_eq!(code(cancel.send().await.unwrap()).await, Code::StaleGeneration, "and cannot end it for the next one");
     world.fake.gate.add_permits(1);
     assert!(matches!(next.outcome(id).await, TaskReport::Done { .. }));
     assert_eq!(world.fake.report(vm_id).generation, 2, "it was done for the new owner");

@@ -1,0 +1,91 @@
+//! Ways that are cut between controllers and hosts, connections that cease to be in silence, a database that
+//! only reads, members that come and go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::fleet::{Fleet, Load};
+use harness::proxy::Link;
+use harness::sim::{Fault, What};
+use harness::wait::until;
+
+use super::{USERS, more, rest};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_may_be_cut_off_from_the_hosts() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 11);
+    more(&load, 10).await?;
+    // Its commands do not arrive; then they arrive, are done, and nobody is told; then both.
+    for whats in [vec![What::Held], vec![What::Unanswered], vec![What::Silence]] {
+        let from = &fleet.controllers[0].url;
+        let faults: Vec<_> =
+            whats.into_iter().map(|what| fleet.sim.faults().add(Fault::new("*", what).from(from))).collect();
+        until("commands are lost", async || faults.iter().all(|fault| fleet.sim.faults().hits(*fault) > 0)).await?;
+        more(&load, 3).await?;
+        for fault in faults {
+            fleet.sim.faults().remove(fault);
+        }
+        more(&load, 5).await?;
+    }
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_the_database_may_cease_in_silence() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 12);
+    more(&load, 10).await?;
+    let victim = Arc::clone(&fleet.controllers[0]);
+    victim.to_database.forget();
+    // It stays a member: its heartbeat gives the connection up in time. And it serves what it owns.
+    more(&load, 10).await?;
+    let own = fleet.id_owned_by(victim.id()?).await?;
+    fleet.until_served(own, 0).await?;
+    assert!(victim.runs().await?, "{}", victim.log_tail(20));
+    assert!(!victim.log().contains("others have taken over"), "{}", victim.log_tail(20));
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_only_reads_for_a_while_changes_no_membership() -> anyhow::Result<()> {
+    let fleet = Fleet::start(2, 2).await?;
+    let load = Load::start(&fleet, USERS, 13);
+    more(&load, 10).await?;
+    let members = fleet.members().await?;
+    fleet.database.set_read_only(true).await?;
+    let refused = "nothing is begun until it is back";
+    until("all notice", async || fleet.controllers.iter().all(|c| c.log().contains(refused))).await?;
+    // Longer than others are waited for.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    fleet.database.set_read_only(false).await?;
+    more(&load, 10).await?;
+    assert_eq!(fleet.members().await?, members, "nobody was buried");
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_may_come_and_go_again_and_again() -> anyhow::Result<()> {
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 14);
+    more(&load, 10).await?;
+    let victim = Arc::clone(&fleet.controllers[1]);
+    for _ in 0..3 {
+        // About as long as the others wait: sometimes it is buried, sometimes not.
+        victim.to_database.set(Link::CUT);
+        victim.to_database.break_off();
+        tokio::time::sleep(Duration::from_millis(3200)).await;
+        victim.to_database.set(Link::WHOLE);
+        victim.ensure_running().await?;
+        more(&load, 3).await?;
+    }
+    for _ in 0..3 {
+        victim.stop().await?;
+        victim.start().await?;
+    }
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
