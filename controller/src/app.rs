@@ -289,8 +289,14 @@ impl App {
         }
         drop(self.heartbeat);
         let left = self.db.write(move |tx| Box::pin(async move { db::controller::leave(tx, me, joined).await }));
-        if let Err(error) = left.await {
-            tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
+        match tokio::time::timeout(DRAIN, left).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "this controller could not leave the ring; others notice by its heartbeat");
+            }
+            Err(_) => tracing::warn!(
+                "the database does not answer; others notice by its heartbeat that this controller is gone"
+            ),
         }
         // Nobody sends here any more: what is kept for this controller goes.
         self.bus.transport().close().await;

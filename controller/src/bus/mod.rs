@@ -93,6 +93,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// How long a handler may go on with a resource that belongs to another controller now, before it is
 /// cut off: the other one waits for it.
 const LET_GO: Duration = Duration::from_secs(5);
+/// How long a handler may go on after its caller has given up. One that takes longer waits for something
+/// that will not come, a database on a way that is no more, and everything about its resource waits for it.
+const STUCK: Duration = Duration::from_secs(20);
 const REPLY: &str = "bus.Reply";
 /// Says that nobody waits any more for the reply to the request in `correlation`.
 const CANCEL: &str = "bus.Cancel";
@@ -364,13 +367,18 @@ impl Bus {
     }
 
     /// Handles something about a resource as its owner: begins when the old owner has let go, and is cut
-    /// off a while after the resource has moved on.
+    /// off a while after the resource has moved on, or after its caller has given up. What was accepted is
+    /// durable by then.
     async fn as_owner<T>(
         &self,
         resource: Option<Uuid>,
         deadline: Instant,
         handling: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
+        let handling = async {
+            let in_time = tokio::time::timeout_at(deadline + STUCK, handling).await;
+            in_time.unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "the work was given up: it did not end")))
+        };
         let Some(resource) = resource else { return handling.await };
         self.ring.until_mine(resource, deadline).await?;
         // What the database refuses to a stale owner is not the caller's business: its new owner does it.

@@ -47,12 +47,6 @@ impl Dialect {
         }
     }
 
-    /// Whether a connection that was idle is asked for a sign of life before it is used. One to a file
-    /// cannot break, and asking would cost as much as most queries.
-    pub(super) const fn tests_connections(self) -> bool {
-        matches!(self, Self::Postgres)
-    }
-
     /// Queries of gathered reads of one kind that run at a time: on SQLite a second one would only make
     /// both smaller, PostgreSQL answers over a network.
     pub(super) const fn gathered_reads(self) -> usize {

@@ -108,7 +108,7 @@ async fn answer<K: Copy + Eq + Hash, V: Clone>(pool: &AnyPool, read: Read<K, V>,
     if keys.is_empty() {
         return;
     }
-    let found = async { read(&mut *pool.acquire().await?, &padded(keys)).await };
+    let found = super::soon(async { read(&mut *pool.acquire().await?, &padded(keys)).await });
     match found.await {
         Ok(mut found) => {
             for (key, waiting) in askers {

@@ -153,13 +153,15 @@ pub struct OpenJob {
     pub resource: Uuid,
     /// Whether a user wants it to stop.
     pub cancel_requested: bool,
+    /// The controller that runs it, as far as its row says.
+    pub controller_id: Option<ControllerId>,
 }
 
 /// Jobs that have not ended, oldest first, after a certain one.
 pub async fn open_after(conn: &mut Conn, after: Option<JobId>, max: u32) -> Result<Vec<OpenJob>> {
     let after = after.map(|id| id.to_string()).unwrap_or_default();
     let rows = sqlx::query(
-        "SELECT id, resource_id, cancel_requested FROM job WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT $2",
+        "SELECT id, resource_id, cancel_requested, controller_id FROM job WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT $2",
     )
     .bind(after)
     .bind(i64::from(max))
@@ -167,7 +169,8 @@ pub async fn open_after(conn: &mut Conn, after: Option<JobId>, max: u32) -> Resu
     .await?;
     let open = |row: &AnyRow| {
         let cancel_requested = row.int("cancel_requested")? != 0;
-        Ok(OpenJob { id: row.parse("id")?, resource: row.parse("resource_id")?, cancel_requested })
+        let controller_id = row.opt_parse("controller_id")?;
+        Ok(OpenJob { id: row.parse("id")?, resource: row.parse("resource_id")?, cancel_requested, controller_id })
     };
     rows.iter().map(open).collect()
 }

@@ -32,6 +32,7 @@ pub mod nic;
 mod owner;
 pub mod page;
 pub mod placement;
+mod pool;
 pub mod row;
 pub mod setting;
 pub mod storage;
@@ -46,13 +47,13 @@ pub mod zone;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use shared::Code;
 use shared::api::vm::Vm;
 use shared::id::{AccountId, ControllerId, HostId, VmId};
-use sqlx::any::AnyPoolOptions;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyConnection, AnyPool, Connection};
 use tokio::sync::watch;
@@ -219,6 +220,18 @@ where
     work
 }
 
+/// How long a server may take to answer what is read in the middle of a job, or while others wait.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Reads what has to be there soon: the way to a database may be no more without anybody being told, and
+/// then nothing ever answers.
+///
+/// # Errors
+/// Those of reading, and [`Error::Away`].
+pub async fn soon<T, E: From<Error>>(reading: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    tokio::time::timeout(SOON, reading).await.unwrap_or_else(|_| Err(Error::Away.into()))
+}
+
 /// A connection of its own that may write, for the heartbeat.
 pub async fn connect_writer(url: &str, dialect: Dialect) -> Result<Conn> {
     let mut conn = Conn::connect(url).await?;
@@ -241,16 +254,12 @@ impl Db {
     pub async fn open(url: &str, tasks: &TaskTracker) -> Result<Self> {
         sqlx::any::install_default_drivers();
         let dialect = Dialect::of(url)?;
-        let writers = AnyPoolOptions::new()
-            .max_connections(dialect.write_connections())
-            .test_before_acquire(dialect.tests_connections())
+        let writers = pool::options(dialect, dialect.write_connections())
             .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
             .connect(&dialect.create_url(url))
             .await?;
         sqlx::migrate!("./migrations").run(&writers).await?;
-        let readers = AnyPoolOptions::new()
-            .max_connections(READERS)
-            .test_before_acquire(dialect.tests_connections())
+        let readers = pool::options(dialect, READERS)
             .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
             .connect(url)
             .await?;

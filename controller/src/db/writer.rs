@@ -6,6 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -22,6 +23,10 @@ use super::{Error, Result, TouchedHosts, Tx};
 const GROUP: usize = 256;
 /// Most writes that wait; more callers wait for their turn to wait.
 const QUEUE: usize = 4096;
+
+/// How long a server may take for one write. Whoever holds a lock is ended by it earlier
+/// ([`Dialect::prepare_writer`]), so a longer silence is that of a way that is no more.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(15);
 
 /// Tells the caller how its write ended, once the commit has succeeded (`Ok`) or not.
 pub(super) type Answer = Box<dyn FnOnce(Result<()>) + Send>;
@@ -132,7 +137,12 @@ impl Writer {
                         // The reply channel closes with the write: the caller sees `Away`.
                         Err(error) => return tracing::warn!(%error, "no database connection for a write"),
                     };
-                    commit_group(&mut tx, vec![write], &committed).await;
+                    let done = tokio::time::timeout(ANSWERS_WITHIN, commit_group(&mut tx, vec![write], &committed));
+                    if done.await.is_err() {
+                        // It may be committed, or not: the caller sees `Away`, and asks again.
+                        tracing::warn!("the database does not answer a write; its connection is given up");
+                        tx.conn.close_on_drop();
+                    }
                 });
             }
         }

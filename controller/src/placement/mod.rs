@@ -119,8 +119,12 @@ impl Placement {
         }
         self.begun.fetch_add(1, SeqCst);
         let (begin, mut fresh) = (Instant::now(), Index::default());
-        let mut conn = self.db.read().await?;
-        db::placement::each(&mut conn, |place| fresh.put(place)).await.map_err(Error::from)?;
+        db::soon(async {
+            let mut conn = self.db.read().await?;
+            db::placement::each(&mut conn, |place| fresh.put(place)).await
+        })
+        .await
+        .map_err(Error::from)?;
         fresh.old_at(Instant::now() + (begin.elapsed() * READS_APART).max(OLD));
         *self.index() = fresh;
         Ok(())
@@ -155,10 +159,12 @@ impl Placement {
             return Ok(());
         }
         for group in hosts.chunks(GROUP) {
-            let found = {
+            let found = db::soon(async {
                 let mut conn = self.db.read().await?;
-                db::placement::of_hosts(&mut conn, group).await?
-            };
+                db::placement::of_hosts(&mut conn, group).await
+            })
+            .await
+            .map_err(Error::from)?;
             let mut index = self.index();
             for host in group {
                 index.remove(*host);

@@ -6,11 +6,14 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use shared::Result;
+use shared::{Code, Error, Result};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 type Run = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync>;
+
+/// How long one run may take. What it waits for after that does not come any more.
+const LONGEST: Duration = Duration::from_secs(15 * 60);
 
 /// A reconciler: a name, a pause between two runs, and what one run does.
 pub struct Reconciler {
@@ -36,7 +39,10 @@ pub fn spawn(reconcilers: Vec<Reconciler>, tasks: &TaskTracker, stop: &Cancellat
         let stop = stop.clone();
         tasks.spawn(async move {
             loop {
-                match AssertUnwindSafe((reconciler.run)()).catch_unwind().await {
+                let run = tokio::time::timeout(LONGEST, (reconciler.run)());
+                let run =
+                    run.map(|run| run.unwrap_or_else(|_| Err(Error::new(Code::DeadlineExceeded, "it did not end"))));
+                match AssertUnwindSafe(run).catch_unwind().await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
                         tracing::warn!(

@@ -169,6 +169,30 @@ pub fn after_undo(code: Code, tries: u32) -> Verdict {
     }
 }
 
+/// What is to be done about a job that has not ended, by a controller that comes across its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Its resource is owned here: it is run.
+    TakeUp,
+    /// Its row says that it is run here, but it is not, and its resource belongs to another controller, which
+    /// waits to be let have it. That is so when the answer of a write was lost: to the transaction that
+    /// accepted or claimed it, or to the one that let go of it.
+    LetGo,
+    /// It is another controller's business, or stops here by itself.
+    Nothing,
+}
+
+/// What is to be done about a job whose row names `holder`, by the controller `me`. `owned`: its resource is
+/// owned here; `here`: it is in a lane here.
+#[must_use]
+pub fn look(holder: Option<ControllerId>, me: ControllerId, owned: bool, here: bool) -> Look {
+    match (owned, here) {
+        (true, _) => Look::TakeUp,
+        (false, false) if holder == Some(me) => Look::LetGo,
+        (false, _) => Look::Nothing,
+    }
+}
+
 /// Whether a job's row, written last by `writer` under `written`, must be claimed before `me` runs it under
 /// `generation`: whoever else has read it cannot write to it from then on.
 #[must_use]
@@ -216,6 +240,15 @@ mod tests {
         let half = Course::resume(4, JobState::Running, 2, 0);
         assert_eq!((half.progress(0), half.failed().progress(50)), (50, 50));
         assert_eq!(Course::resume(4, JobState::Running, 3, 0).applied().progress(75), 100);
+    }
+
+    #[test]
+    fn a_job_that_nobody_runs_is_let_go_of() {
+        let (me, other) = (ControllerId::new(), ControllerId::new());
+        assert_eq!(look(Some(other), me, true, false), Look::TakeUp);
+        assert_eq!(look(Some(me), me, false, false), Look::LetGo);
+        assert_eq!(look(Some(me), me, false, true), Look::Nothing, "it stops by itself");
+        assert_eq!((look(Some(other), me, false, false), look(None, me, false, false)), (Look::Nothing, Look::Nothing));
     }
 
     #[test]

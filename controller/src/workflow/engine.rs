@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::course::must_claim;
+use super::course::{Look, look, must_claim};
 use super::flow::{At, Flow, Probe};
 use super::run::{Runner, backoff};
 use crate::bus::Queues;
@@ -198,13 +198,18 @@ impl Engine {
             let Some(last) = page.last() else { return Ok(taken) };
             after = Some(last.id);
             for job in page {
-                if self.deps.ring.is_mine(job.resource) {
-                    taken += 1;
-                    self.enqueue(job.id, job.resource);
-                    if job.cancel_requested {
-                        // The message that says so may have been lost.
-                        self.stop_here(job.id);
+                let (owned, here) = (self.deps.ring.is_mine(job.resource), self.is_here(job.id));
+                match look(job.controller_id, self.deps.ring.me(), owned, here) {
+                    Look::TakeUp => {
+                        taken += 1;
+                        self.enqueue(job.id, job.resource);
+                        if job.cancel_requested {
+                            // The message that says so may have been lost.
+                            self.stop_here(job.id);
+                        }
                     }
+                    Look::LetGo => self.release(job.id, job.resource).await,
+                    Look::Nothing => {}
                 }
             }
         }
@@ -249,6 +254,10 @@ impl Engine {
         here.values().filter(|job| !self.deps.ring.is_mine(job.resource)).for_each(|job| job.leave.cancel());
     }
 
+    fn is_here(&self, id: JobId) -> bool {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
+    }
+
     /// How many jobs are in a lane here.
     #[must_use]
     pub fn in_lanes(&self) -> usize {
@@ -291,7 +300,7 @@ impl Engine {
     async fn take_in_time(&self, id: JobId, leave: &CancellationToken) -> Result<Option<JobRow>> {
         let mut attempt = 0;
         loop {
-            match self.take(id).await {
+            match db::soon(self.take(id)).await {
                 Err(error) if error.code.is_transient() => {
                     tracing::debug!(job.id = %id, error = error.chain(), attempt, "a job could not be read; trying again");
                     attempt += 1;
@@ -336,6 +345,7 @@ impl Engine {
         let released = self.deps.db.write(move |tx| Box::pin(async move { db::job::release(tx, id, me).await })).await;
         if let Err(error) = released {
             // When this controller is fenced, others do not wait for its word.
+            // Otherwise the next look at open jobs finds it again.
             return tracing::warn!(job.id = %id, error = &error as &dyn std::error::Error, "a job could not be let go of");
         }
         if let Some(tell) = self.on_release.get() {

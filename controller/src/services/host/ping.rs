@@ -54,7 +54,7 @@ pub async fn run(context: Context, tasks: TaskTracker, stop: CancellationToken) 
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
-            match refresh(&context, &table).await {
+            match db::soon(refresh(&context, &table)).await {
                 Ok(()) => refreshed = Some(Instant::now()),
                 Err(error) => tracing::warn!(error = error.chain(), "the list of hosts could not be read"),
             }

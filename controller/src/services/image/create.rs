@@ -178,14 +178,15 @@ impl Step<State> for Fetch {
     }
 
     async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {
-        let mut hosts = Vec::new();
-        {
-            let mut conn = cx.deps.db.read().await?;
+        let hosts = db::soon(async {
+            let (mut hosts, mut conn) = (Vec::new(), cx.deps.db.read().await?);
             for id in &state.candidates {
                 // A host that was removed has taken its cache along.
                 hosts.extend(db::host::get(&mut conn, *id).await?.map(|row| row.reference()));
             }
-        }
+            Ok::<_, Error>(hosts)
+        })
+        .await?;
         on_hosts(cx, hosts, &DeleteImage { image_id: state.image.id }).await
     }
 }

@@ -104,10 +104,11 @@ impl Step<State> for RemoveFromHosts {
     }
 
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
-        let hosts = {
+        let hosts = db::soon(async {
             let mut conn = cx.deps.db.read().await?;
-            db::image::connected_hosts(&mut conn, state.image_id).await?
-        };
+            db::image::connected_hosts(&mut conn, state.image_id).await
+        })
+        .await?;
         on_hosts(cx, hosts, &DeleteImage { image_id: state.image_id }).await
     }
 }

@@ -120,10 +120,11 @@ impl Step<State> for Place {
     }
 
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
-        let now = {
+        let now = db::soon(async {
             let mut conn = cx.deps.db.read().await?;
-            db::image::get(&mut conn, state.image_id).await?
-        };
+            db::image::get(&mut conn, state.image_id).await
+        })
+        .await?;
         let image = now.ok_or_else(|| Error::not_found("image", state.image_id))?;
         if image.state != ImageState::Creating {
             let text = format!("another upload of image {} came first", image.name);

@@ -86,10 +86,11 @@ impl Step<State> for RemoveFromHosts {
 
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
         let Some(marked) = &state.marked else { return Ok(()) };
-        let hosts = {
+        let hosts = db::soon(async {
             let mut conn = cx.deps.db.read().await?;
-            db::host::connected(&mut conn, marked.cluster_id).await?
-        };
+            db::host::connected(&mut conn, marked.cluster_id).await
+        })
+        .await?;
         on_hosts(cx, hosts, &DeleteNetwork { network_id: state.network_id }).await
     }
 }

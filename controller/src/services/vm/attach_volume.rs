@@ -160,10 +160,13 @@ impl Step<State> for OnHost {
 
 /// The volume as a disk of the VM.
 pub(super) async fn disk(cx: &StepCx, state: &State) -> Result<DiskSpec> {
-    let mut conn = cx.deps.db.read().await?;
-    let volume = db::volume::get(&mut conn, state.volume).await?;
-    let volume = volume.ok_or_else(|| Error::not_found("volume", state.volume))?;
-    let device = state.device.clone().or_else(|| volume.device.clone());
-    let device = device.ok_or_else(|| Error::internal("a volume is attached without a device name"))?;
-    Ok(DiskSpec { volume: spec::volume_spec(&cx.deps, &mut conn, &volume).await?, device })
+    db::soon(async {
+        let mut conn = cx.deps.db.read().await?;
+        let volume = db::volume::get(&mut conn, state.volume).await?;
+        let volume = volume.ok_or_else(|| Error::not_found("volume", state.volume))?;
+        let device = state.device.clone().or_else(|| volume.device.clone());
+        let device = device.ok_or_else(|| Error::internal("a volume is attached without a device name"))?;
+        Ok(DiskSpec { volume: spec::volume_spec(&cx.deps, &mut conn, &volume).await?, device })
+    })
+    .await
 }

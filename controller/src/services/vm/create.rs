@@ -243,10 +243,11 @@ impl Step<State> for Build {
 
     async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {
         let Some((host, storage)) = state.place else { return Ok(()) };
-        let storage = {
+        let storage = db::soon(async {
             let mut conn = cx.deps.db.read().await?;
-            spec::storage_spec(&mut conn, storage).await?
-        };
+            spec::storage_spec(&mut conn, storage).await
+        })
+        .await?;
         cx.command(host, 0, &DeleteVm { vm_id: state.id }).await?;
         cx.command(host, 1, &DeleteVolume { volume_id: state.root_volume, storage }).await?;
         Ok(())
