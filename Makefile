@@ -1,6 +1,6 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test bench chaos cluster-demo check demo-check guest-check
+.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo check demo-check guest-check
 
 LAB := tests/lab
 
@@ -42,6 +42,11 @@ chaos: ## faults at random under load, with three controllers (SEED=1 RUNS=10; a
 	@$(LAB)/install-deps.sh build run test
 	cargo build --locked --bin kring-controller --bin kring-chaos
 	@$${CARGO_TARGET_DIR:-target}/debug/kring-chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),10)
+
+simulate: ## controllers under fault with simulated time, one run for each seed (SEED=1 RUNS=5000; RUNS=1 tells what happens)
+	@$(LAB)/install-deps.sh build
+	cargo build --locked --bin kring-simulate
+	@$${CARGO_TARGET_DIR:-target}/debug/kring-simulate --seed $(or $(SEED),1) --runs $(or $(RUNS),5000)
 
 cluster-demo: ## three controllers on this machine, killed under load, and what happens
 	@$(LAB)/install-deps.sh build run test

@@ -46,6 +46,8 @@ pub struct Order {
     pub callback: Option<String>,
     /// Ring generation under which it was issued.
     pub generation: u64,
+    /// Its place among the commands of that generation, when they come one after the other.
+    pub sequence: Option<u64>,
     /// When it is given up.
     pub deadline: Instant,
     /// The request and the trace that it is a part of.

@@ -4,10 +4,12 @@
 //! - [`wire`]: the protocol between controller and agent, one file per noun.
 //! - [`state`]: state enums with their transition tables, one file per noun.
 //! - [`id`], [`units`], [`time`], [`error`], [`name`]: the words that all of them use.
+//! - [`fence`]: which commands hosts refuse because they come too late.
 //! - [`image_header`]: what a disk image says of itself, read without trusting it.
 
 pub mod api;
 pub mod error;
+pub mod fence;
 pub mod id;
 pub mod image_header;
 pub mod name;

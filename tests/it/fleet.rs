@@ -5,6 +5,7 @@
 //! same at random.
 
 mod steps;
+mod tables;
 mod ways;
 
 use std::sync::Arc;

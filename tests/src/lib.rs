@@ -22,6 +22,7 @@ pub mod kit;
 pub mod postgres;
 pub mod proxy;
 pub mod sim;
+pub mod simulate;
 pub mod snapshot;
 pub mod wait;
 pub mod world;

@@ -7,7 +7,8 @@ use http::{HeaderMap, StatusCode};
 use shared::id::TaskId;
 use shared::time::Timestamp;
 use shared::wire::{
-    Empty, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_TASK, HEADER_TRACEPARENT,
+    Empty, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
+    HEADER_TRACEPARENT,
 };
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
@@ -77,7 +78,8 @@ fn order(headers: &HeaderMap, now: Timestamp) -> Result<Order> {
     let left = number(HEADER_DEADLINE)?.saturating_sub(u64::try_from(now.ms()).unwrap_or(0));
     let deadline = Instant::now() + Duration::from_millis(left).min(MAX_DEADLINE);
     let scope = Scope::read(text(HEADER_REQUEST_ID), text(HEADER_TRACEPARENT));
-    Ok(Order { task_id, callback, generation: number(HEADER_GENERATION)?, deadline, scope })
+    let sequence = text(HEADER_SEQUENCE).and_then(|t| t.parse().ok());
+    Ok(Order { task_id, callback, generation: number(HEADER_GENERATION)?, sequence, deadline, scope })
 }
 
 #[cfg(test)]

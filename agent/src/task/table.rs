@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use shared::fence::Fence;
 use shared::id::TaskId;
 use shared::{Code, Error, Result};
 use tokio::sync::{oneshot, watch};
@@ -54,8 +55,8 @@ struct Finished {
 }
 
 struct Resource {
-    /// Newest generation that was seen.
-    newest: u64,
+    /// Who has commanded it last.
+    fence: Fence,
     /// Whether libvirt was asked what it has recorded (VMs only).
     recorded: bool,
     /// Tasks that wait or run.
@@ -113,7 +114,7 @@ impl Tasks {
         if table.active >= self.limits.active {
             return Err(Error::new(Code::Unavailable, "the host works on too many commands; try again later"));
         }
-        let turn = table.queue_up(&prepared, order.generation, self.limits.queue)?;
+        let turn = table.queue_up(&prepared, &order, self.limits.queue)?;
         let scope = order.scope;
         let entry = Arc::new(Entry {
             path: prepared.path,
@@ -175,16 +176,13 @@ impl Tasks {
     pub(super) fn recorded_generation(&self, resource: Uuid, generation: Option<u64>) {
         if let Some(known) = self.lock().resources.get_mut(&resource) {
             known.recorded = true;
-            known.newest = known.newest.max(generation.unwrap_or(0));
+            known.fence.raise(generation.unwrap_or(0));
         }
     }
 
     /// Refuses a generation that is older than the newest seen.
     pub(super) fn check_generation(&self, resource: Uuid, generation: u64) -> Result<()> {
-        match self.lock().resources.get(&resource) {
-            Some(known) if generation < known.newest => Err(stale(generation, known.newest)),
-            _ => Ok(()),
-        }
+        self.lock().resources.get(&resource).map_or(Ok(()), |known| known.fence.check(generation))
     }
 
     /// Records the outcome; the first one stays.
@@ -211,25 +209,23 @@ impl Tasks {
 }
 
 impl Table {
-    fn queue_up(&mut self, prepared: &Prepared, generation: u64, max: usize) -> Result<Turn> {
+    fn queue_up(&mut self, prepared: &Prepared, order: &Order, max: usize) -> Result<Turn> {
         self.forget_resources();
         let now = Instant::now();
         let resource = self.resources.entry(prepared.resource).or_insert(Resource {
-            newest: 0,
+            fence: Fence::default(),
             recorded: false,
             active: 0,
             tail: None,
             used: now,
         });
-        if generation < resource.newest {
-            return Err(stale(generation, resource.newest));
-        }
+        resource.fence.check(order.generation)?;
         if resource.active >= max {
             let message = "too many commands wait for this resource; try again later";
             return Err(Error::new(Code::Unavailable, message));
         }
+        resource.fence.admit(order.generation, order.sequence)?;
         let (mine, end) = oneshot::channel();
-        resource.newest = generation;
         resource.active += 1;
         resource.used = now;
         Ok(Turn { before: resource.tail.replace(end), mine })
@@ -237,14 +233,7 @@ impl Table {
 
     /// A command was repeated: by the same owner, by the next one, or too late by the one before.
     fn raise(&mut self, resource: Uuid, generation: u64) -> Result<()> {
-        match self.resources.get_mut(&resource) {
-            Some(known) if generation < known.newest => Err(stale(generation, known.newest)),
-            Some(known) => {
-                known.newest = generation;
-                Ok(())
-            }
-            None => Ok(()),
-        }
+        self.resources.get_mut(&resource).map_or(Ok(()), |known| known.fence.admit_again(generation))
     }
 
     fn forget_old(&mut self, limits: &Limits) {
@@ -273,11 +262,6 @@ impl Table {
             self.resources.retain(|_, r| r.active > 0 || r.used > middle);
         }
     }
-}
-
-fn stale(generation: u64, newest: u64) -> Error {
-    let message = format!("the command is of generation {generation}, and generation {newest} has acted here already");
-    Error::new(Code::StaleGeneration, message)
 }
 
 /// About how many bytes of memory a reply takes.

@@ -20,7 +20,7 @@ use crate::lab::{on_host, sh};
 /// Gives a command to an agent as its listener does: by the table of tasks, which refuses what is stale.
 async fn command<C: AgentCommand>(agent: &Running, generation: u64, command: &C) -> Result<C::Reply> {
     let deadline = Instant::now() + Duration::from_secs(120);
-    let order = Order { task_id: TaskId::new(), callback: None, generation, deadline, scope: None };
+    let order = Order { task_id: TaskId::new(), callback: None, generation, sequence: None, deadline, scope: None };
     let prepared = ops::prepare(C::PATH, &serde_json::to_vec(command).unwrap())?;
     let entry = agent.app.tasks.submit(&agent.app, order, prepared)?;
     let outcome = entry.outcome_by(deadline).await.expect("it ends before its deadline");

@@ -9,6 +9,7 @@ mod connection;
 mod guard;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ pub struct Order {
     pub task_id: TaskId,
     /// Ring generation under which it is issued.
     pub generation: u64,
+    /// Its place among the commands of this controller ([`Agents::next_sequence`]), when those about one
+    /// resource are given one after the other.
+    pub sequence: Option<u64>,
     /// When it is given up.
     pub deadline: Instant,
     /// Fires when the work goes on elsewhere: the task is then left running on the host, for whoever
@@ -59,7 +63,7 @@ impl Order {
     /// An order outside of any job: a task of its own.
     #[must_use]
     pub fn once(generation: u64, deadline: Instant) -> Self {
-        Self { task_id: TaskId::new(), generation, deadline, leave: CancellationToken::new() }
+        Self { task_id: TaskId::new(), generation, sequence: None, deadline, leave: CancellationToken::new() }
     }
 }
 
@@ -93,6 +97,7 @@ pub struct Agents {
     tasks: TaskTracker,
     clock: crate::clock::Clock,
     guards: Guards,
+    sequence: AtomicU64,
 }
 
 impl Agents {
@@ -114,6 +119,7 @@ impl Agents {
             tasks,
             clock,
             guards: Guards::new(HostLimits::default()),
+            sequence: AtomicU64::new(0),
         })
     }
 
@@ -140,6 +146,11 @@ impl Agents {
     #[must_use]
     pub fn controllers(&self) -> Vec<String> {
         controllers::read(&self.controllers.load())
+    }
+
+    /// A number that is greater than every one before.
+    pub fn next_sequence(&self) -> u64 {
+        self.sequence.fetch_add(1, Relaxed) + 1
     }
 
     /// Asks a host for its sign of life.
@@ -281,6 +292,10 @@ impl Agents {
             Some(scope) => request
                 .header(shared::wire::HEADER_TRACEPARENT, scope.trace.header())
                 .header(shared::wire::HEADER_REQUEST_ID, scope.request_id),
+            None => request,
+        };
+        let request = match order.sequence {
+            Some(sequence) => request.header(shared::wire::HEADER_SEQUENCE, sequence),
             None => request,
         };
         request

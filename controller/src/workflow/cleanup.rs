@@ -78,6 +78,7 @@ pub(super) async fn clean_up<F: Flow>(deps: &Arc<Deps>, owed: Cleanup) -> Result
         deps: Arc::clone(deps),
         deadline,
         cancel: CancellationToken::new(),
+        resource: owed.resource_id,
         step: step.name(),
         undoing: !step.owed_when_failing(),
         attempt: 1000 + owed.attempts,

@@ -137,6 +137,8 @@ pub struct StepCx {
     pub deadline: Instant,
     /// Fires when the job is cancelled.
     pub cancel: CancellationToken,
+    /// What the job works on.
+    pub(super) resource: Uuid,
     pub(super) step: &'static str,
     pub(super) undoing: bool,
     pub(super) attempt: u32,
@@ -163,19 +165,23 @@ impl StepCx {
 
     /// Has a host carry out the `n`th command of this step, and waits for the outcome.
     pub async fn command<C: AgentCommand>(&self, host: HostId, n: u32, command: &C) -> Result<C::Reply> {
-        let row = {
+        let row = db::soon(async {
             let mut conn = self.deps.db.read().await?;
-            db::host::get(&mut conn, host).await?
-        };
-        let row = row.ok_or_else(|| Error::not_found("host", host))?;
+            db::host::get(&mut conn, host).await
+        });
+        let row = row.await?.ok_or_else(|| Error::not_found("host", host))?;
         if row.host.connection == HostConnection::Disconnected {
             let text = format!("host {} is disconnected: see `kring host show {}`", row.host.name, row.host.name);
             return Err(Error::new(Code::HostUnreachable, text));
         }
         self.deps.ring.until_may_act(self.deadline).await?;
+        // What is about the job's own resource is given one after the other, and must be done so: what was held
+        // up on its way must not undo what was done since. Others' resources (images) are anybody's to command.
+        let sequence = (command.resource() == self.resource).then(|| self.deps.agents.next_sequence());
         let order = Order {
             task_id: self.task_id(n),
             generation: self.at.generation,
+            sequence,
             deadline: self.deadline,
             leave: self.leave.clone(),
         };

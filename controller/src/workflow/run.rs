@@ -259,6 +259,7 @@ impl<'a, F: Flow> Run<'a, F> {
             deps: Arc::clone(&self.runner.deps),
             deadline,
             cancel: if undoing { CancellationToken::new() } else { self.runner.cancel.clone() },
+            resource: self.row.job.resource.id,
             step,
             undoing,
             attempt,

@@ -49,6 +49,9 @@ pub const HEADER_TASK: &str = "kring-task";
 pub const HEADER_CALLBACK: &str = "kring-callback";
 /// Ring generation under which the command was issued; a decimal number.
 pub const HEADER_GENERATION: &str = "kring-generation";
+/// Counts the commands that a controller gives about one resource, where they come one after the other; a
+/// decimal number. Of one generation, an older one that arrives after a newer one is refused.
+pub const HEADER_SEQUENCE: &str = "kring-sequence";
 /// When the command is given up, in milliseconds since the epoch; a decimal number.
 pub const HEADER_DEADLINE: &str = "kring-deadline";
 /// Id of the request that caused this one, in every log line about it.

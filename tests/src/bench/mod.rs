@@ -13,6 +13,7 @@ pub mod load;
 pub mod process;
 pub mod ring;
 pub mod start;
+pub mod takeover;
 
 use std::path::PathBuf;
 

@@ -35,6 +35,12 @@ enum What {
         #[arg(default_value_t = 9)]
         rounds: u32,
     },
+    /// Time until others go on with what was a killed controller's.
+    Takeover {
+        /// How often one is killed.
+        #[arg(default_value_t = 20)]
+        kills: usize,
+    },
     /// The load generator that `api` starts.
     #[command(hide = true)]
     Load {
@@ -57,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Some(What::Create { sizes }) => runtime.block_on(bench::create::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
         Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
+        Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
         Some(What::Load { config, paths, seconds }) => {
             let seen = runtime.block_on(bench::load::run(&config, paths, seconds))?;
             Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&seen)?)?)
@@ -68,7 +75,8 @@ fn main() -> anyhow::Result<()> {
                 bench::idle::run().await?;
                 bench::start::run(9).await?;
                 bench::api::run().await?;
-                bench::create::run(&[1, 100, 1000]).await
+                bench::create::run(&[1, 100, 1000]).await?;
+                bench::takeover::run(20).await
             })
         }
     }

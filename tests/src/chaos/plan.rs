@@ -31,6 +31,14 @@ pub enum Which {
     Link(usize, Way, Link),
     /// The connections on a way of a controller are broken off.
     BreakOff(usize, Way),
+    /// The connections on a way of a controller are forgotten: nothing passes on them, and nobody is told.
+    Forget(usize, Way),
+    /// A controller's connections to the database break, and none can be made until the end.
+    Outside(usize),
+    /// What a controller sends to hosts is lost so until the end.
+    Hosts(usize, What),
+    /// The database refuses writes until the end.
+    ReadOnly,
     /// The broker crashes, and is started again at the end.
     Broker,
     /// The database server crashes, and is started again at the end.
@@ -85,10 +93,16 @@ fn choose(random: &mut StdRng, controllers: usize, hosts: usize) -> (Which, u64)
         0..20 => (Which::Kill(who), 6000),
         20..35 => (Which::Freeze(who), 16_000),
         35..43 => (Which::Stop(who), 2000),
-        43..61 => (Which::Link(who, way, link(random)), 9000),
-        61..66 => (Which::BreakOff(who, way), 300),
-        66..69 => (Which::Broker, 3000),
-        69..73 => (Which::Database, 2000),
+        43..54 => (Which::Link(who, way, link(random)), 9000),
+        54..57 => (Which::BreakOff(who, way), 300),
+        57..59 => (Which::Forget(who, way), 300),
+        59..62 => (Which::Outside(who), 5000),
+        62..65 => {
+            (Which::Hosts(who, [What::Held, What::Unanswered, What::Silence][random.random_range(0..3)].clone()), 8000)
+        }
+        65..67 => (Which::ReadOnly, 4000),
+        67..70 => (Which::Broker, 3000),
+        70..73 => (Which::Database, 2000),
         73..78 => (Which::HostDown(host), 5000),
         78..82 => (Which::HostFreeze(host), 4000),
         82..87 => (Which::AgentRestart(host), 300),

@@ -48,10 +48,11 @@ impl Play<'_> {
         let key = match &fault.which {
             Which::Kill(who) | Which::Freeze(who) | Which::Stop(who) => format!("process {who}"),
             Which::Link(who, way, _) => format!("way {who} {way:?}"),
+            Which::Outside(who) => format!("way {who} {:?}", Way::Database),
             Which::Broker => "broker".to_string(),
-            Which::Database => "database".to_string(),
+            Which::Database | Which::ReadOnly => "database".to_string(),
             Which::HostDown(n) | Which::HostFreeze(n) | Which::AgentRestart(n) => format!("host {n}"),
-            Which::BreakOff(..) | Which::Wire(..) => String::new(),
+            Which::BreakOff(..) | Which::Forget(..) | Which::Hosts(..) | Which::Wire(..) => String::new(),
         };
         if !key.is_empty() && !lock(&self.busy).insert(key.clone()) {
             return Ok(());
@@ -88,6 +89,25 @@ impl Play<'_> {
                 self.way(*who, *way).set(Link::WHOLE);
             }
             Which::BreakOff(who, way) => self.way(*who, *way).break_off(),
+            Which::Forget(who, way) => self.way(*who, *way).forget(),
+            Which::Outside(who) => {
+                let way = self.way(*who, Way::Database);
+                way.set(Link::CUT);
+                way.break_off();
+                wait().await;
+                way.set(Link::WHOLE);
+            }
+            Which::Hosts(who, what) => {
+                let fault = sim::Fault::new("*", what.clone()).from(&self.controller(*who).url);
+                let id = self.fleet.sim.faults().add(fault);
+                wait().await;
+                self.fleet.sim.faults().remove(id);
+            }
+            Which::ReadOnly => {
+                self.fleet.database.set_read_only(true).await?;
+                wait().await;
+                self.fleet.database.set_read_only(false).await?;
+            }
             Which::Broker => {
                 self.fleet.broker.kill().await?;
                 wait().await;

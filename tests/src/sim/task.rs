@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use serde_json::Value;
+use shared::fence::Fence;
 use shared::id::TaskId;
 use shared::time::Timestamp;
 use shared::wire::{
-    HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_TASK, HEADER_TRACEPARENT, TaskReport,
+    HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
+    HEADER_TRACEPARENT, TaskReport,
 };
 use shared::{Code, Error, Result};
 use tokio::sync::{oneshot, watch};
@@ -111,7 +113,7 @@ pub(super) struct Table {
     tasks: HashMap<TaskId, Arc<Entry>>,
     ended: std::collections::VecDeque<TaskId>,
     tails: HashMap<Uuid, oneshot::Receiver<()>>,
-    newest: HashMap<Uuid, u64>,
+    fences: HashMap<Uuid, Fence>,
 }
 
 impl Table {
@@ -121,10 +123,7 @@ impl Table {
 
     /// Refuses what comes from an older generation than has acted on the resource of a task.
     pub fn check(&self, entry: &Entry, generation: u64) -> Result<()> {
-        match self.newest.get(&entry.resource) {
-            Some(newest) if generation < *newest => Err(stale(generation, *newest)),
-            _ => Ok(()),
-        }
+        self.fences.get(&entry.resource).map_or(Ok(()), |fence| fence.check(generation))
     }
 
     fn end(&mut self, id: TaskId) {
@@ -143,6 +142,7 @@ pub(super) struct Order {
     pub task_id: TaskId,
     pub callback: Option<String>,
     pub generation: u64,
+    pub sequence: Option<u64>,
     pub deadline: Instant,
     pub scope: Option<Scope>,
 }
@@ -162,6 +162,7 @@ impl Order {
             task_id: task_id.ok_or_else(|| Error::invalid(HEADER_TASK, "must be the UUID of the task"))?,
             callback: text(HEADER_CALLBACK).map(str::to_string),
             generation: number(HEADER_GENERATION)?,
+            sequence: text(HEADER_SEQUENCE).and_then(|t| t.parse().ok()),
             deadline: Instant::now() + Duration::from_millis(left),
             scope: Scope::read(text(HEADER_REQUEST_ID), text(HEADER_TRACEPARENT)),
         })
@@ -191,10 +192,9 @@ pub(super) fn submit(
             return Err(Error::new(Code::Conflict, "this task id belongs to another command"));
         }
         let known = Arc::clone(known);
-        let checked = table.check(&known, order.generation);
+        let checked = table.fences.entry(resource).or_default().admit_again(order.generation);
         host.note(&order, resource, path, if checked.is_ok() { Fate::Repeated } else { Fate::Stale });
         checked?;
-        table.newest.insert(resource, order.generation);
         if order.callback.is_some() {
             *known.callback.lock().unwrap_or_else(PoisonError::into_inner) = order.callback;
         }
@@ -203,14 +203,11 @@ pub(super) fn submit(
     if order.deadline <= Instant::now() {
         return Err(Error::new(Code::DeadlineExceeded, "the deadline of the command has passed"));
     }
-    let newest = table.newest.entry(resource).or_insert(0);
-    *newest = (*newest).max(host.recorded_generation(resource));
-    if order.generation < *newest {
-        host.note(&order, resource, path, Fate::Stale);
-        return Err(stale(order.generation, *newest));
-    }
-    *newest = order.generation;
-    host.note(&order, resource, path, Fate::Accepted);
+    let fence = table.fences.entry(resource).or_default();
+    fence.raise(host.recorded_generation(resource));
+    let admitted = fence.admit(order.generation, order.sequence);
+    host.note(&order, resource, path, if admitted.is_ok() { Fate::Accepted } else { Fate::Stale });
+    admitted?;
     let entry = Arc::new(Entry {
         id: order.task_id,
         path: path.to_string(),
@@ -315,9 +312,4 @@ impl Work {
             self.host.report(&callback, &older).await;
         }
     }
-}
-
-fn stale(generation: u64, newest: u64) -> Error {
-    let text = format!("the command is of generation {generation}, and generation {newest} has acted here already");
-    Error::new(Code::StaleGeneration, text)
 }
