@@ -1,6 +1,6 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo check demo-check guest-check
+.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo check demo-check guest-check packages packages-check e2e ansible-check
 
 LAB := tests/lab
 
@@ -32,6 +32,18 @@ check: ## formatting, lints, and licences and advisories of dependencies
 		if cargo deny --config .deny.toml fetch db >/dev/null 2>&1; then cargo deny --locked --config .deny.toml check advisories; \
 		else echo "the advisory database cannot be reached: advisories were not checked"; fi; \
 	fi
+
+packages: ## deb and rpm of controller, agent and command line, in target/packages-out (ARGS="--quick --deb")
+	@$(LAB)/install-deps.sh packages
+	packaging/build.sh $(ARGS)
+
+packages-check: ## packages of a quick build on a booted machine: install, a VM, upgrade, remove, purge
+	@$(LAB)/install-deps.sh packages machine guest
+	$(LAB)/packages-check.sh
+
+e2e: ## a cluster of booted machines, from our packages by our playbook: VMs, faults, upgrade, removal
+	@$(LAB)/install-deps.sh packages machine guest ansible
+	$(LAB)/e2e.sh
 
 bench: ## figures, optimised (NAME=bus for one of them; then in target/bench as JSON)
 	@$(LAB)/install-deps.sh build run guest test

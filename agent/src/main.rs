@@ -13,9 +13,9 @@ use agent::identity::join::{JoinOptions, join};
 use agent::libvirt::Hypervisor;
 use agent::libvirt::real::Libvirt;
 use agent::network::Networks;
-use agent::{check, facts, identity, log, purge, service};
+use agent::{check, facts, identity, log, purge, service, systemd};
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use shared::name::Name;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -84,6 +84,12 @@ enum Command {
     },
     /// Print the configuration file with every key and its default
     Config,
+    /// Write the manual pages into a folder, for packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder, which must exist
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -172,6 +178,11 @@ async fn execute(command: Command, mut config: Config) -> anyhow::Result<ExitCod
             print!("{DEFAULT_TOML}");
             Ok(ExitCode::SUCCESS)
         }
+        Command::Manual { folder } => {
+            let command = Cli::command().disable_help_subcommand(true);
+            clap_mangen::Man::new(command).section("8").manual("Kring").generate_to(folder)?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -208,7 +219,8 @@ async fn join_controller(config: &Config, args: JoinArgs) -> anyhow::Result<Exit
         timeout: config.controller.timeout(),
     };
     let id = Box::pin(join(&Store::new(&config.agent.data_dir), options, facts)).await?;
-    println!("Joined as {name} ({id}). Start the agent: kring-agent run");
+    let start = if systemd::has_unit() { "systemctl start kring-agent" } else { "kring-agent run" };
+    println!("Joined as {name} ({id}). Start the agent: {start}");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -254,7 +266,6 @@ async fn purge_host(config: &Config, yes: bool, without_libvirt: bool) -> anyhow
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent_and_takes_options_anywhere() {

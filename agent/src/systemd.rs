@@ -18,6 +18,14 @@ pub fn has_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
+/// Whether this host's systemd has the agent's unit, as the packages install it.
+#[must_use]
+pub fn has_unit() -> bool {
+    let here = |dir: &&str| std::path::Path::new(dir).join("kring-agent.service").exists();
+    std::path::Path::new("/run/systemd/system").is_dir()
+        && ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"].iter().any(|dir| here(&dir))
+}
+
 /// Writes one line to the journal.
 pub(crate) fn journal(priority: u8, target: &str, entry: Entry) {
     let head = [format!("PRIORITY={priority}"), format!("MESSAGE={}", entry.line), format!("KRING_TARGET={target}")];

@@ -37,7 +37,7 @@ use crate::ring::heartbeat::{Heartbeat, Pulse};
 use crate::services::{self, Context};
 use crate::settings::Settings;
 use crate::workflow::Engine;
-use crate::{bootstrap, reconcile};
+use crate::{bootstrap, reconcile, systemd};
 
 /// How long jobs may take to come to a stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -213,6 +213,7 @@ impl App {
             heirs.notify(&Cx::system(TELL_HEIR), TakeUpJob { id, resource });
         });
         tasks.spawn(handover.clone().run(heartbeat.watch()));
+        tasks.spawn(systemd::feed_watchdog(heartbeat.counter(), stop.clone()));
         handover.become_state(ControllerState::Active).await?;
         tasks.spawn(Arc::clone(&pki).run(stop.clone()));
         let callbacks: Arc<dyn CallbackSink> =

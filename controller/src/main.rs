@@ -5,10 +5,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use controller::app::{self, App, Foundation};
 use controller::config::{Config, DEFAULT_TOML};
-use controller::log;
+use controller::{backup, log, privileges, systemd};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How a process ends that was fenced.
@@ -44,40 +44,82 @@ enum Command {
     },
     /// Runs the controller.
     Serve,
-    /// Makes another token of the admin account and prints it.
-    AdminToken,
+    /// Makes another token of the admin account and prints it; the controller may be running.
+    AdminToken {
+        /// Where to write a configuration for the command line `kring`, in place of printing.
+        #[arg(long, value_name = "FILE")]
+        cli_config: Option<PathBuf>,
+    },
+    /// Copies all that the controller keeps into a new folder; the controller may be running.
+    Backup {
+        /// The folder, which must be empty or missing.
+        folder: PathBuf,
+    },
+    /// Puts a backup into a data folder without a database; the controller must not run.
+    Restore {
+        /// The folder that `backup` made.
+        folder: PathBuf,
+    },
     /// Prints the default configuration, which is also its manual.
     Config,
+    /// Writes the manual pages into a folder, for packages.
+    #[command(hide = true)]
+    Manual {
+        /// The folder, which must exist.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if matches!(args.command, Command::Config) {
-        std::io::stdout().write_all(DEFAULT_TOML.as_bytes())?;
-        return Ok(());
+    match &args.command {
+        Command::Config => return Ok(std::io::stdout().write_all(DEFAULT_TOML.as_bytes())?),
+        Command::Manual { folder } => return manual(folder),
+        _ => {}
     }
     let mut set = args.set;
     set.extend(args.data_dir.map(|dir| format!("data_dir={}", dir.display())));
     set.extend(args.listen.map(|listen| format!("api.listen={listen}")));
     let config = Config::load(args.config.as_deref(), &set)?;
+    // What only root may do comes first; copies are made for root, from wherever to wherever.
+    let cli_config = match &args.command {
+        Command::Init { cli_config: Some(path) } | Command::AdminToken { cli_config: Some(path) } => {
+            Some(CliConfig::open(path)?)
+        }
+        _ => None,
+    };
+    if !matches!(args.command, Command::Backup { .. } | Command::Restore { .. }) {
+        privileges::become_owner_of(&config.data_dir)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match args.command {
-            Command::Init { cli_config } => init(config, cli_config.as_deref()).await,
+            Command::Init { .. } => init(config, cli_config).await,
             Command::Serve => serve(config).await,
-            Command::AdminToken => {
-                let secret = app::new_admin_token(&config).await?;
-                Ok(writeln!(std::io::stdout(), "{secret}")?)
+            Command::AdminToken { .. } => admin_token(&config, cli_config).await,
+            Command::Backup { folder } => {
+                let size = backup::backup(&config, &std::path::absolute(&folder)?).await?;
+                Ok(writeln!(std::io::stdout(), "{}: {size} bytes", folder.display())?)
             }
-            Command::Config => Ok(()),
+            Command::Restore { folder } => {
+                backup::restore(&config, &std::path::absolute(&folder)?).await?;
+                let dir = config.data_dir.display();
+                Ok(writeln!(std::io::stdout(), "{dir} is as it was in the backup; start the controller")?)
+            }
+            Command::Config | Command::Manual { .. } => Ok(()),
         }
     })
 }
 
-async fn init(config: Config, cli_config: Option<&Path>) -> Result<()> {
+fn manual(folder: &Path) -> Result<()> {
+    let command = Args::command().disable_help_subcommand(true);
+    Ok(clap_mangen::Man::new(command).section("8").manual("Kring").generate_to(folder).map(drop)?)
+}
+
+async fn init(config: Config, cli_config: Option<CliConfig>) -> Result<()> {
     let url = config.client_url();
     let foundation = Foundation::open(config).await?;
-    let token = match (foundation.admin_token.clone(), cli_config) {
+    let token = match (foundation.admin_token.clone(), &cli_config) {
         (Some(token), _) => token,
         (None, Some(_)) => foundation.new_admin_token().await?,
         (None, None) => {
@@ -87,33 +129,50 @@ async fn init(config: Config, cli_config: Option<&Path>) -> Result<()> {
             )?);
         }
     };
-    let mut out = std::io::stdout();
     match cli_config {
-        None => writeln!(out, "The token of the account admin, shown only now:\n{token}")?,
-        Some(path) => {
-            write_cli_config(path, &url, foundation.ca_pem(), &token)?;
-            writeln!(out, "The command line `kring` finds its way with KRING_CONFIG={}", path.display())?;
-        }
+        None => Ok(writeln!(std::io::stdout(), "The token of the account admin, shown only now:\n{token}")?),
+        Some(file) => file.write(&url, foundation.ca_pem(), &token),
     }
-    Ok(())
 }
 
-/// Writes a configuration for `kring`, readable by its owner only.
-fn write_cli_config(path: &Path, url: &str, ca_pem: &str, token: &str) -> Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("could not make {}", dir.display()))?;
+async fn admin_token(config: &Config, cli_config: Option<CliConfig>) -> Result<()> {
+    let secret = app::new_admin_token(config).await?;
+    let Some(file) = cli_config else { return Ok(writeln!(std::io::stdout(), "{secret}")?) };
+    let ca = config.pki_dir().join("ca.pem");
+    let ca_pem = std::fs::read_to_string(&ca).with_context(|| format!("could not read {}", ca.display()))?;
+    file.write(&config.client_url(), &ca_pem, &secret)
+}
+
+/// A configuration for `kring`, readable by its owner only; opened before it is known what it says.
+struct CliConfig {
+    path: PathBuf,
+    file: std::fs::File,
+}
+
+impl CliConfig {
+    fn open(path: &Path) -> Result<Self> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).with_context(|| format!("could not make {}", dir.display()))?;
+        }
+        let file = std::fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("could not write {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), file })
     }
-    let text = format!(
-        "current = \"default\"\n\n[contexts.default]\nurls = [{url:?}]\ntoken = {token:?}\nca_pem = \"\"\"\n{ca_pem}\"\"\"\n"
-    );
-    let mut file = std::fs::File::options()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("could not write {}", path.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| format!("could not write {}", path.display()))
+
+    fn write(mut self, url: &str, ca_pem: &str, token: &str) -> Result<()> {
+        let text = format!(
+            "current = \"default\"\n\n[contexts.default]\nurls = [{url:?}]\ntoken = {token:?}\nca_pem = \"\"\"\n{ca_pem}\"\"\"\n"
+        );
+        let path = self.path.display();
+        let done = self.file.set_len(0).and_then(|()| self.file.write_all(text.as_bytes()));
+        done.with_context(|| format!("could not write {path}"))?;
+        Ok(writeln!(std::io::stdout(), "The command line `kring` finds its way with KRING_CONFIG={path}")?)
+    }
 }
 
 async fn serve(config: Config) -> Result<()> {
@@ -121,12 +180,17 @@ async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let foundation = Foundation::open(config).await?;
-    if let Some(token) = &foundation.admin_token {
-        writeln!(std::io::stdout(), "The token of the account admin, shown only now:\n{token}")?;
+    match &foundation.admin_token {
+        // Logs are read by more people than an admin's token is for.
+        Some(_) if systemd::prints_to_journal() => {
+            tracing::info!("the account admin was made: `kring-controller admin-token` makes a token of it");
+        }
+        Some(token) => writeln!(std::io::stdout(), "The token of the account admin, shown only now:\n{token}")?,
+        None => {}
     }
     let app = App::start(foundation).await?;
     tracing::info!(address = %app.address(), version = env!("CARGO_PKG_VERSION"), "serving");
-    notify("READY=1\nSTATUS=serving");
+    systemd::ready(&format!("serves at {}", app.address()));
     let fenced = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
@@ -139,17 +203,7 @@ async fn serve(config: Config) -> Result<()> {
         std::process::exit(FENCED);
     }
     tracing::info!("stopping");
-    notify("STOPPING=1\nSTATUS=draining");
+    systemd::stopping("drains");
     app.shutdown().await;
     Ok(())
-}
-
-/// Tells systemd, when it started this process.
-fn notify(state: &str) {
-    if std::env::var_os("NOTIFY_SOCKET").is_some() {
-        let pairs: Vec<_> = state.lines().filter_map(|line| line.split_once('=')).collect();
-        if let Err(error) = systemd::daemon::notify(pairs.iter()) {
-            tracing::warn!(%error, "systemd could not be told");
-        }
-    }
 }

@@ -16,13 +16,13 @@ const LAYERS: &[&[&str]] = &[
     &["main"],
     &["app"],
     &["callbacks"],
-    &["bootstrap", "handover", "api"],
+    &["backup", "bootstrap", "handover", "api"],
     &["reconcile"],
     &["services", "metrics"],
     &["workflow"],
     &["bus", "messages"],
     &["agent_client", "db", "deps", "placement", "ring", "specs"],
-    &["auth", "clock", "config", "cx", "log", "settings"],
+    &["auth", "clock", "config", "cx", "log", "privileges", "settings", "systemd"],
 ];
 
 /// The configuration is made of the limits of what it configures.

@@ -8,6 +8,10 @@
 #       guest  what the test guest's disk image is made with
 #       test   servers that tests start for themselves
 #       cloud  what the cloud-init image is made with
+#       packages  what packages are made with, also cargo-deb and cargo-generate-rpm (built once, into
+#                 the cache)
+#       machine   what whole machines are booted with (machine.sh)
+#       ansible   what the playbook is played with
 #
 # It starts no service: whoever needs one starts it. Where systemd runs, the packages themselves
 # start libvirtd when they are installed, as on any host.
@@ -24,8 +28,11 @@ packages_of() {
     guest) echo busybox-static cpio gzip xz-utils zstd mtools syslinux syslinux-common \
                 qemu-utils binutils systemd-boot-efi ;;
     test)  echo postgresql rabbitmq-server ;;
+    packages) packages_of build; echo binutils dpkg-dev jq lintian rpm ;;
+    ansible) echo ansible-core ansible-lint python3-apt ;;
+    machine) echo debootstrap systemd-container openssh-client iproute2 util-linux jq curl ;;
     cloud) packages_of guest; echo debootstrap e2fsprogs fdisk ;;
-    *)     die "no set of packages is named '$1'; there are: build run guest test cloud" ;;
+    *)     die "no set of packages is named '$1'; there are: build run guest test cloud packages machine ansible" ;;
     esac
 }
 
@@ -88,7 +95,7 @@ disable_new() {
 }
 
 main() {
-    [ $# -gt 0 ] || die "usage: $0 SET…   (build run guest test cloud)"
+    [ $# -gt 0 ] || die "usage: $0 SET…   (build run guest test cloud packages machine ansible)"
     command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
         die "this needs Debian 12 or Ubuntu 24.04, or newer; elsewhere install by hand what $0 lists"
     local set wanted=() missing=() quiet=()
@@ -121,4 +128,28 @@ main() {
     [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
 }
 
+# Programs that make packages, at fixed versions, into the cache: no distribution has them. Speed is not
+# what they are chosen for, so they are built fast rather than to be fast.
+CARGO_TOOLS='cargo-deb@3.8.0 cargo-generate-rpm@0.21.1'
+cargo_tools() {
+    local tool wanted=()
+    find_cache
+    command -v cargo >/dev/null || PATH=$PATH:${HOME:-}/.cargo/bin
+    command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
+    for tool in $CARGO_TOOLS; do
+        grep -qsF "\"${tool%@*} ${tool#*@} " "$CACHE/tools/.crates2.json" || wanted+=("$tool")
+    done
+    [ ${#wanted[@]} -gt 0 ] || return 0
+    lock "$CACHE/tools.lock" 1800
+    for tool in "${wanted[@]}"; do
+        say "installing $tool into $CACHE/tools (once, some minutes)"
+        CARGO_TARGET_DIR=$CACHE/tools/target CARGO_PROFILE_RELEASE_LTO=false CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
+            cargo install --quiet --locked "$tool" --root "$CACHE/tools" || die "$tool could not be installed"
+    done
+    rm -rf "$CACHE/tools/target"
+    exec 9>&-
+}
+
 main "$@"
+case " $* " in *' packages '*) cargo_tools ;; esac

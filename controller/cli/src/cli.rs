@@ -161,6 +161,9 @@ pub enum Command {
     Context(login::ContextCommand),
     /// Completion of commands by the Tab key
     Completion(completion::Completion),
+    /// Write the manual pages into a folder, for packages
+    #[command(hide = true)]
+    Manual(completion::Manual),
 }
 
 /// What every list takes.

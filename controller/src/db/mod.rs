@@ -13,6 +13,7 @@
 
 pub mod account;
 pub mod authority;
+pub mod backup;
 pub mod cleanup;
 pub mod cluster;
 pub mod controller;

@@ -12,6 +12,8 @@
 //! On PostgreSQL the connection holds a lock for as long as it exists, so the others see at once when a
 //! controller's process has died, and need not wait for its silence.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -54,6 +56,7 @@ pub struct Heartbeat {
     next: Sender<Next>,
     thread: Option<std::thread::JoinHandle<()>>,
     seen: watch::Receiver<Membership>,
+    beats: Arc<AtomicU64>,
 }
 
 impl Heartbeat {
@@ -66,12 +69,15 @@ impl Heartbeat {
         let (seen, sees) = watch::channel(Membership::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let every = if pulse.dialect == Dialect::Sqlite { EVERY_ALONE } else { EVERY };
+        let beats = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&beats);
         let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
             let mut heart = Heart { me: pulse.ring.me(), pulse, conn: None, failing: false };
             loop {
                 if runtime.block_on(heart.beat(&seen)) {
                     return heart.pulse.fenced.cancel();
                 }
+                count.fetch_add(1, Ordering::Relaxed);
                 match does.recv_timeout(every) {
                     Ok(Next::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                     Err(RecvTimeoutError::Timeout) => {}
@@ -84,13 +90,19 @@ impl Heartbeat {
                 }
             }
         })?;
-        Ok(Self { next, thread: Some(thread), seen: sees })
+        Ok(Self { next, thread: Some(thread), seen: sees, beats })
     }
 
     /// Everybody, as of the last beat.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Membership> {
         self.seen.clone()
+    }
+
+    /// Counts the beats, also those that failed.
+    pub fn counter(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let beats = Arc::clone(&self.beats);
+        move || beats.load(Ordering::Relaxed)
     }
 
     /// Something that makes it beat now: a change of the ring is to be seen.

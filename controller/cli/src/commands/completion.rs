@@ -1,4 +1,7 @@
-//! `kring completion`: scripts that complete commands by the Tab key.
+//! `kring completion`: scripts that complete commands by the Tab key; and the manual pages, which are made
+//! of the same definitions.
+
+use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::generate;
@@ -38,4 +41,16 @@ pub fn run(args: &Completion) -> Result<()> {
     let mut script = Vec::new();
     generate(shell, &mut Cli::command(), "kring", &mut script);
     raw(&script)
+}
+
+/// `kring manual`.
+#[derive(Debug, Args)]
+pub struct Manual {
+    /// The folder, which must exist
+    folder: PathBuf,
+}
+
+/// Writes one page for each command.
+pub fn write_manual(args: &Manual) -> Result<()> {
+    Ok(clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &args.folder)?)
 }

@@ -53,5 +53,6 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Login(command) => Box::pin(login::run(&global, command)).await,
         Command::Context(command) => login::contexts(&global, command),
         Command::Completion(command) => completion::run(&command),
+        Command::Manual(command) => completion::write_manual(&command),
     }
 }

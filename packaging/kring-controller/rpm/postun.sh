@@ -1,0 +1,4 @@
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload || :
+    if [ "$1" -ge 1 ]; then systemctl try-restart kring-controller.service || :; fi
+fi
