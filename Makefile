@@ -38,11 +38,11 @@ packages: ## deb and rpm of controller, agent and command line, in target/packag
 	packaging/build.sh $(ARGS)
 
 packages-check: ## packages of a quick build on a booted machine: install, a VM, upgrade, remove, purge
-	@$(LAB)/install-deps.sh packages machine guest
+	@$(LAB)/install-deps.sh debs machine guest
 	$(LAB)/packages-check.sh
 
 e2e: ## a cluster of booted machines, from our packages by our playbook: VMs, faults, upgrade, removal
-	@$(LAB)/install-deps.sh packages machine guest ansible
+	@$(LAB)/install-deps.sh debs machine guest ansible
 	$(LAB)/e2e.sh
 
 bench: ## figures, optimised (NAME=bus for one of them; then in target/bench as JSON)

@@ -23,7 +23,7 @@ PATH=$CACHE/tools/bin:$PATH
 PROFILE=packages BUILT=packages BUILD=yes RPM=yes REVISION=1 OUT='' DEB_OPTIONS=()
 while [ $# -gt 0 ]; do
     case $1 in
-    --quick) PROFILE=dev BUILT=debug DEB_OPTIONS=(--fast -Z gz) ;;
+    --quick) PROFILE=dev BUILT=debug DEB_OPTIONS=(--fast) ;;
     --deb) RPM=no ;;
     --built) BUILD=no ;;
     --revision) REVISION=$2; shift ;;
@@ -59,6 +59,7 @@ stage() {
     strip --strip-all --remove-section=.comment -o "$dir/$name" "$program"
     objcopy --add-gnu-debuglink="$dir/$name.debug" "$dir/$name"
     "$program" manual "$dir/man"
+    gzip -9n "$dir"/man/*
     {
         printf 'What %s is linked with, and under which licences (SPDX):\n\n' "$name"
         cargo tree --locked -p "$name" -e normal,no-proc-macro --prefix none --no-dedupe --format '{p} {l}' |

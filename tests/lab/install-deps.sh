@@ -8,8 +8,8 @@
 #       guest  what the test guest's disk image is made with
 #       test   servers that tests start for themselves
 #       cloud  what the cloud-init image is made with
-#       packages  what packages are made with, also cargo-deb and cargo-generate-rpm (built once, into
-#                 the cache)
+#       debs      what Debian packages are made with, also cargo-deb (built once, into the cache)
+#       packages  the same, and cargo-generate-rpm
 #       machine   what whole machines are booted with (machine.sh)
 #       ansible   what the playbook is played with
 #
@@ -28,11 +28,12 @@ packages_of() {
     guest) echo busybox-static cpio gzip xz-utils zstd mtools syslinux syslinux-common \
                 qemu-utils binutils systemd-boot-efi ;;
     test)  echo postgresql rabbitmq-server ;;
-    packages) packages_of build; echo binutils dpkg-dev jq lintian rpm ;;
+    debs) packages_of build; echo binutils dpkg-dev jq ;;
+    packages) packages_of debs; echo rpm ;;
     ansible) echo ansible-core ansible-lint python3-apt ;;
     machine) echo debootstrap systemd-container openssh-client iproute2 util-linux jq curl ;;
     cloud) packages_of guest; echo debootstrap e2fsprogs fdisk ;;
-    *)     die "no set of packages is named '$1'; there are: build run guest test cloud packages machine ansible" ;;
+    *)     die "no set of packages is named '$1'; there are: build run guest test cloud debs packages machine ansible" ;;
     esac
 }
 
@@ -95,7 +96,7 @@ disable_new() {
 }
 
 main() {
-    [ $# -gt 0 ] || die "usage: $0 SET…   (build run guest test cloud packages machine ansible)"
+    [ $# -gt 0 ] || die "usage: $0 SET…   (build run guest test cloud debs packages machine ansible)"
     command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
         die "this needs Debian 12 or Ubuntu 24.04, or newer; elsewhere install by hand what $0 lists"
     local set wanted=() missing=() quiet=()
@@ -130,13 +131,14 @@ main() {
 
 # Programs that make packages, at fixed versions, into the cache: no distribution has them. Speed is not
 # what they are chosen for, so they are built fast rather than to be fast.
-CARGO_TOOLS='cargo-deb@3.8.0 cargo-generate-rpm@0.21.1'
+CARGO_DEB=cargo-deb@3.8.0
+CARGO_RPM=cargo-generate-rpm@0.21.1
 cargo_tools() {
     local tool wanted=()
     find_cache
     command -v cargo >/dev/null || PATH=$PATH:${HOME:-}/.cargo/bin
     command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
-    for tool in $CARGO_TOOLS; do
+    for tool in "$@"; do
         grep -qsF "\"${tool%@*} ${tool#*@} " "$CACHE/tools/.crates2.json" || wanted+=("$tool")
     done
     [ ${#wanted[@]} -gt 0 ] || return 0
@@ -152,4 +154,7 @@ cargo_tools() {
 }
 
 main "$@"
-case " $* " in *' packages '*) cargo_tools ;; esac
+case " $* " in
+*' packages '*) cargo_tools "$CARGO_DEB" "$CARGO_RPM" ;;
+*' debs '*) cargo_tools "$CARGO_DEB" ;;
+esac

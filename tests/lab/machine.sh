@@ -105,7 +105,7 @@ inside() {
     mount -t overlay overlay -o "lowerdir=$lower,upperdir=$dir/upper,workdir=$dir/work" "$dir/root"
     [ ! -c /dev/net/tun ] || tun=(--bind=/dev/net/tun)
     # What a KVM host does to its kernel (forwarding, bridges) it must be allowed to do here.
-    export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=0
+    export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
     exec systemd-nspawn --quiet -D "$dir/root" -M "$name" --boot --register=no --keep-unit --network-bridge="$BRIDGE" \
         --capability=all --link-journal=no --resolv-conf=off --timezone=off --console=pipe "${tun[@]}"
 }
