@@ -174,11 +174,8 @@ mod tests {
 
     fn config(dir: &Path) -> Config {
         let set = |text: String| Source::Set(text);
-        Config::from_sources(&[
-            set(format!("data_dir={}", dir.display())),
-            set("api.listen=127.0.0.1:0".to_string()),
-        ])
-        .unwrap()
+        Config::from_sources(&[set(format!("data_dir={}", dir.display())), set("api.listen=127.0.0.1:0".to_string())])
+            .unwrap()
     }
 
     /// The ids and names of all zones, the generation of the ring, and the authority.
@@ -187,8 +184,10 @@ mod tests {
         let mut conn = deps.db.read().await.unwrap();
         let zones: Vec<String> = sqlx::query_scalar("SELECT id || name FROM zone").fetch_all(&mut *conn).await.unwrap();
         let authority = fs::read_to_string(config.pki_dir().join("ca.pem")).unwrap();
-        let generation: i64 =
-            sqlx::query_scalar("SELECT value FROM counter WHERE name = 'generation'").fetch_one(&mut *conn).await.unwrap();
+        let generation: i64 = sqlx::query_scalar("SELECT value FROM counter WHERE name = 'generation'")
+            .fetch_one(&mut *conn)
+            .await
+            .unwrap();
         (zones, u64::try_from(generation).unwrap(), authority)
     }
 

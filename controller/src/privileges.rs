@@ -53,10 +53,7 @@ mod tests {
         assert_eq!(owner_to_become(&dir.path().join("missing"), Uid::from_raw(0)), None);
         if Uid::effective().is_root() {
             std::os::unix::fs::chown(dir.path(), Some(4711), Some(4712)).unwrap();
-            assert_eq!(
-                owner_to_become(dir.path(), Uid::from_raw(0)),
-                Some((Uid::from_raw(4711), Gid::from_raw(4712)))
-            );
+            assert_eq!(owner_to_become(dir.path(), Uid::from_raw(0)), Some((Uid::from_raw(4711), Gid::from_raw(4712))));
         }
     }
 }

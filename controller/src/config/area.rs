@@ -19,12 +19,44 @@ pub struct DatabaseConfig {
     /// `sqlite:…` or `postgres://…`; empty: a file in the data folder. May hold a password.
     #[serde(deserialize_with = "database_url")]
     pub url: String,
+    /// File with `user:password` for PostgreSQL.
+    #[serde(deserialize_with = "file_or_none")]
+    pub credentials_file: Option<PathBuf>,
+}
+
+impl DatabaseConfig {
+    /// Takes user and password from the file, when there is one. Answers what is wrong with it.
+    pub(super) fn take_credentials(&mut self) -> Result<(), String> {
+        let Some(path) = &self.credentials_file else { return Ok(()) };
+        let text =
+            std::fs::read_to_string(path).map_err(|e| format!("database.credentials_file {}: {e}", path.display()))?;
+        let (user, password) = text
+            .trim_end_matches(['\r', '\n'])
+            .split_once(':')
+            .ok_or_else(|| format!("database.credentials_file {}: must be one line user:password", path.display()))?;
+        let Some((scheme, rest)) = self.url.split_once("://") else {
+            return Err("database.credentials_file is for postgres://: give database.url too".to_string());
+        };
+        let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let from = rest[..authority_end].rfind('@').map_or(0, |at| at + 1);
+        self.url = format!("{scheme}://{}:{}@{}", escaped(user), escaped(password), &rest[from..]);
+        Ok(())
+    }
+}
+
+/// Text as a part of a URL that has no meaning of its own.
+fn escaped(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 impl std::fmt::Debug for DatabaseConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = self.url.split(':').next().unwrap_or_default();
-        f.debug_struct("DatabaseConfig").field("url", &format_args!("{scheme:?}")).finish()
+        f.debug_struct("DatabaseConfig")
+            .field("url", &format_args!("{scheme:?}"))
+            .field("credentials_file", &self.credentials_file)
+            .finish()
     }
 }
 

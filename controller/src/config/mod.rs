@@ -85,7 +85,10 @@ impl Config {
         }
         sources.extend(load::from_env(std::env::vars_os()));
         sources.extend(set.iter().map(|text| Source::Set(text.clone())));
-        load::merge(&sources)
+        let mut config = load::merge(&sources)?;
+        let invalid = |message| Error::Invalid { origin: "the configuration".into(), message };
+        config.database.take_credentials().map_err(invalid)?;
+        Ok(config)
     }
 
     /// The configuration that these sources make, the later ones winning.

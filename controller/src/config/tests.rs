@@ -99,3 +99,22 @@ fn a_missing_file_is_an_error_only_when_it_was_named() {
     let error = Config::load(Some(Path::new("/nonexistent/kring.toml")), &[]).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/kring.toml"));
 }
+
+#[test]
+fn the_password_of_the_database_may_be_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    let load = |url: &str| {
+        let set = [format!("database.url={url}"), format!("database.credentials_file={}", file.display())];
+        Config::load(Some(Path::new("/dev/null")), &set).map(|config| config.database.url)
+    };
+    assert!(load("postgres://db/kring").unwrap_err().to_string().contains("credentials_file"), "there is no file");
+    std::fs::write(&file, "kring:p@ss:w/rd\n").unwrap();
+    assert_eq!(
+        load("postgres://db/kring?sslmode=require").unwrap(),
+        "postgres://kring:p%40ss%3Aw%2Frd@db/kring?sslmode=require"
+    );
+    assert_eq!(load("postgres://old:one@db:5433/kring").unwrap(), "postgres://kring:p%40ss%3Aw%2Frd@db:5433/kring");
+    std::fs::write(&file, "no colon").unwrap();
+    assert!(load("postgres://db/kring").unwrap_err().to_string().contains("user:password"));
+}
