@@ -45,10 +45,10 @@ e2e: ## a cluster of booted machines, from our packages by our playbook: VMs, fa
 	@$(LAB)/install-deps.sh debs machine guest ansible
 	$(LAB)/e2e.sh
 
-bench: ## figures, optimised (NAME=bus for one of them; then in target/bench as JSON)
+bench: ## figures of what is shipped (NAME=bus for one of them; then in target/bench as JSON)
 	@$(LAB)/install-deps.sh build run guest test
-	cargo build --locked --release --bin kring-controller --bin kring-agent --bin kring-bench
-	@$${CARGO_TARGET_DIR:-target}/release/kring-bench $(NAME)
+	cargo build --locked --profile packages --bin kring-controller --bin kring-agent --bin kring-bench
+	@$${CARGO_TARGET_DIR:-target}/packages/kring-bench $(NAME)
 
 chaos: ## faults at random under load, with three controllers (SEED=1 RUNS=10; a seed that failed is named)
 	@$(LAB)/install-deps.sh build run test

@@ -23,7 +23,7 @@ pub fn has_journal() -> bool {
 pub fn has_unit() -> bool {
     let here = |dir: &&str| std::path::Path::new(dir).join("kring-agent.service").exists();
     std::path::Path::new("/run/systemd/system").is_dir()
-        && ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"].iter().any(|dir| here(&dir))
+        && ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"].iter().any(here)
 }
 
 /// Writes one line to the journal.

@@ -327,7 +327,7 @@ impl<'a> World<'a> {
                 self.happens_at(n, what);
             }
             Event::AtDatabase(id) => self.at_database(id),
-            Event::FromDatabase(id) => self.from_database(id),
+            Event::FromDatabase(id) => self.database_answers(id),
             Event::AtHost { n, life, by, command } => self.at_host(n, life, by, &command),
             Event::Told { user, attempt, accepted } => self.told(user, attempt, accepted),
             Event::UserLate { user, attempt } if self.users[user].attempt == attempt => self.submit(user),
@@ -390,7 +390,7 @@ impl<'a> World<'a> {
         self.at(delay, Event::FromDatabase(id));
     }
 
-    fn from_database(&mut self, id: u64) {
+    fn database_answers(&mut self, id: u64) {
         let Some(flight) = self.flights.get(&id) else { return };
         if self.ways[flight.n].down_cut {
             self.kept.insert(id);
