@@ -23,7 +23,7 @@ async fn command<C: AgentCommand>(agent: &Running, generation: u64, command: &C)
     let order = Order { task_id: TaskId::new(), callback: None, generation, sequence: None, deadline, scope: None };
     let prepared = ops::prepare(C::PATH, &serde_json::to_vec(command).unwrap())?;
     let entry = agent.app.tasks.submit(&agent.app, order, prepared)?;
-    let outcome = entry.outcome_by(deadline).await.expect("it ends before its deadline");
+    let outcome = entry.outcome_by(deadline).await.unwrap();
     outcome.map(|reply| serde_json::from_value(reply).unwrap())
 }
 

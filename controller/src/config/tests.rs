@@ -86,7 +86,10 @@ fn an_error_names_the_place_the_key_and_what_to_give() {
     assert!(
         !format!(
             "{:?}",
-            Config { database: DatabaseConfig { url: "postgres://a:secret@b/c".into() }, ..Config::default() }
+            Config {
+                database: DatabaseConfig { url: "postgres://a:secret@b/c".into(), ..DatabaseConfig::default() },
+                ..Config::default()
+            }
         )
         .contains("secret")
     );
