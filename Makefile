@@ -5,7 +5,7 @@
 LAB := tests/lab
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## a VM on this machine, from nothing (IMAGE=path-or-URL for an image of your own)
 	@$(LAB)/demo.sh up
@@ -44,6 +44,10 @@ packages-check: ## packages of a quick build on a booted machine: install, a VM,
 e2e: ## a cluster of booted machines, from our packages by our playbook: VMs, faults, upgrade, removal
 	@$(LAB)/install-deps.sh debs machine guest ansible
 	$(LAB)/e2e.sh
+
+ansible-check: ## lint the playbook
+	@$(LAB)/install-deps.sh ansible
+	cd ansible && ansible-lint
 
 bench: ## figures of what is shipped (NAME=bus for one of them; then in target/bench as JSON)
 	@$(LAB)/install-deps.sh build run guest test
