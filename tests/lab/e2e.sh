@@ -171,7 +171,8 @@ for name in c1 c2; do on "$name" dpkg-query -W -f '${Version}' kring-controller 
 for name in h1 h2; do on "$name" dpkg-query -W -f '${Version}' kring-agent | grep -q next; done
 
 part 'a host is removed'
-if play remove-host.yml -e kring_remove=h2 2>/dev/null >"$WORK/refusal"; then die "a host with a VM was removed"; fi
+if (play remove-host.yml -e kring_remove=h2) >"$WORK/refusal" 2>&1; then die "a host with a VM was removed"; fi
+grep -q 'holds 1 VMs' "$WORK/refusal" || { cat "$WORK/refusal"; die "the refusal does not say why"; }
 host_of() { kring vm show "$1" -o json | jq -r .host_id; }
 h2=$(kring host show h2 -o json | jq -r .id)
 for name in v1 v2; do
