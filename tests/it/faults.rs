@@ -1,6 +1,7 @@
 //! Faults between controller and hosts, and the death of either: every accepted job ends done or
 //! rolled back, and what the database says is what is there.
 
+use anyhow::Context as _;
 use futures_util::future::join_all;
 use harness::cluster::{Cluster, Setup};
 use harness::sim::{Fault, What};
@@ -193,6 +194,26 @@ async fn what_was_answered_with_202_is_there_after_a_kill() -> anyhow::Result<()
         assert_eq!(cluster.api.wait_job(job.job_id).await?.state, JobState::Succeeded);
         let vm = cluster.vm_becomes(body.id.unwrap_or_default(), VmState::Running).await?;
         assert_eq!(vm.name, body.name);
+    }
+    cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_by_an_hour_stops_nothing() -> anyhow::Result<()> {
+    const HOUR: i64 = 3_600_000;
+    let (cluster, image, network) = ready_with(Setup { deferred: 0.5, ..Setup::default() }).await?;
+    let vm = cluster.vm(&image, &network).await?;
+    let clock = cluster.app().context("the controller runs here")?.context().deps.clock.clone();
+    // Back, forth over where it was, and right again; each in the middle of a job.
+    for (step, verb) in [(-HOUR, "stop"), (2 * HOUR, "start"), (-HOUR, "reboot")] {
+        let late = cluster.sim.faults().add(Fault::new("vm/*", What::CallbackLate { ms: 500 }).times(1));
+        let job = cluster.vm_verb(vm.id, verb).await?;
+        until("the host works on it", async || cluster.sim.faults().hits(late) == 1).await?;
+        clock.step(step);
+        assert_eq!(cluster.api.wait_job(job.job_id).await?.state, JobState::Succeeded, "{verb}");
+        let jobs = create(&cluster, &image, &network, 3).await?;
+        assert_eq!(succeeded(&jobs), 3, "{step}: {:?}", jobs.iter().map(|j| &j.error).collect::<Vec<_>>());
     }
     cluster.assert_consistent().await?;
     cluster.stop().await

@@ -8,7 +8,7 @@ use shared::id::TaskId;
 use shared::time::Timestamp;
 use shared::wire::{
     Empty, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
-    HEADER_TRACEPARENT,
+    HEADER_TIME_LEFT, HEADER_TRACEPARENT,
 };
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
@@ -75,7 +75,11 @@ fn order(headers: &HeaderMap, now: Timestamp) -> Result<Order> {
     if callback.as_deref().is_some_and(|url| !url.starts_with("https://")) {
         return Err(Error::invalid(HEADER_CALLBACK, "must be an https:// address"));
     }
-    let left = number(HEADER_DEADLINE)?.saturating_sub(u64::try_from(now.ms()).unwrap_or(0));
+    let left = match text(HEADER_TIME_LEFT) {
+        Some(_) => number(HEADER_TIME_LEFT)?,
+        // A controller that does not say how long, only until when.
+        None => number(HEADER_DEADLINE)?.saturating_sub(u64::try_from(now.ms()).unwrap_or(0)),
+    };
     let deadline = Instant::now() + Duration::from_millis(left).min(MAX_DEADLINE);
     let scope = Scope::read(text(HEADER_REQUEST_ID), text(HEADER_TRACEPARENT));
     let sequence = text(HEADER_SEQUENCE).and_then(|t| t.parse().ok());
@@ -102,6 +106,20 @@ mod tests {
             let (name, _) = some.remove(missing);
             let error = order(&headers(&some), Timestamp(0)).unwrap_err();
             assert_eq!((error.code, error.fields[0].field.as_str()), (Code::InvalidRequest, name));
+        }
+    }
+
+    #[test]
+    fn time_left_counts_whatever_the_clocks_say() {
+        let id = TaskId::new().to_string();
+        let list = [(HEADER_TASK, id.as_str()), (HEADER_GENERATION, "1"), (HEADER_TIME_LEFT, "60000")];
+        let hour = 3_600_000_i64;
+        for now in [0, hour, 20 * hour] {
+            let deadline = order(&headers(&list), Timestamp(now)).unwrap().deadline;
+            assert!(
+                deadline > Instant::now() + Duration::from_secs(50)
+                    && deadline <= Instant::now() + Duration::from_secs(60)
+            );
         }
     }
 

@@ -303,6 +303,7 @@ impl Agents {
             .header(shared::wire::HEADER_GENERATION, order.generation)
             .header(HEADER_CONTROLLERS, self.controllers.load())
             .header(shared::wire::HEADER_DEADLINE, deadline.ms())
+            .header(shared::wire::HEADER_TIME_LEFT, left.as_millis())
             .header(
                 shared::wire::HEADER_CALLBACK,
                 format_args!("{}/agent/v1/callbacks/{}", self.callback_base, order.task_id),

@@ -52,8 +52,12 @@ pub const HEADER_GENERATION: &str = "kring-generation";
 /// Counts the commands that a controller gives about one resource, where they come one after the other; a
 /// decimal number. Of one generation, an older one that arrives after a newer one is refused.
 pub const HEADER_SEQUENCE: &str = "kring-sequence";
-/// When the command is given up, in milliseconds since the epoch; a decimal number.
+/// When the command is given up, in milliseconds since the epoch; a decimal number. For people who read it:
+/// [`HEADER_TIME_LEFT`] counts when it is there.
 pub const HEADER_DEADLINE: &str = "kring-deadline";
+/// How long the command may take from now on, in milliseconds; a decimal number. The clocks of controller and
+/// host may differ, and be set.
+pub const HEADER_TIME_LEFT: &str = "kring-time-left";
 /// Id of the request that caused this one, in every log line about it.
 pub const HEADER_REQUEST_ID: &str = "x-request-id";
 /// W3C trace context: whose work this is.

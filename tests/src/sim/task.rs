@@ -12,7 +12,7 @@ use shared::id::TaskId;
 use shared::time::Timestamp;
 use shared::wire::{
     HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
-    HEADER_TRACEPARENT, TaskReport,
+    HEADER_TIME_LEFT, HEADER_TRACEPARENT, TaskReport,
 };
 use shared::{Code, Error, Result};
 use tokio::sync::{oneshot, watch};
@@ -157,7 +157,9 @@ impl Order {
         };
         let task_id = text(HEADER_TASK).and_then(|t| t.parse().ok());
         let now = u64::try_from(Timestamp::now().ms()).unwrap_or(0);
-        let left = number(HEADER_DEADLINE)?.saturating_sub(now).min(24 * 3600 * 1000);
+        let left =
+            number(HEADER_TIME_LEFT).or_else(|_| Ok::<_, Error>(number(HEADER_DEADLINE)?.saturating_sub(now)))?;
+        let left = left.min(24 * 3600 * 1000);
         Ok(Self {
             task_id: task_id.ok_or_else(|| Error::invalid(HEADER_TASK, "must be the UUID of the task"))?,
             callback: text(HEADER_CALLBACK).map(str::to_string),
