@@ -141,6 +141,7 @@ impl Writer {
                     if done.await.is_err() {
                         // It may be committed, or not: the caller sees `Away`, and asks again.
                         tracing::warn!("the database does not answer a write; its connection is given up");
+                        committed.tell(&mut tx);
                         tx.conn.close_on_drop();
                     }
                 });
@@ -202,6 +203,8 @@ async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) {
             if exec(tx.conn(), "ROLLBACK").await.is_err() {
                 tx.conn.close_on_drop();
             }
+            // The commit may have been done, and only its answer lost: whoever is told looks for himself.
+            committed.tell(tx);
             for answer in answers {
                 answer(Err(if full { Error::Full } else { Error::Sql(sqlx::Error::Protocol(text.clone())) }));
             }
