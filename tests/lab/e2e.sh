@@ -155,7 +155,7 @@ on c1 sh -c 'KRING_TOKEN=$(sed -n "s/^token = \"\(.*\)\"/\1/p" /etc/kring/cli.to
 part 'a controller is killed under load'
 begin_load
 sleep 3
-on c2 systemctl kill -s KILL kring-controller
+on c2 sh -c 'kill -KILL "$(systemctl show -P MainPID kring-controller)"'
 sleep 10
 end_load 'a controller was killed'
 both() { [ "$(kring controller list -q 'state = active' --count)" = 2 ] || [ "$(kring controller list -o json | grep -c '"active"')" = 2 ]; }
