@@ -388,9 +388,8 @@ impl Bus {
                 _ => error,
             })
         };
-        if !self.ring.is_shared() {
-            return handling.await;
-        }
+        // Also when nobody else is there now: whoever joins while this goes on waits for it, and what this waits
+        // for may in turn wait for them.
         let too_long = async {
             self.ring.lost(resource).await;
             tokio::time::sleep(LET_GO).await;

@@ -154,6 +154,25 @@ async fn a_handler_learns_that_nobody_waits_any_more() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_begun_alone_is_let_go_of_when_others_come() {
+    let mut registry = math();
+    registry.serve(|_, _: Slow| async move { std::future::pending::<Result<(), Error>>().await });
+    let bus = start(registry, Loopback::Direct, Limits::default());
+    let cx = Cx::system(Duration::from_secs(3600));
+    let call = bus.call(&cx, Slow { about: Uuid::from_u128(1) });
+    let meanwhile = async {
+        while bus.queue_sizes().0 == 0 {
+            tokio::task::yield_now().await;
+        }
+        // It may wait for what the new owner does, which waits for this to be let go of.
+        bus.ring.install(2, &[ControllerId::new()]);
+        bus.until_let_go().await;
+    };
+    let (_, let_go) = tokio::join!(call, tokio::time::timeout(Duration::from_secs(60), meanwhile));
+    assert!(let_go.is_ok());
+}
+
 #[tokio::test]
 async fn events_come_in_order() {
     let mut registry = math();
