@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use harness::client::{Call, PATIENCE};
 use harness::cluster::Setup;
-use harness::cmd::signal;
+use harness::cmd::{freeze, signal};
 use harness::sim::{Fault, What};
 use harness::wait::{eventually, until};
 use reqwest::Method;
@@ -33,7 +33,7 @@ async fn a_controller_that_was_frozen_loses_no_work() -> anyhow::Result<()> {
     );
     let jobs = jobs.await.into_iter().collect::<Result<Vec<_>, _>>()?;
     let pid = cluster.pid().unwrap_or_default();
-    signal(pid, "-STOP").await?;
+    freeze(pid).await?;
     tokio::time::sleep(FROZEN).await;
     signal(pid, "-CONT").await?;
     // Nobody else was there to take over, so it goes on, as the same process.

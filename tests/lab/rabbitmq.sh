@@ -131,6 +131,14 @@ signal() {
     kill "-$1" "${record% *}"
 }
 
+# Stops it and waits until all its threads have stopped: a signal that was sent has not been taken yet.
+freeze() {
+    local record
+    signal STOP "$1"
+    record=$(process "$1")
+    while cat "/proc/${record% *}"/task/*/stat | sed 's/.*) //' | grep -qv '^[Tt]'; do sleep 0.02; done
+}
+
 # Ends the name server that the broker started.
 name_server() {
     ( environment "$1"; timeout 10 epmd -kill ) >/dev/null 2>&1 || true
@@ -171,7 +179,7 @@ sweep() {
 case ${1:-} in
 start|stop|restart) [ $# -eq 2 ] || die "usage: $0 $1 DIR"; "$1" "$2" ;;
 kill)  [ $# -eq 2 ] || die "usage: $0 kill DIR"; crash "$2" ;;
-freeze) [ $# -eq 2 ] || die "usage: $0 freeze DIR"; signal STOP "$2" ;;
+freeze) [ $# -eq 2 ] || die "usage: $0 freeze DIR"; freeze "$2" ;;
 thaw)  [ $# -eq 2 ] || die "usage: $0 thaw DIR"; signal CONT "$2" ;;
 ctl)   [ $# -ge 3 ] || die "usage: $0 ctl DIR ARG…"; shift; ctl "$@" ;;
 sweep) sweep ;;

@@ -7,6 +7,8 @@ use std::process::Stdio;
 use anyhow::Context;
 use tokio::process::{Child, Command};
 
+use crate::wait::until;
+
 /// A built program. `KRING_CONTROLLER` and its like (`KRING_` and the name's last word) name another
 /// file than the one beside the test binary.
 ///
@@ -65,4 +67,20 @@ pub fn spawn(program: &OsStr, args: &[&OsStr], log: &std::path::Path) -> anyhow:
 /// When there is no such process.
 pub async fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
     run("kill".as_ref(), &[OsStr::new(signal), pid.to_string().as_ref()]).await.map(drop)
+}
+
+/// Stops a process that this one has started, as a debugger does, and waits until all its threads have
+/// stopped: a signal that was sent has not been taken yet.
+///
+/// # Errors
+/// When there is no such process, or it does not stop.
+pub async fn freeze(pid: u32) -> anyhow::Result<()> {
+    signal(pid, "-STOP").await?;
+    until(&format!("process {pid} stops"), async || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        threads
+            .filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok())
+            .all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['T', 't'])))
+    })
+    .await
 }

@@ -111,14 +111,20 @@ pub(super) fn refusal(report: &PlacementReport) -> Error {
         0 => "there are no hosts yet: let one join with `kring host join-token` and `kring-agent join`".to_string(),
         n => format!("none of {n} hosts can take the VM"),
     };
-    let mut error = Error::new(Code::NoHostFits, text);
-    error.causes = report
-        .filters
-        .iter()
-        .filter(|filter| filter.dropped > 0)
-        .map(|filter| format!("{}: {} dropped, {}", filter.filter, filter.dropped, filter.reason))
-        .collect();
-    error
+    Error { causes: causes(report), ..Error::new(Code::NoHostFits, text) }
+}
+
+/// What to tell when hosts that would have taken a VM do not any more, nor does any other.
+#[must_use]
+pub fn given_away(places: &[Place], request: &Request) -> Error {
+    let text = "the last hosts that could take the VM were given to others meanwhile: ask for less, or add a host";
+    Error { causes: causes(&report(places.iter(), request)), ..Error::new(Code::NoHostFits, text) }
+}
+
+/// What each filter dropped, in words.
+fn causes(report: &PlacementReport) -> Vec<String> {
+    let dropping = report.filters.iter().filter(|filter| filter.dropped > 0);
+    dropping.map(|filter| format!("{}: {} dropped, {}", filter.filter, filter.dropped, filter.reason)).collect()
 }
 
 /// The storage with the most left, of those that have room.

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 pub use crate::db::placement::Request;
 use crate::db::{self, Db};
+pub use filter::given_away;
 use index::Index;
 
 /// Touched hosts are read again this long after the last time: many commits, one query.

@@ -195,7 +195,7 @@ impl Controller {
     pub async fn freeze(&self) -> anyhow::Result<()> {
         let process = self.process.lock().await;
         let pid = process.as_ref().and_then(Child::id).context("it does not run")?;
-        cmd::signal(pid, "-STOP").await
+        cmd::freeze(pid).await
     }
 
     /// Lets it go on after [`Self::freeze`].

@@ -45,6 +45,9 @@ pub fn run(args: &Completion) -> Result<()> {
 
 /// `kring manual`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  kring manual /usr/share/man/man1")]
 pub struct Manual {
     /// The folder, which must exist
     folder: PathBuf,

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::spec;
 use crate::db::{self, Tx, vm::VmRow};
-use crate::placement::Request;
+use crate::placement::{self, Request};
 use crate::workflow::{At, Flow, Step, StepCx};
 
 /// How many of the best hosts are tried before looking again.
@@ -148,7 +148,8 @@ impl Step<State> for Place {
     }
 
     async fn record(&self, tx: &mut Tx, at: &At, state: &mut State) -> db::Result<()> {
-        for place in std::mem::take(&mut state.shortlist) {
+        let shortlist = std::mem::take(&mut state.shortlist);
+        for place in shortlist.iter().copied() {
             if reserve(tx, at, state, place).await? {
                 return Ok(());
             }
@@ -159,8 +160,8 @@ impl Step<State> for Place {
                 return Ok(());
             }
         }
-        let text = "the last host that could take the VM was given to others meanwhile: ask for less, or add a host";
-        Err(Error::new(Code::NoHostFits, text).into())
+        let hosts: Vec<HostId> = shortlist.into_iter().map(|(host, _)| host).collect();
+        Err(placement::given_away(&db::placement::of_hosts(tx.conn(), &hosts).await?, &state.request()).into())
     }
 
     async fn unrecord(&self, tx: &mut Tx, _: &At, state: &State) -> db::Result<()> {
