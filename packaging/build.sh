@@ -46,8 +46,13 @@ compile() {
         local cargo_home=${CARGO_HOME:-$HOME/.cargo}
         export RUSTFLAGS="--remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$ROOT=/kring --remap-path-prefix=$TARGET=/target"
         export CFLAGS="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$TARGET=/target"
+        cargo build --locked --profile packages --bin kring --bin kring-controller
+        # Built for size. It is packed from beside the others.
+        cargo build --locked --profile agent --bin kring-agent
+        cp "$TARGET/agent/kring-agent" "$TARGET/packages/kring-agent"
+    else
+        cargo build --locked --profile "$PROFILE" --bin kring --bin kring-controller --bin kring-agent
     fi
-    cargo build --locked --profile "$PROFILE" --bin kring --bin kring-controller --bin kring-agent
 }
 
 # What a package has beside its files in packaging/: program, symbols, manual, licences, examples.

@@ -24,6 +24,7 @@ mod wire;
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -304,7 +305,9 @@ impl Bus {
         let bus = Arc::clone(self);
         let work = async move {
             if let Some(handler) = handler.as_any().downcast_ref::<Handler<M>>() {
-                let handled = bus.as_owner(resource, handling.deadline, handler.handle(handling, message)).await;
+                let deadline = handling.deadline;
+                let handled = pin!(handler.handle(handling, message));
+                let handled = bus.as_owner(resource, deadline, handled).await;
                 // Nobody waits any more when this fails: the deadline passed.
                 let _ = reply.send(handled);
             }

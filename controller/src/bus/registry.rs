@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -38,7 +38,8 @@ impl<M: Request> Handler<M> {
         let mut span = Span::under(cx.trace, Kind::Server, M::NAME);
         let cx = Cx { trace: span.trace(), ..cx };
         let (request_id, trace) = (Arc::clone(&cx.request_id), cx.trace);
-        let handling = async {
+        // Pinned here, so that only a pointer is moved into what runs it.
+        let handling = pin!(async {
             match cx.left() {
                 Err(late) => Err(late),
                 Ok(_) => AssertUnwindSafe((self.run)(cx, message)).catch_unwind().await.unwrap_or_else(|_| {
@@ -46,7 +47,7 @@ impl<M: Request> Handler<M> {
                     Err(Error::internal(format_args!("the handler of {} panicked", M::NAME)))
                 }),
             }
-        };
+        });
         let result = trace::within(request_id, trace, handling).await;
         if let Err(error) = &result {
             span.fail(error);
