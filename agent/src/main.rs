@@ -98,7 +98,8 @@ struct JoinArgs {
     #[arg(long, required = true, value_name = "URL", value_delimiter = ',')]
     controller: Vec<String>,
     /// The one-time token
-    #[arg(long, env = "KRING_JOIN_TOKEN", hide_env_values = true)]
+    // It may begin with a hyphen.
+    #[arg(long, env = "KRING_JOIN_TOKEN", hide_env_values = true, allow_hyphen_values = true)]
     token: String,
     /// Name of this host [default: its host name]
     #[arg(long)]
@@ -275,6 +276,8 @@ mod tests {
         assert_eq!(cli.options.config, Some(PathBuf::from("/c.toml")));
         assert!(matches!(cli.command, Command::Join(args) if args.controller.len() == 2));
         assert!(Cli::try_parse_from(["kring-agent", "join", "--token", "t"]).is_err(), "a controller is needed");
+        let token = ["kring-agent", "join", "--controller", "https://a:1", "--token", "-iA-0"];
+        assert!(matches!(Cli::try_parse_from(token).unwrap().command, Command::Join(args) if args.token == "-iA-0"));
     }
 
     #[test]
