@@ -84,8 +84,11 @@ async fn members_may_come_and_go_again_and_again() -> anyhow::Result<()> {
         more(&load, 3).await?;
     }
     for _ in 0..3 {
-        victim.stop().await?;
-        victim.start().await?;
+        // After the last cut it may still be about to learn that it was buried; then it ends by itself.
+        if let Err(ended) = victim.stop().await {
+            assert!(victim.log().contains("others have taken over"), "{ended:#}");
+        }
+        victim.ensure_running().await?;
     }
     rest(&fleet, load).await?;
     fleet.stop().await
