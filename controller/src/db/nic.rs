@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use shared::api::vm::Nic;
-use shared::id::{NetworkId, VmId};
-use sqlx::AssertSqlSafe;
+use shared::id::{NetworkId, NicId, VmId};
 use sqlx::any::AnyRow;
 
-use super::row::{RowExt, places};
+use super::row::{RowExt, rows_in};
 use super::{Conn, Result, Tx};
 
 /// Adds a card. Its address must have been leased in the same transaction.
@@ -39,13 +38,7 @@ pub async fn of_vms(conn: &mut Conn, vms: &[VmId]) -> Result<HashMap<VmId, Vec<N
     if vms.is_empty() {
         return Ok(of_vm);
     }
-    let sql = format!("SELECT * FROM nic WHERE vm_id IN ({}) ORDER BY vm_id, position", places(1, vms.len()));
-    // The text is made of pieces of this program and `$n`.
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for vm in vms {
-        query = query.bind(vm.to_string());
-    }
-    for row in query.fetch_all(conn).await? {
+    for row in rows_in(conn, "SELECT * FROM nic WHERE vm_id", vms.iter(), "ORDER BY vm_id, position").await? {
         of_vm.entry(row.parse("vm_id")?).or_default().push(from_row(&row)?);
     }
     Ok(of_vm)
@@ -68,18 +61,20 @@ pub async fn delete_of(tx: &mut Tx, vm: VmId) -> Result<()> {
 
 /// The card in a row of `vm LEFT JOIN nic`, where its id is called `nic_id`.
 pub(super) fn joined(row: &AnyRow) -> Result<Option<Nic>> {
-    let Some(id) = row.opt_parse("nic_id")? else { return Ok(None) };
-    Ok(Some(Nic { id, network_id: row.parse("network_id")?, mac: row.text("mac")?, ip: row.parse("ip")? }))
+    row.opt_parse("nic_id")?.map(|id| with_id(id, row)).transpose()
 }
 
 fn from_row(row: &AnyRow) -> Result<Nic> {
-    Ok(Nic { id: row.parse("id")?, network_id: row.parse("network_id")?, mac: row.text("mac")?, ip: row.parse("ip")? })
+    with_id(row.parse("id")?, row)
+}
+
+fn with_id(id: NicId, row: &AnyRow) -> Result<Nic> {
+    Ok(Nic { id, network_id: row.parse("network_id")?, mac: row.text("mac")?, ip: row.parse("ip")? })
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use shared::id::NicId;
 
     use super::*;
     use crate::db::testing::{Seed, dbs};

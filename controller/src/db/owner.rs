@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use shared::id::AccountId;
-use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::gather::Found;
-use super::row::{RowExt, places};
+use super::row::{RowExt, rows_in};
 use super::{Conn, Result};
 
 /// The table of a noun whose resources belong to accounts, and the column that names the account.
@@ -32,15 +31,8 @@ pub(super) async fn of(
     let mut owners = HashMap::with_capacity(wanted.len());
     for (noun, ids) in by_noun {
         let Some((table, account)) = owned(noun) else { continue };
-        let places = places(1, ids.len());
-        let sql =
-            format!("SELECT id, {account} AS owner FROM {table} WHERE id IN ({places}) AND {account} IS NOT NULL");
-        // The text is made of words of this program and `$n`.
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for id in ids {
-            query = query.bind(id.to_string());
-        }
-        for row in query.fetch_all(&mut *conn).await? {
+        let head = format!("SELECT id, {account} AS owner FROM {table} WHERE {account} IS NOT NULL AND id");
+        for row in rows_in(conn, &head, ids.iter(), "").await? {
             owners.insert((noun, row.parse("id")?), row.parse("owner"));
         }
     }

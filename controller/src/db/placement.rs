@@ -7,7 +7,7 @@ use shared::units::Bytes;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
-use super::row::{RowExt, places};
+use super::row::{RowExt, rows_in};
 use super::storage::permille;
 use super::{Conn, Result};
 
@@ -91,15 +91,9 @@ pub async fn each(conn: &mut Conn, mut visit: impl FnMut(Place)) -> Result<()> {
 
 /// Some hosts with their storages; those that are no more are missing.
 pub async fn of_hosts(conn: &mut Conn, hosts: &[HostId]) -> Result<Vec<Place>> {
-    let wanted = places(1, hosts.len());
-    let sql = format!("SELECT {COLUMNS} WHERE host.id IN ({wanted}) ORDER BY host.id, storage_host.storage_id");
-    // The text is made of pieces of this program and `$n`.
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for host in hosts {
-        query = query.bind(host.to_string());
-    }
+    let head = format!("SELECT {COLUMNS} WHERE host.id");
     let (mut found, mut last) = (Vec::with_capacity(hosts.len()), None);
-    for row in query.fetch_all(conn).await? {
+    for row in rows_in(conn, &head, hosts.iter(), "ORDER BY host.id, storage_host.storage_id").await? {
         found.extend(add(&mut last, &row)?);
     }
     found.extend(last);

@@ -6,11 +6,11 @@ use serde::de::DeserializeOwned;
 use shared::api::page::Page;
 use shared::time::Timestamp;
 use shared::units::Bytes;
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::page::Rows;
-use super::{Error, Result};
+use super::{Conn, Error, Result};
 
 /// What the repository files need of a row.
 pub(in crate::db) trait RowExt {
@@ -105,6 +105,22 @@ pub(in crate::db) fn json<T: serde::Serialize>(value: &T) -> Result<String> {
 pub(in crate::db) fn places(first: usize, count: usize) -> String {
     let places: Vec<_> = (first..first + count).map(|n| format!("${n}")).collect();
     places.join(", ")
+}
+
+/// The rows of `SELECT … IN` these ids: `head` is the text up to `IN`, `tail` what comes after it. Both are
+/// made of words of this program.
+pub(in crate::db) async fn rows_in<T: ToString>(
+    conn: &mut Conn,
+    head: &str,
+    ids: impl ExactSizeIterator<Item = T>,
+    tail: &str,
+) -> Result<Vec<AnyRow>> {
+    let sql = format!("{head} IN ({}) {tail}", places(1, ids.len()));
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for id in ids {
+        query = query.bind(id.to_string());
+    }
+    Ok(query.fetch_all(conn).await?)
 }
 
 /// Turns a violated unique key of an insert or a rename into `name_taken`.

@@ -8,12 +8,11 @@ use std::collections::HashMap;
 use shared::api::storage::{Storage, StorageHost};
 use shared::id::{ClusterId, HostId, StorageId};
 use shared::units::Bytes;
-use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken, places, word};
+use super::row::{RowExt, name_taken, rows_in, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of storages.
@@ -82,15 +81,9 @@ pub async fn fill_hosts(conn: &mut Conn, storages: &mut [Storage]) -> Result<()>
     if storages.is_empty() {
         return Ok(());
     }
-    let places = places(1, storages.len());
-    let sql = format!("SELECT * FROM storage_host WHERE storage_id IN ({places}) ORDER BY host_id");
-    // The text is made of pieces of this program and `$n`.
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for storage in storages.iter() {
-        query = query.bind(storage.id.to_string());
-    }
     let mut hosts: HashMap<StorageId, Vec<StorageHost>> = HashMap::with_capacity(storages.len());
-    for row in query.fetch_all(conn).await? {
+    let ids = storages.iter().map(|storage| storage.id);
+    for row in rows_in(conn, "SELECT * FROM storage_host WHERE storage_id", ids, "ORDER BY host_id").await? {
         hosts.entry(row.parse("storage_id")?).or_default().push(host_from_row(&row)?);
     }
     for storage in storages {

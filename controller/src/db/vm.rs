@@ -10,13 +10,12 @@ use shared::name::Name;
 use shared::time::Timestamp;
 use shared::units::Bytes;
 use shared::{Code, Error as Fault};
-use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, places, word};
+use super::row::{RowExt, json, name_taken, rows_in, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of VMs.
@@ -109,18 +108,10 @@ pub async fn require(conn: &mut Conn, id: VmId) -> Result<VmRow> {
 
 /// Some VMs as users see them, without links.
 pub(super) async fn views(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, Vm>> {
-    let sql = format!(
-        "SELECT vm.*, nic.id AS nic_id, nic.network_id, nic.mac, nic.ip FROM vm LEFT JOIN nic ON nic.vm_id = vm.id
-         WHERE vm.id IN ({}) ORDER BY vm.id, nic.position",
-        places(1, ids.len())
-    );
-    // The text is made of pieces of this program and `$n`.
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for id in ids {
-        query = query.bind(id.to_string());
-    }
+    let head = "SELECT vm.*, nic.id AS nic_id, nic.network_id, nic.mac, nic.ip
+        FROM vm LEFT JOIN nic ON nic.vm_id = vm.id WHERE vm.id";
     let mut found: Found<VmId, Vm> = HashMap::with_capacity(ids.len());
-    for row in query.fetch_all(conn).await? {
+    for row in rows_in(conn, head, ids.iter(), "ORDER BY vm.id, nic.position").await? {
         let vm = found.entry(row.parse("id")?).or_insert_with(|| from_row(&row));
         if let Ok(seen) = vm {
             match super::nic::joined(&row) {

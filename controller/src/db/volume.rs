@@ -4,12 +4,11 @@ use shared::api::image::DiskFormat;
 use shared::api::volume::{Volume, VolumeKind, VolumeState};
 use shared::id::{HostId, VmId, VolumeId};
 use shared::{Code, Error as Fault};
-use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken, places, word};
+use super::row::{RowExt, name_taken, rows_in, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of volumes.
@@ -90,12 +89,7 @@ pub async fn ids_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<VolumeId>>
 pub async fn known(conn: &mut Conn, ids: &[VolumeId]) -> Result<Vec<VolumeId>> {
     let mut known = Vec::with_capacity(ids.len());
     for ids in ids.chunks(500) {
-        let sql = format!("SELECT id FROM volume WHERE id IN ({})", places(1, ids.len()));
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for id in ids {
-            query = query.bind(id.to_string());
-        }
-        for row in query.fetch_all(&mut *conn).await? {
+        for row in rows_in(conn, "SELECT id FROM volume WHERE id", ids.iter(), "").await? {
             known.push(row.parse("id")?);
         }
     }

@@ -36,18 +36,14 @@ const FILTERS: &[Filter] = &[
     Filter {
         name: "connection",
         reason: |_| "the host does not answer, or is being compared".to_string(),
-        keep: |p, _| p.connection == HostConnection::Connected,
+        keep: |p, _| answers(p),
     },
     Filter {
         name: "admin_state",
         reason: |_| "the host is disabled or in maintenance".to_string(),
-        keep: |p, _| p.admin_state == HostAdminState::Enabled,
+        keep: |p, _| is_enabled(p),
     },
-    Filter {
-        name: "arch",
-        reason: |_| "the host has another architecture".to_string(),
-        keep: |p, _| p.arch == Arch::X86,
-    },
+    Filter { name: "arch", reason: |_| "the host has another architecture".to_string(), keep: |p, _| runs_images(p) },
     Filter {
         name: "vcpus",
         reason: |r| format!("fewer than {} vcpus are left", r.vcpus),
@@ -73,9 +69,19 @@ pub(super) fn takes(place: &Place, request: &Request) -> Option<StorageId> {
 
 /// Whether a host may take any VM at all.
 pub(super) fn is_open(place: &Place) -> bool {
+    answers(place) && is_enabled(place) && runs_images(place)
+}
+
+fn answers(place: &Place) -> bool {
     place.connection == HostConnection::Connected
-        && place.admin_state == HostAdminState::Enabled
-        && place.arch == Arch::X86
+}
+
+fn is_enabled(place: &Place) -> bool {
+    place.admin_state == HostAdminState::Enabled
+}
+
+fn runs_images(place: &Place) -> bool {
+    place.arch == Arch::X86
 }
 
 /// What each filter drops of the hosts that those before it have kept.
