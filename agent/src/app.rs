@@ -1,14 +1,17 @@
 //! What one running agent consists of. Built once in `main.rs` (and by tests with a fake hypervisor),
 //! then shared; nothing here is a resource's state.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use shared::id::{ResourceId, VmId};
+use shared::wire::event::AgentEvent;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::controller;
+use crate::controller::news::{News, Told};
 use crate::identity;
 use crate::libvirt::Hypervisor;
 use crate::network::Networks;
@@ -27,6 +30,8 @@ pub struct App {
     pub networks: Networks,
     /// The way to the controllers.
     pub controller: controller::Client,
+    /// What the controllers know of the VMs here.
+    pub news: Mutex<News>,
     /// The image cache.
     pub images: Images,
     /// Commands that run and that ran.
@@ -39,6 +44,31 @@ pub struct App {
     pub boot_id: Uuid,
     /// This process: another one means that its tasks are forgotten.
     pub agent_id: Uuid,
+}
+
+impl App {
+    /// libvirt has told something: the controllers are told as well, if it is news to them.
+    pub fn pass_on(&self, event: AgentEvent) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let vm_id = match &event {
+            AgentEvent::VmChanged { vm } => Some(vm.vm_id),
+            AgentEvent::VmGone { vm_id } => Some(*vm_id),
+            AgentEvent::AgentStarted => None,
+        };
+        // Asked under the lock: a command that ends now comes after this with what it has to say.
+        let busy = vm_id.is_some_and(|id| self.tasks.works_on(id.uuid()));
+        if let Some(event) = news.event(event, busy) {
+            self.controller.events.push(event);
+        }
+    }
+
+    /// A command about a VM has ended: what it does not tell is told now.
+    pub fn command_ended(&self, vm_id: VmId, told: Told) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(event) = news.ended(vm_id, told, self.tasks.works_on(vm_id.uuid())) {
+            self.controller.events.push(event);
+        }
+    }
 }
 
 /// The version in pongs and facts.

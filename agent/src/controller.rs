@@ -1,11 +1,12 @@
 //! The way to the controllers: requests that try them in turn, callbacks, events, image content.
 //!
-//! A connection exists only while a request needs it. Everything retried here has a limit and jitter;
+//! A connection exists only while requests need it, and a moment longer. Everything retried here has a limit and jitter;
 //! what is given up is found again by the controller itself (a task by its id, a change by the
 //! digest in the next ping).
 
 mod addresses;
 pub mod events;
+pub mod news;
 
 use std::sync::Arc;
 use std::time::Duration;

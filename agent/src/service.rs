@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -132,6 +132,7 @@ pub async fn start(config: Config, hypervisor: Arc<dyn Hypervisor>) -> Result<Ru
         boot_id: boot_id().map_err(Error::BootId)?,
         agent_id: Uuid::new_v4(),
         identity,
+        news: Mutex::default(),
         hypervisor,
         shutdown,
         tracker,
@@ -184,7 +185,7 @@ async fn pass_events_on(app: Arc<App>) {
     let mut events = app.hypervisor.events();
     while let Some(next) = app.shutdown.run_until_cancelled(events.recv()).await {
         match next {
-            Ok(event) => app.controller.events.push(event),
+            Ok(event) => app.pass_on(event),
             Err(RecvError::Lagged(lost)) => tracing::warn!(lost, "events of libvirt were lost"),
             Err(RecvError::Closed) => return,
         }

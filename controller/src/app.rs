@@ -162,7 +162,7 @@ impl App {
 
         export_spans(&config, me, &tasks, &stop)?;
         let tls = pki.agent_client_config(config.hosts.tls_sessions).map_err(|e| Error::Pki(e.into()))?;
-        let agents = Agents::new(tls, config.callback_base(), tasks.clone(), clock.clone());
+        let agents = Agents::new(tls, config.callback_base(), tasks.clone(), stop.clone(), clock.clone());
         agents.set_controllers(&config.advertised());
         agents.set_limits(config.hosts.limits());
         let deps = Arc::new(Deps {

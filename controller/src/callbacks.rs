@@ -89,7 +89,13 @@ mod tests {
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let agents = Agents::new(Arc::new(tls), "https://127.0.0.1:1".into(), tasks.clone(), clock.clone());
+        let agents = Agents::new(
+            Arc::new(tls),
+            "https://127.0.0.1:1".into(),
+            tasks.clone(),
+            CancellationToken::new(),
+            clock.clone(),
+        );
         let mut registry = Registry::new(tasks.clone());
         subscribe(&mut registry, &agents);
         let way = (Arc::new(To(to)) as Arc<dyn Transport>, inbox);

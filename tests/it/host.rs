@@ -217,7 +217,7 @@ async fn a_host_that_dies_makes_its_vms_unknown_until_it_is_back() -> anyhow::Re
         Err(failure) => failure.code(),
     };
     assert_eq!(code, Code::NoHostFits);
-    host.up().await?;
+    host.up();
     cluster.connected(host.id, HostConnection::Connected).await?;
     cluster.vm_becomes(running.id, VmState::Running).await?;
     assert_eq!(cluster.get_vm(running.id).await?.last_known_state, None);

@@ -2,6 +2,7 @@
 
 mod api;
 mod architecture;
+mod bench;
 mod bus;
 mod console;
 mod faults;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use anyhow::Context;
 use shared::id::HostId;
 use sqlx::any::AnyPoolOptions;
 use sqlx::{Any, AnyPool, AssertSqlSafe, Column, Row, Transaction};
@@ -25,6 +26,8 @@ const NOT_COMPARED: &[&str] = &[
     "join_token",
     "ring_change",
     "sqlite_sequence",
+    "sqlite_stat1",
+    "sqlite_stat4",
 ];
 /// Columns that go on changing by themselves.
 const NOT_COMPARED_COLUMNS: &[&str] =
@@ -74,6 +77,18 @@ impl Database {
             tables.insert(name, rows.iter().map(text).collect());
         }
         Ok(tables)
+    }
+
+    /// Carries out statements one after the other, all on one connection and in one transaction.
+    ///
+    /// # Errors
+    /// Names the statement that was refused.
+    pub async fn execute_all(&self, statements: &[String]) -> anyhow::Result<()> {
+        let mut tx = self.pool.begin().await?;
+        for sql in statements {
+            sqlx::query(AssertSqlSafe(sql.clone())).execute(&mut *tx).await.with_context(|| sql.clone())?;
+        }
+        Ok(tx.commit().await?)
     }
 
     /// How many rows a query counts.

@@ -24,6 +24,9 @@ use shared::time::Timestamp;
 use shared::wire::CONTROLLER_DNS_NAME;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+/// How long a connection to a controller stays open for the next request.
+const KEEP: Duration = Duration::from_secs(1);
+
 /// SHA-256 of a certificate's DER.
 pub type Fingerprint = [u8; 32];
 
@@ -135,7 +138,8 @@ fn client(config: ClientConfig, timeout: Duration) -> Result<reqwest::Client, su
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(timeout.min(Duration::from_secs(5)))
         .read_timeout(timeout)
-        .pool_max_idle_per_host(0)
+        .pool_max_idle_per_host(1)
+        .pool_idle_timeout(KEEP)
         .user_agent(concat!("kring-agent/", env!("CARGO_PKG_VERSION")))
         .build()?)
 }

@@ -16,6 +16,7 @@ use trace::{Kind, Span};
 use super::table::Turn;
 use super::{Answer, Entry, Outcome, Progress, Work};
 use crate::app::App;
+use crate::controller::news::Told;
 
 /// How long an operation may take to stop after it was told to.
 const STOP_GRACE: Duration = Duration::from_secs(15);
@@ -40,7 +41,11 @@ pub(super) async fn run(app: Arc<App>, entry: Arc<Entry>, work: Work, turn: Turn
     };
     let outcome = around(Kind::Server, entry.path, describe, Box::pin(task)).await;
     log(&entry, &outcome);
+    let told = Told::of(entry.path, &outcome);
     app.tasks.finish(&entry, outcome);
+    if entry.path.starts_with("vm/") {
+        app.command_ended(VmId::from_uuid(entry.resource), told);
+    }
     let pass_on = async {
         // A task that gave up waiting must not let the next one overtake the one before.
         if let Some(before) = before {

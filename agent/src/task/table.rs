@@ -157,6 +157,12 @@ impl Tasks {
         self.lock().active
     }
 
+    /// Whether a task about a resource waits or runs.
+    #[must_use]
+    pub fn works_on(&self, resource: Uuid) -> bool {
+        self.lock().resources.get(&resource).is_some_and(|known| known.active > 0)
+    }
+
     /// Cancels everything: the agent's grace is over.
     pub fn cancel_all(&self) {
         self.all.cancel();

@@ -1,10 +1,10 @@
-//! One request on a connection of its own: connect, TLS, HTTP/1.1, close.
+//! A connection to an agent: TCP, TLS, HTTP/1.1, and what goes over it.
 
 use std::fmt::Display;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -35,16 +35,27 @@ pub(super) struct Request {
     path: String,
     headers: Vec<(&'static str, String)>,
     body: Bytes,
+    last: bool,
 }
 
 impl Request {
     pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), headers: Vec::new(), body: Bytes::new() }
+        Self { method, path: path.into(), headers: Vec::new(), body: Bytes::new(), last: false }
     }
 
     pub(super) fn header(mut self, name: &'static str, value: impl Display) -> Self {
         self.headers.push((name, value.to_string()));
         self
+    }
+
+    /// Nothing is expected to follow it: a connection that is opened for it is closed after it.
+    pub(super) const fn last(mut self) -> Self {
+        self.last = true;
+        self
+    }
+
+    pub(super) const fn is_last(&self) -> bool {
+        self.last
     }
 
     pub(super) fn json(mut self, body: Vec<u8>) -> Self {
@@ -62,35 +73,55 @@ pub(super) struct Answer {
 /// A console's raw bytes.
 pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
-/// Sends `request` and reads the answer, all before `deadline`.
-pub(super) async fn exchange(
-    tls: &Arc<rustls::ClientConfig>,
-    host: &HostRef,
-    request: Request,
-    deadline: Instant,
-) -> Result<Answer> {
-    timeout_at(deadline, async {
+/// An open connection: HTTP/1.1 in TLS, one exchange at a time. Nothing of it runs while it is not used.
+pub(super) struct Link {
+    sender: http1::SendRequest<Full<Bytes>>,
+    connection: http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>,
+    ended: bool,
+}
+
+impl Link {
+    /// Connects, shows the controller's certificate and checks the host's.
+    pub(super) async fn open(tls: &Arc<rustls::ClientConfig>, host: &HostRef) -> Result<Self> {
         let stream = connect(tls, host).await?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable_host(host, &e))?;
-        let request = to_http(host, request, "close")?;
+        let opened = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = opened.map_err(|e| unreachable_host(host, &e))?;
+        Ok(Self { sender, connection, ended: false })
+    }
+
+    /// Sends `request` and reads the answer; `close`: the host is to close the connection after it.
+    pub(super) async fn exchange(&mut self, host: &HostRef, request: &Request, close: bool) -> Result<Answer> {
+        let request = to_http(host, request, close.then_some("close"))?;
+        let Self { sender, connection, ended } = self;
         let answer = async {
+            sender.ready().await.map_err(|e| unreachable_host(host, &e))?;
             let response = sender.send_request(request).await.map_err(|e| unreachable_host(host, &e))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
             let body = body.map_err(|e| unreachable_host(host, e.as_ref()))?.to_bytes();
             Ok(Answer { status, body })
         };
-        tokio::pin!(connection, answer);
-        // The connection only carries this one exchange: it needs no task of its own.
+        tokio::pin!(answer);
+        // The connection carries one exchange at a time: it needs no task of its own.
         tokio::select! {
             biased;
             answer = &mut answer => answer,
-            _ = &mut connection => answer.await,
+            _ = connection => {
+                *ended = true;
+                answer.await
+            }
         }
-    })
-    .await
-    .unwrap_or_else(|_| {
+    }
+
+    /// Whether it may carry one more exchange.
+    pub(super) const fn is_open(&self) -> bool {
+        !self.ended
+    }
+}
+
+/// Does `work` with a host before `deadline`.
+pub(super) async fn before<T>(deadline: Instant, host: &HostRef, work: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| {
         Err(Error::new(Code::HostUnreachable, format!("host {} does not answer at {}", host.id, host.address)))
     })
 }
@@ -102,12 +133,10 @@ pub(super) async fn upgrade(
     path: &str,
     deadline: Instant,
 ) -> Result<Upgraded> {
-    timeout_at(deadline, async {
-        let stream = connect(tls, host).await?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable_host(host, &e))?;
+    before(deadline, host, async {
+        let Link { mut sender, connection, .. } = Link::open(tls, host).await?;
         let request = Request::new(Method::GET, path).header(header::UPGRADE.as_str(), "kring-stream");
-        let request = to_http(host, request, "upgrade")?;
+        let request = to_http(host, &request, Some("upgrade"))?;
         let answer = async {
             let mut response = sender.send_request(request).await.map_err(|e| unreachable_host(host, &e))?;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -128,9 +157,6 @@ pub(super) async fn upgrade(
         stream.map(TokioIo::new)
     })
     .await
-    .unwrap_or_else(|_| {
-        Err(Error::new(Code::HostUnreachable, format!("host {} does not answer at {}", host.id, host.address)))
-    })
 }
 
 async fn connect(tls: &Arc<rustls::ClientConfig>, host: &HostRef) -> Result<TlsStream<TcpStream>> {
@@ -141,17 +167,19 @@ async fn connect(tls: &Arc<rustls::ClientConfig>, host: &HostRef) -> Result<TlsS
     TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|e| unreachable_host(host, &e))
 }
 
-fn to_http(host: &HostRef, request: Request, connection: &'static str) -> Result<http::Request<Full<Bytes>>> {
+fn to_http(host: &HostRef, request: &Request, connection: Option<&'static str>) -> Result<http::Request<Full<Bytes>>> {
     let mut builder = http::Request::builder()
-        .method(request.method)
-        .uri(request.path)
-        .header(header::HOST, host_dns_name(host.id))
-        .header(header::CONNECTION, HeaderValue::from_static(connection));
-    for (name, value) in request.headers {
-        builder = builder.header(name, value);
+        .method(&request.method)
+        .uri(&request.path)
+        .header(header::HOST, host_dns_name(host.id));
+    if let Some(connection) = connection {
+        builder = builder.header(header::CONNECTION, connection);
+    }
+    for (name, value) in &request.headers {
+        builder = builder.header(*name, value);
     }
     builder
-        .body(Full::new(request.body))
+        .body(Full::new(request.body.clone()))
         .map_err(|e| Error::internal(format_args!("a request to an agent could not be built: {e}")))
 }
 

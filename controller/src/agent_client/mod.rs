@@ -1,4 +1,5 @@
-//! How the controller talks to agents: one connection per request, which exists only as long as it.
+//! How the controller talks to agents: a connection is opened when there is something to say, and
+//! closed a moment after the last of it (see [`warm`]).
 //!
 //! A command is answered at once, or accepted and later reported to the callback. A callback that
 //! gets lost is found again by asking; an agent that has forgotten the task is sent the command
@@ -7,6 +8,7 @@
 
 mod connection;
 mod guard;
+mod warm;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -32,6 +34,7 @@ use connection::Request;
 pub use connection::{HostRef, Upgraded};
 use guard::Guards;
 pub use guard::{HostFigures, HostLimits};
+use warm::Warm;
 
 /// Time after which a task that has not reported is asked about.
 const ASK_AFTER: Duration = Duration::from_secs(15);
@@ -89,7 +92,7 @@ struct Waiter {
 
 /// All agents, seen from one controller.
 pub struct Agents {
-    tls: Arc<rustls::ClientConfig>,
+    connections: Arc<Warm>,
     callback_base: String,
     /// Addresses of all controllers, as the header has them.
     controllers: ArcSwap<String>,
@@ -101,18 +104,19 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// A client that presents and checks certificates by `tls`. Agents report to
+    /// A client that presents and checks certificates by `tls`, until `stop`. Agents report to
     /// `<callback_base>/agent/v1/callbacks/<task>`.
     #[must_use]
     pub fn new(
         tls: Arc<rustls::ClientConfig>,
         callback_base: String,
         tasks: TaskTracker,
+        stop: CancellationToken,
         clock: crate::clock::Clock,
     ) -> Arc<Self> {
         let controllers = ArcSwap::from_pointee(controllers::write(&controllers::clean([callback_base.as_str()])));
         Arc::new(Self {
-            tls,
+            connections: Warm::new(tls, tasks.clone(), stop),
             callback_base,
             controllers,
             waiting: Mutex::default(),
@@ -155,7 +159,7 @@ impl Agents {
 
     /// Asks a host for its sign of life.
     pub async fn ping(&self, host: &HostRef, timeout: Duration) -> Result<Pong> {
-        let request = Request::new(Method::GET, "/v1/ping").header(HEADER_CONTROLLERS, self.controllers.load());
+        let request = Request::new(Method::GET, "/v1/ping").header(HEADER_CONTROLLERS, self.controllers.load()).last();
         self.exchange(host, request, Instant::now() + timeout).await?.read()
     }
 
@@ -246,7 +250,7 @@ impl Agents {
 
     /// Opens a raw stream to a console on a host.
     pub async fn open_console(&self, host: &HostRef, path: &str, timeout: Duration) -> Result<Upgraded> {
-        connection::upgrade(&self.tls, host, path, Instant::now() + timeout).await
+        connection::upgrade(self.connections.tls(), host, path, Instant::now() + timeout).await
     }
 
     /// Waits for the outcome of an accepted task. `None`: the agent does not know it any more.
@@ -312,7 +316,7 @@ impl Agents {
     }
 
     async fn exchange(&self, host: &HostRef, request: Request, deadline: Instant) -> Result<connection::Answer> {
-        let answer = connection::exchange(&self.tls, host, request, deadline.min(Instant::now() + EXCHANGE)).await;
+        let answer = self.connections.exchange(host, &request, deadline.min(Instant::now() + EXCHANGE)).await;
         match &answer {
             // Whatever it says, it is there.
             Ok(_) => self.guards.answered(host.id),
@@ -340,10 +344,11 @@ impl Drop for Abandoned<'_> {
             let (agents, host, task_id) = (Arc::clone(self.agents), self.host.clone(), self.task_id);
             // The next owner of the resource asks for the same task: it must not be ended for that one.
             let request = Request::new(Method::DELETE, format!("/v1/tasks/{task_id}"))
-                .header(shared::wire::HEADER_GENERATION, self.generation);
+                .header(shared::wire::HEADER_GENERATION, self.generation)
+                .last();
             self.agents.tasks.spawn(async move {
                 // Says nothing of the host that its failed command has not said already.
-                let sent = connection::exchange(&agents.tls, &host, request, Instant::now() + EXCHANGE).await;
+                let sent = agents.connections.exchange(&host, &request, Instant::now() + EXCHANGE).await;
                 if let Err(error) = sent {
                     tracing::debug!(host.id = %host.id, task.id = %task_id, error = error.chain(), "a task could not be cancelled");
                 }

@@ -83,6 +83,24 @@ impl Dialect {
         }
     }
 
+    pub(super) async fn prepare_lister(self, conn: &mut AnyConnection) -> sqlx::Result<()> {
+        self.prepare_reader(conn).await?;
+        if self == Self::Postgres {
+            // Nobody waits for it after that: see `page::list`.
+            let limit = (super::page::LONGEST + std::time::Duration::from_millis(500)).as_millis();
+            sqlx::query(AssertSqlSafe(format!("SET statement_timeout = {limit}"))).execute(conn).await?;
+        }
+        Ok(())
+    }
+
+    /// Statements that look at a part of each index, which takes milliseconds whatever its size.
+    pub(super) const fn refresh_statistics(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Sqlite => Some(&["PRAGMA analysis_limit = 1000", "ANALYZE"]),
+            Self::Postgres => None,
+        }
+    }
+
     pub(super) async fn prepare_reader(self, conn: &mut AnyConnection) -> sqlx::Result<()> {
         match self {
             Self::Sqlite => {

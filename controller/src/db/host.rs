@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken};
+use super::row::{RowExt, json, name_taken, rows_in};
 use super::{Conn, Result, Tx};
 use crate::agent_client::HostRef;
 
@@ -61,7 +61,7 @@ impl HostRow {
 
 /// Adds a host that has joined, or takes a known one up again with its new address and facts.
 pub async fn join(tx: &mut Tx, host: &Host) -> Result<()> {
-    tx.touch_host(host.id);
+    tx.touch_reach(host.id);
     let done = sqlx::query(
         "INSERT INTO host (id, name, cluster_id, address, admin_state, connection, connection_reason, arch, vcpus_total,
              vcpus_reserved, memory_total, memory_reserved, facts, created_at, version)
@@ -93,14 +93,47 @@ pub async fn get(conn: &mut Conn, id: HostId) -> Result<Option<HostRow>> {
     row.as_ref().map(row_from).transpose()
 }
 
-/// All hosts after a certain one, in order of their ids.
-pub async fn after(conn: &mut Conn, after: Option<HostId>, max: u32) -> Result<Vec<HostRow>> {
-    let rows = sqlx::query("SELECT * FROM host WHERE id > $1 ORDER BY id LIMIT $2")
-        .bind(after.map(|id| id.to_string()).unwrap_or_default())
-        .bind(i64::from(max))
-        .fetch_all(conn)
-        .await?;
-    rows.iter().map(row_from).collect()
+/// How a host is reached, and what answered there when it was last compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The host.
+    pub id: HostId,
+    /// `address:port` of its agent.
+    pub address: String,
+    /// Whether it answers.
+    pub connection: HostConnection,
+    /// Boot id of its kernel.
+    pub boot_id: Option<Uuid>,
+    /// Id of its agent process.
+    pub agent_id: Option<Uuid>,
+}
+
+/// How the hosts after a certain one are reached, in order of their ids.
+pub async fn reach_after(conn: &mut Conn, after: Option<HostId>, max: u32) -> Result<Vec<Reach>> {
+    let rows =
+        sqlx::query("SELECT id, address, connection, boot_id, agent_id FROM host WHERE id > $1 ORDER BY id LIMIT $2")
+            .bind(after.map(|id| id.to_string()).unwrap_or_default())
+            .bind(i64::from(max))
+            .fetch_all(conn)
+            .await?;
+    rows.iter().map(reach_from).collect()
+}
+
+/// How some hosts are reached. One that is missing is not there.
+pub async fn reach_of(conn: &mut Conn, hosts: &[HostId]) -> Result<Vec<Reach>> {
+    let head = "SELECT id, address, connection, boot_id, agent_id FROM host WHERE id";
+    let rows = rows_in(conn, head, hosts.iter(), "").await?;
+    rows.iter().map(reach_from).collect()
+}
+
+fn reach_from(row: &AnyRow) -> Result<Reach> {
+    Ok(Reach {
+        id: row.parse("id")?,
+        address: row.text("address")?,
+        connection: row.word("connection")?,
+        boot_id: row.opt_parse("boot_id")?,
+        agent_id: row.opt_parse("agent_id")?,
+    })
 }
 
 /// Hosts of a cluster that answer, whatever the operator wants of them.
@@ -128,7 +161,7 @@ pub async fn set_connection(
     to: HostConnection,
     reason: Option<String>,
 ) -> Result<bool> {
-    tx.touch_host(id);
+    tx.touch_reach(id);
     let done = sqlx::query(
         "UPDATE host SET connection = $3, connection_reason = $4, version = version + 1 WHERE id = $1 AND connection = $2",
     )
@@ -150,7 +183,7 @@ pub async fn set_facts(
     (boot_id, agent_id): (Uuid, Uuid),
     now: Timestamp,
 ) -> Result<()> {
-    tx.touch_host(id);
+    tx.touch_reach(id);
     sqlx::query(
         "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, boot_id = $6, agent_id = $7,
              last_seen_at = $8, version = version + 1 WHERE id = $1",
@@ -229,7 +262,7 @@ pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result
 
 /// Removes a host; false when there is none. A foreign key stands in the way while it has VMs or volumes.
 pub async fn delete(tx: &mut Tx, id: HostId) -> Result<bool> {
-    tx.touch_host(id);
+    tx.touch_reach(id);
     for sql in
         ["DELETE FROM storage_host WHERE host_id = $1 AND reserved = 0", "DELETE FROM image_host WHERE host_id = $1"]
     {

@@ -173,9 +173,14 @@ pub struct Tx {
     dialect: Dialect,
     appended_events: bool,
     touched_hosts: Vec<HostId>,
+    reached_hosts: Vec<HostId>,
 }
 
 impl Tx {
+    const fn new(conn: PoolConnection<Any>, dialect: Dialect) -> Self {
+        Self { conn, dialect, appended_events: false, touched_hosts: Vec::new(), reached_hosts: Vec::new() }
+    }
+
     /// The connection, for the repository files.
     pub fn conn(&mut self) -> &mut Conn {
         &mut self.conn
@@ -195,6 +200,12 @@ impl Tx {
     pub(in crate::db) fn touch_host(&mut self, id: HostId) {
         self.touched_hosts.push(id);
     }
+
+    /// The same, for a host that came or went, or that is reached in another way than before.
+    pub(in crate::db) fn touch_reach(&mut self, id: HostId) {
+        self.touch_host(id);
+        self.reached_hosts.push(id);
+    }
 }
 
 /// The database. Cloning shares it.
@@ -206,10 +217,14 @@ pub struct Db {
     pub owners: Gathered<(&'static str, Uuid), AccountId>,
     dialect: Dialect,
     readers: AnyPool,
+    listers: AnyPool,
     writer: Writer,
     events: Arc<watch::Sender<u64>>,
     own_events: Arc<watch::Sender<u64>>,
     touched_hosts: Arc<TouchedHosts>,
+    reached_hosts: Arc<TouchedHosts>,
+    /// What hosts should answer to a ping when all is as it is written here.
+    pub digests: Gathered<HostId, u64>,
 }
 
 /// Names the shape of a write closure, which the compiler does not find by itself when the closure is
@@ -248,6 +263,9 @@ pub async fn take_heartbeat_lock(conn: &mut Conn, dialect: Dialect, joined: u64)
 
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
 const READERS: u32 = 8;
+/// Connections that lists are read with: one that reads a million rows takes long, and nothing else may wait
+/// for it.
+const LISTERS: u32 = 4;
 
 impl Db {
     /// Opens the database at `url` (`sqlite:/path/file.db` or `postgres://…`), makes it when it is a
@@ -264,19 +282,36 @@ impl Db {
             .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
             .connect(url)
             .await?;
+        let listers = pool::options(dialect, LISTERS)
+            .after_connect(move |conn, _| async move { dialect.prepare_lister(conn).await }.boxed())
+            .connect_lazy(url)?;
         let together = dialect.gathered_reads();
         let vms = Gathered::start(readers.clone(), together, |conn, ids| vm::views(conn, ids).boxed(), tasks);
         let owners = Gathered::start(readers.clone(), together, |conn, of| owner::of(conn, of).boxed(), tasks);
         let events = Arc::new(watch::Sender::new(0));
         let own_events = Arc::new(watch::Sender::new(0));
-        let touched_hosts = Arc::<TouchedHosts>::default();
+        let digests = Gathered::start(readers.clone(), together, |conn, of| vm::digests(conn, of).boxed(), tasks);
+        let (touched_hosts, reached_hosts) = <(Arc<TouchedHosts>, Arc<TouchedHosts>)>::default();
         let committed = Committed {
             events: Arc::clone(&events),
             own_events: Arc::clone(&own_events),
             touched_hosts: Arc::clone(&touched_hosts),
+            reached_hosts: Arc::clone(&reached_hosts),
         };
         let writer = Writer::start(writers, dialect, committed, tasks);
-        Ok(Self { vms, owners, dialect, readers, writer, events, own_events, touched_hosts })
+        Ok(Self {
+            vms,
+            owners,
+            dialect,
+            readers,
+            listers,
+            writer,
+            events,
+            own_events,
+            touched_hosts,
+            reached_hosts,
+            digests,
+        })
     }
 
     /// The URL of the SQLite file in a data folder.
@@ -290,6 +325,11 @@ impl Db {
         Ok(self.readers.acquire().await?)
     }
 
+    /// A connection for [`page::list`].
+    pub async fn list(&self) -> Result<PoolConnection<Any>> {
+        Ok(self.listers.acquire().await?)
+    }
+
     /// Runs `work` in one transaction and answers when it is durable. When `work` fails, nothing of
     /// it stays. It must wait for nothing but the transaction.
     pub async fn write<T, F>(&self, work: F) -> Result<T>
@@ -298,6 +338,21 @@ impl Db {
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
     {
         self.writer.write(work).await
+    }
+
+    /// Has the database look how often values occur, by which it chooses among its indexes. PostgreSQL does it
+    /// by itself.
+    pub async fn refresh_statistics(&self) -> Result<()> {
+        let Some(statements) = self.dialect.refresh_statistics() else { return Ok(()) };
+        self.write(move |tx| {
+            Box::pin(async move {
+                for sql in statements {
+                    sqlx::query(*sql).execute(tx.conn()).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// From now on every write is refused unless the controller `id` is still the member that joined in
@@ -324,6 +379,12 @@ impl Db {
         &self.touched_hosts
     }
 
+    /// Hosts that came or went, or that are reached in another way, by what was committed here.
+    #[must_use]
+    pub const fn reached_hosts(&self) -> &Arc<TouchedHosts> {
+        &self.reached_hosts
+    }
+
     /// Wakes the watchers of events: another controller appended some.
     pub fn wake_event_watchers(&self) {
         self.events.send_modify(|n| *n = n.wrapping_add(1));
@@ -345,6 +406,7 @@ impl Db {
     pub async fn close(&self) {
         self.writer.close().await;
         self.readers.close().await;
+        self.listers.close().await;
     }
 }
 

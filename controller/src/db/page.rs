@@ -9,6 +9,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::filter::{Bind, Sql, compile, find};
 pub use super::filter::{Field, Kind};
 use super::{Conn, Result};
+
+/// How long the query of a list may take.
+pub(super) const LONGEST: Duration = Duration::from_secs(2);
 
 /// What can be listed, and how.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +64,7 @@ pub struct Rows {
 pub async fn list(conn: &mut Conn, spec: &ListSpec, params: &ListParams, scope: Option<AccountId>) -> Result<Rows> {
     let plan = Plan::new(spec, params, scope)?;
     let (page, after) = (plan.page(), plan.cursor.is_some());
-    let mut rows = page.query().fetch_all(&mut *conn).await?;
+    let mut rows = in_time(page.query().fetch_all(&mut *conn)).await?;
     let next_cursor = if rows.len() > plan.limit as usize {
         rows.truncate(plan.limit as usize);
         rows.last().map(|row| plan.cursor_behind(row)).transpose()?
@@ -70,12 +75,24 @@ pub async fn list(conn: &mut Conn, spec: &ListSpec, params: &ListParams, scope: 
         // Everything is on this page: no second query.
         Some(true) if next_cursor.is_none() && !after => Some(rows.len() as u64),
         Some(true) => {
-            let total: i64 = plan.count().query().fetch_one(conn).await?.try_get(0)?;
+            let total: i64 = in_time(plan.count().query().fetch_one(conn)).await?.try_get(0)?;
             Some(u64::try_from(total).unwrap_or(0))
         }
         _ => None,
     };
     Ok(Rows { rows, next_cursor, count })
+}
+
+/// A query that reads very many rows is given up.
+async fn in_time<T>(query: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(LONGEST, query).await {
+        Ok(result) => Ok(result?),
+        Err(_) => {
+            let text = "the list takes too long: too many rows have to be read for it. Add a condition on id, name, state \
+                        or the id of something it belongs to, sort by id, and leave count out";
+            Err(Wire::new(shared::Code::DeadlineExceeded, text).into())
+        }
+    }
 }
 
 impl Sql {

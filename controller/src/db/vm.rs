@@ -9,6 +9,7 @@ use shared::id::{HostId, VmId};
 use shared::name::Name;
 use shared::time::Timestamp;
 use shared::units::Bytes;
+use shared::wire::vm::{PowerState, digest};
 use shared::{Code, Error as Fault};
 use sqlx::any::AnyRow;
 
@@ -121,6 +122,33 @@ pub(super) async fn views(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, V
         }
     }
     Ok(found)
+}
+
+/// What hosts should answer to a ping when their VMs do what is written here. A host is missing on which a VM
+/// is being changed: what is written of it may be undone.
+pub(super) async fn digests(conn: &mut Conn, hosts: &[HostId]) -> Result<Found<HostId, u64>> {
+    let mut found: Found<HostId, u64> = hosts.iter().map(|host| (*host, Ok(0))).collect();
+    let head = "SELECT host_id, id, state FROM vm WHERE host_id";
+    for row in rows_in(conn, head, hosts.iter(), "").await? {
+        let (host, id, state): (HostId, VmId, VmState) = (row.parse("host_id")?, row.parse("id")?, row.word("state")?);
+        match (at_rest(state), found.get_mut(&host)) {
+            (Some(power), Some(Ok(sum))) => *sum = sum.wrapping_add(power.map_or(0, |power| digest([(&id, &power)]))),
+            _ => drop(found.remove(&host)),
+        }
+    }
+    Ok(found)
+}
+
+/// What the domain of a VM does that nobody changes now, if it has one; `None` when there is no saying.
+const fn at_rest(state: VmState) -> Option<Option<PowerState>> {
+    match state {
+        VmState::Running => Some(Some(PowerState::Running)),
+        VmState::Paused => Some(Some(PowerState::Paused)),
+        VmState::Stopped => Some(Some(PowerState::Stopped)),
+        VmState::Crashed => Some(Some(PowerState::Crashed)),
+        VmState::Deleted => Some(None),
+        _ => None,
+    }
 }
 
 /// Id and version of every VM on a host.
@@ -343,4 +371,43 @@ fn row_from(row: &AnyRow) -> Result<VmRow> {
         user_data: row.opt_text("user_data")?,
         version: row.int("version")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Seed, dbs};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_should_answer_what_is_written_unless_it_is_being_changed() {
+        for test in dbs().await {
+            let (seed, db) = (Seed::planted(&test.db).await, &test.db);
+            let host = seed.host.id;
+            assert_eq!(db.digests.get(host).await.unwrap(), Some(0), "nothing is on it");
+            let put = |states: &'static [&'static str]| {
+                let seed = seed.clone();
+                db.write(move |tx| {
+                    Box::pin(async move {
+                        let mut ids = Vec::new();
+                        for state in states {
+                            let id = seed.insert_vm(tx, &format!("vm-{state}")).await?;
+                            sqlx::query("UPDATE vm SET host_id = $2, state = $3 WHERE id = $1")
+                                .bind(id.to_string())
+                                .bind(seed.host.id.to_string())
+                                .bind(*state)
+                                .execute(tx.conn())
+                                .await?;
+                            ids.push(id);
+                        }
+                        Ok(ids)
+                    })
+                })
+            };
+            let ids = put(&["running", "stopped", "deleted"]).await.unwrap();
+            let there = [(&ids[0], &PowerState::Running), (&ids[1], &PowerState::Stopped)];
+            assert_eq!(db.digests.get(host).await.unwrap(), Some(digest(there)));
+            put(&["deleting"]).await.unwrap();
+            assert_eq!(db.digests.get(host).await.unwrap(), None);
+        }
+    }
 }

@@ -52,6 +52,8 @@ pub(super) struct Committed {
     pub(super) own_events: Arc<watch::Sender<u64>>,
     /// Hosts whose picture has to be made anew.
     pub(super) touched_hosts: Arc<TouchedHosts>,
+    /// Hosts that are reached in another way.
+    pub(super) reached_hosts: Arc<TouchedHosts>,
 }
 
 impl Committed {
@@ -63,6 +65,9 @@ impl Committed {
         }
         if !tx.touched_hosts.is_empty() {
             self.touched_hosts.add(tx.touched_hosts.drain(..));
+        }
+        if !tx.reached_hosts.is_empty() {
+            self.reached_hosts.add(tx.reached_hosts.drain(..));
         }
     }
 }
@@ -133,7 +138,7 @@ impl Writer {
                 let (pool, dialect, committed) = (pool.clone(), *dialect, committed.clone());
                 tasks.spawn(async move {
                     let mut tx = match pool.acquire().await {
-                        Ok(conn) => Tx { conn, dialect, appended_events: false, touched_hosts: Vec::new() },
+                        Ok(conn) => Tx::new(conn, dialect),
                         // The reply channel closes with the write: the caller sees `Away`.
                         Err(error) => return tracing::warn!(%error, "no database connection for a write"),
                     };
@@ -177,7 +182,7 @@ async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect,
     while writes.recv_many(&mut group, GROUP).await > 0 {
         match pool.acquire().await {
             Ok(conn) => {
-                let mut tx = Tx { conn, dialect, appended_events: false, touched_hosts: Vec::new() };
+                let mut tx = Tx::new(conn, dialect);
                 commit_group(&mut tx, std::mem::take(&mut group), &committed).await;
             }
             Err(error) => {

@@ -38,6 +38,11 @@ pub fn all(context: &Context) -> Vec<Reconciler> {
         async move { services::image::sweep_uploads(&c).await }
     });
     let c = context.clone();
+    let statistics = Reconciler::new("statistics", Duration::from_secs(3600), move || {
+        let c = c.clone();
+        async move { Ok(c.deps.db.refresh_statistics().await?) }
+    });
+    let c = context.clone();
     let report = Reconciler::new("report", Duration::from_secs(5), move || services::controller::report(c.clone()));
-    vec![jobs, cleanup, expunge, trim, uploads, report]
+    vec![jobs, cleanup, expunge, trim, uploads, statistics, report]
 }

@@ -101,7 +101,13 @@ impl TestSystem {
         let tls = pki.agent_client_config(16).unwrap();
         let deps = Arc::new(Deps {
             db: db.db.clone(),
-            agents: Agents::new(tls, "https://127.0.0.1:1".to_string(), tasks.clone(), clock.clone()),
+            agents: Agents::new(
+                tls,
+                "https://127.0.0.1:1".to_string(),
+                tasks.clone(),
+                CancellationToken::new(),
+                clock.clone(),
+            ),
             pki,
             ring: ring.clone(),
             placement: Placement::start(db.db.clone(), &tasks, stop.clone()),

@@ -106,7 +106,13 @@ async fn bench() -> Bench {
     let clock = Clock::default();
     let pki = Arc::new(Pki::open(dir.path().join("pki"), &[], PkiConfig::default(), clock.clone()).unwrap());
     let placement = Placement::start(db.clone(), &tasks, CancellationToken::new());
-    let agents = Agents::new(pki.agent_client_config(16).unwrap(), "https://localhost".into(), tasks, clock.clone());
+    let agents = Agents::new(
+        pki.agent_client_config(16).unwrap(),
+        "https://localhost".into(),
+        tasks,
+        CancellationToken::new(),
+        clock.clone(),
+    );
     let data_dir = dir.path().to_path_buf();
     let deps = Arc::new(Deps { db, agents, pki, ring, placement, clock, data_dir, settings: Settings::default() });
     let engine = engine(&deps);

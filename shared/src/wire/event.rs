@@ -9,12 +9,12 @@ use crate::wire::vm::VmReport;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum AgentEvent {
-    /// A domain changed its state, by a command or by itself.
+    /// A domain changed its state, and the outcome of no command told it.
     VmChanged {
         /// The VM as it is now.
         vm: VmReport,
     },
-    /// A domain is gone from libvirt.
+    /// A domain is gone from libvirt, and no command has removed it.
     VmGone {
         /// The VM.
         vm_id: crate::id::VmId,

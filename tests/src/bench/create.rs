@@ -9,19 +9,18 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::{Bench, process};
 use crate::cluster::{Cluster, Setup};
 
-const HOSTS: usize = 20;
 /// Clients that make VMs at a time.
 const CLIENTS: usize = 100;
 
-/// Measures, at these numbers of VMs.
+/// Measures, at these numbers of VMs on so many hosts.
 ///
 /// # Errors
 /// When anything fails.
-pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
+pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
     let mut bench = Bench::begin("create")?;
     let host = Some((256, shared::units::Bytes::gib(4096)));
     let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
-    stream::iter(0..HOSTS).map(|_| cluster.host()).buffer_unordered(8).try_collect::<Vec<_>>().await?;
+    stream::iter(0..hosts).map(|_| cluster.host()).buffer_unordered(8).try_collect::<Vec<_>>().await?;
     cluster.set("host.ping_interval", 10.into()).await?;
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/12").await?);
     let pid = cluster.pid().context("the controller is a process")?;
@@ -33,8 +32,9 @@ pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
             .try_collect::<Vec<_>>()
             .await?;
         let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
-        bench.figure(format!("{size} VMs on {HOSTS} hosts, {CLIENTS} clients"), took, "s", "");
-        bench.figure(format!("{size} VMs: CPU of the controller, each"), cpu * 1000.0 / size as f64, "ms", "");
+        bench.point((size, "VMs"), "all run", took, "s", "0.015, 0.2, 1, 10");
+        bench.point((size, "VMs"), "each", took * 1000.0 / size as f64, "ms", "");
+        bench.point((size, "VMs"), "CPU each", cpu * 1000.0 / size as f64, "ms", "at most 0.7");
     }
     cluster.stop().await?;
     bench.end()

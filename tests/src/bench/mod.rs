@@ -1,6 +1,7 @@
 //! Benchmarks: programs that print figures, and never a verdict.
 //!
-//! Each writes a table for people and `target/bench/<name>.json` for programs. Beside every wall time
+//! Each writes a table for people, `target/bench/<name>.json` for programs and, of what was measured at several
+//! sizes, a plot beside it. Beside every wall time
 //! stand the CPU seconds of the processes and the share of time that others took from the machine.
 
 pub mod api;
@@ -8,10 +9,14 @@ pub mod bus;
 mod bus_broker;
 pub mod create;
 pub mod host;
+pub mod hosts;
 pub mod idle;
 pub mod load;
+pub mod plot;
 pub mod process;
+pub mod query;
 pub mod ring;
+pub mod seed;
 pub mod start;
 pub mod takeover;
 
@@ -32,25 +37,45 @@ pub struct Figure {
     pub target: &'static str,
 }
 
+/// How a figure grows with the size.
+#[derive(Clone, Debug, Serialize)]
+pub struct Series {
+    /// What was measured.
+    pub name: String,
+    /// In what.
+    pub unit: &'static str,
+    /// Size and value.
+    pub points: Vec<(f64, f64)>,
+}
+
 /// What one benchmark found, and where.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The benchmark.
     pub bench: &'static str,
+    /// Release of Kring.
+    pub version: &'static str,
     /// Processors of the machine, and their model.
     pub machine: String,
+    /// Release of its kernel.
+    pub kernel: String,
+    /// The database.
+    pub database: &'static str,
     /// Whether the programs were optimised.
     pub profile: &'static str,
     /// Share of the machine's time that was taken by others while it ran, 0 to 1.
     pub stolen: f64,
     /// The figures.
     pub figures: Vec<Figure>,
+    /// Those of them that were measured at several sizes, over the size.
+    pub growth: Vec<Series>,
 }
 
 /// Collects the figures of a benchmark from its begin.
 pub struct Bench {
     report: Report,
     begin: process::MachineTime,
+    of: String,
 }
 
 impl Bench {
@@ -60,8 +85,18 @@ impl Bench {
     /// When the kernel does not tell its times.
     pub fn begin(bench: &'static str) -> anyhow::Result<Self> {
         let profile = if cfg!(debug_assertions) { "debug: figures mean nothing" } else { "release" };
-        let report = Report { bench, machine: process::machine(), profile, stolen: 0.0, figures: Vec::new() };
-        Ok(Self { report, begin: process::machine_time()? })
+        let report = Report {
+            bench,
+            version: env!("CARGO_PKG_VERSION"),
+            machine: process::machine(),
+            kernel: process::kernel(),
+            database: if std::env::var_os("KRING_TEST_POSTGRES").is_some() { "PostgreSQL" } else { "SQLite" },
+            profile,
+            stolen: 0.0,
+            figures: Vec::new(),
+            growth: Vec::new(),
+        };
+        Ok(Self { report, begin: process::machine_time()?, of: String::new() })
     }
 
     /// Adds a figure.
@@ -69,15 +104,33 @@ impl Bench {
         self.report.figures.push(Figure { name: name.into(), value, unit, target });
     }
 
-    /// Prints the figures and writes them down.
+    /// Adds a figure that is measured at several sizes, `of` what is counted by them.
+    pub fn point(
+        &mut self,
+        (size, of): (usize, &str),
+        name: &str,
+        value: f64,
+        unit: &'static str,
+        target: &'static str,
+    ) {
+        self.figure(format!("{size} {of}: {name}"), value, unit, target);
+        let at = (size as f64, value);
+        match self.report.growth.iter_mut().find(|line| line.name == name) {
+            Some(line) => line.points.push(at),
+            None => self.report.growth.push(Series { name: name.to_string(), unit, points: vec![at] }),
+        }
+        self.of = of.to_string();
+    }
+
+    /// Prints the figures, writes them down, and draws how they grow.
     ///
     /// # Errors
     /// When the file cannot be written.
     #[expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
     pub fn end(mut self) -> anyhow::Result<()> {
         self.report.stolen = process::machine_time()?.stolen_since(&self.begin);
-        let Report { bench, machine, profile, stolen, figures } = &self.report;
-        println!("{bench}  ({machine}; {profile}; {:.0} % of the time stolen)", stolen * 100.0);
+        let Report { bench, machine, database, profile, stolen, figures, growth, .. } = &self.report;
+        println!("{bench}  ({machine}; {database}; {profile}; {:.0} % of the time stolen)", stolen * 100.0);
         for Figure { name, value, unit, target } in figures {
             let target = if target.is_empty() { String::new() } else { format!("(asked: {target})") };
             println!("  {name:<44} {value:>14.3} {unit:<8} {target}");
@@ -85,6 +138,9 @@ impl Bench {
         let dir = PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into())).join("bench");
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join(format!("{bench}.json")), serde_json::to_vec_pretty(&self.report)?)?;
+        if growth.iter().any(|line| line.points.len() > 1) {
+            std::fs::write(dir.join(format!("{bench}.svg")), plot::svg(bench, &self.of, growth))?;
+        }
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What the kernel tells of processes and of the machine.
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Ticks of the kernel's process times in a second; the same on every Linux that Kring runs on.
 const TICKS: f64 = 100.0;
@@ -29,6 +30,26 @@ pub fn resident(pid: u32) -> anyhow::Result<u64> {
     Ok(kib * 1024)
 }
 
+/// Sockets that a process has open.
+///
+/// # Errors
+/// When there is no such process.
+pub fn sockets(pid: u32) -> anyhow::Result<usize> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    // One that is closed meanwhile is no socket any more.
+    let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    Ok(targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count())
+}
+
+/// Lets this process, and those that it starts, have as many files open as the kernel allows.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn allow_files() -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+}
+
 /// Times of the whole machine.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineTime {
@@ -53,6 +74,12 @@ pub fn machine_time() -> anyhow::Result<MachineTime> {
     let line = stat.lines().next().context("/proc/stat is empty")?;
     let times: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
     Ok(MachineTime { all: times.iter().take(8).sum(), stolen: times.get(7).copied().unwrap_or(0.0) })
+}
+
+/// Release of the kernel.
+#[must_use]
+pub fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string()
 }
 
 /// Processors and their model, in words.

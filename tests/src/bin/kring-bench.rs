@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use harness::bench;
@@ -21,11 +22,29 @@ enum What {
     Ring,
     /// GET of a VM over HTTPS.
     Api,
+    /// Reads of very many VMs, and a restart of the controller that has them.
+    Query {
+        /// Numbers of VMs, one after the other.
+        #[arg(default_values_t = [10_000, 100_000, 1_000_000])]
+        sizes: Vec<usize>,
+    },
     /// VMs made on simulated hosts.
     Create {
         /// Numbers of VMs, one after the other.
-        #[arg(default_values_t = [1, 100, 1000])]
+        #[arg(default_values_t = [1, 100, 1000, 10_000])]
         sizes: Vec<usize>,
+        /// Hosts that they are put on.
+        #[arg(long, default_value_t = 100)]
+        hosts: usize,
+    },
+    /// Hosts on which nothing happens, dead ones among them, and a restart of their controller.
+    Hosts {
+        /// Numbers of hosts, one after the other.
+        #[arg(default_values_t = [1000, 10_000, 100_000])]
+        sizes: Vec<usize>,
+        /// Seconds between two pings of a host.
+        #[arg(long, default_value_t = 60)]
+        interval: u64,
     },
     /// Memory and processor time of controller and agent while nothing happens.
     Idle,
@@ -60,7 +79,11 @@ fn main() -> anyhow::Result<()> {
         Some(What::Bus) => bench::bus::run(),
         Some(What::Ring) => bench::ring::run(),
         Some(What::Api) => runtime.block_on(bench::api::run()),
-        Some(What::Create { sizes }) => runtime.block_on(bench::create::run(&sizes)),
+        Some(What::Create { sizes, hosts }) => runtime.block_on(bench::create::run(&sizes, hosts)),
+        Some(What::Hosts { sizes, interval }) => {
+            runtime.block_on(bench::hosts::run(&sizes, Duration::from_secs(interval)))
+        }
+        Some(What::Query { sizes }) => runtime.block_on(bench::query::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
         Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
         Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
@@ -75,7 +98,9 @@ fn main() -> anyhow::Result<()> {
                 bench::idle::run().await?;
                 bench::start::run(9).await?;
                 bench::api::run().await?;
-                bench::create::run(&[1, 100, 1000]).await?;
+                bench::create::run(&[1, 100, 1000, 10_000], 100).await?;
+                bench::query::run(&[10_000, 100_000, 1_000_000]).await?;
+                bench::hosts::run(&[1000, 10_000, 100_000], Duration::from_secs(60)).await?;
                 bench::takeover::run(20).await
             })
         }

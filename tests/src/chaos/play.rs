@@ -121,7 +121,7 @@ impl Play<'_> {
             Which::HostDown(n) => {
                 self.host(*n).down();
                 wait().await;
-                self.host(*n).up().await?;
+                self.host(*n).up();
             }
             Which::HostFreeze(n) => {
                 self.host(*n).freeze();

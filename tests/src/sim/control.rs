@@ -117,7 +117,7 @@ async fn host_verb(host: &Arc<Host>, verb: &str) -> Result<Value> {
         "restart" => host.restart(),
         "reboot" => host.reboot(),
         "down" => host.down(),
-        "up" => host.up().await.map_err(|e| Error::internal(format_args!("{e:#}")))?,
+        "up" => host.up(),
         "freeze" => host.freeze(),
         "thaw" => host.thaw(),
         "wipe" => host.wipe(),

@@ -2,7 +2,7 @@
 //! it behind the controller's back.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,17 +17,17 @@ use shared::wire::host::{HostFacts, Inventory, Join, Joined, NicFact, Pong, Rene
 use shared::wire::image::{ImageInfo, ImageOrigin, ImageSpec};
 use shared::wire::vm::PowerState;
 use shared::{Code, Error, Result};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::fault::{Plan, chance};
 use super::history::{Action, Fate};
+use super::pings::Pings;
 use super::state::{Domain, State};
 use super::task::{Order, Table};
 use super::tls::Identity;
-use super::{HostSpec, Shared, outbound, serve, tls};
+use super::{HostSpec, Shared, outbound, tls};
 
 /// How often a callback or a batch of events is tried.
 const TRIES: u32 = 8;
@@ -75,6 +75,8 @@ pub struct Host {
     listening: Mutex<Option<CancellationToken>>,
     /// Where controllers say that they are.
     controllers: Mutex<Vec<String>>,
+    /// When it was pinged.
+    pub pings: Pings,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -82,19 +84,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    /// A host that has joined; it serves `listener` from now on.
-    pub(super) fn start(
-        shared: Arc<Shared>,
-        spec: HostSpec,
-        identity: Identity,
-        listener: TcpListener,
-    ) -> anyhow::Result<Arc<Self>> {
+    /// A host that has joined and is called at `address`.
+    pub(super) fn start(shared: Arc<Shared>, spec: HostSpec, identity: Identity, address: SocketAddr) -> Arc<Self> {
         shared.names.set(&identity);
         let life = Life::new(shared.stop.child_token());
-        let host = Arc::new(Self {
+        Arc::new(Self {
             id: identity.host_id,
             name: spec.name.clone(),
-            address: listener.local_addr()?,
+            address,
             spec,
             identity: Mutex::new(Arc::new(identity)),
             life: Mutex::new(life),
@@ -105,18 +102,16 @@ impl Host {
             silent: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             frozen: watch::Sender::new(false),
-            listening: Mutex::default(),
+            listening: Mutex::new(Some(shared.stop.child_token())),
             controllers: Mutex::default(),
+            pings: Pings::default(),
             shared,
-        });
-        host.listen(listener);
-        Ok(host)
+        })
     }
 
-    fn listen(self: &Arc<Self>, listener: TcpListener) {
-        let until = self.shared.stop.child_token();
-        *lock(&self.listening) = Some(until.clone());
-        self.spawn(serve::listen(Arc::clone(self), listener, until));
+    /// Cancelled when nobody listens any more; `None` when nobody does.
+    pub(super) fn listening(&self) -> Option<CancellationToken> {
+        lock(&self.listening).clone()
     }
 
     /// What is on the host. Not held across an await.
@@ -146,7 +141,10 @@ impl Host {
     pub(super) fn plan(&self, path: &str, from: &str) -> Plan {
         let n = self.requests.fetch_add(1, Relaxed);
         let mut plan = self.shared.faults.plan(self.id, path, from, n);
-        let salt = u64::from(self.address.port());
+        let salt = match self.address.ip() {
+            IpAddr::V4(ip) => u64::from(ip.to_bits()),
+            IpAddr::V6(_) => 0,
+        };
         plan.defer |= chance(self.shared.options.seed, salt, n) < self.shared.options.deferred;
         plan
     }
@@ -200,6 +198,7 @@ impl Host {
     }
 
     pub(super) fn pong(&self) -> Pong {
+        self.pings.note(self.shared.born.elapsed());
         let (digest, libvirt_error) = {
             let state = self.state();
             (state.digest(), state.libvirt_error.clone())
@@ -242,14 +241,9 @@ impl Host {
     }
 
     /// Listens again, as a new process of the agent.
-    ///
-    /// # Errors
-    /// When the address is taken meanwhile.
-    pub async fn up(self: &Arc<Self>) -> anyhow::Result<()> {
-        let listener = TcpListener::bind(self.address).await?;
-        self.listen(listener);
+    pub fn up(self: &Arc<Self>) {
+        *lock(&self.listening) = Some(self.shared.stop.child_token());
         self.restart();
-        Ok(())
     }
 
     /// Takes connections and answers nothing until [`Self::thaw`].

@@ -4,7 +4,7 @@
 //! - [`host`]: one host, with what happens to it and what an operator does there.
 //! - [`state`]: what is on a host. - [`ops`]: the commands on it. - [`task`]: run once, in order.
 //! - [`fault`]: what goes wrong, switched on and off at run time. - [`control`]: the same over HTTP.
-//! - [`history`]: what the agents were told, to be checked afterwards.
+//! - [`pings`]: when they were pinged. - [`history`]: what the agents were told, to be checked afterwards.
 //! - [`serve`], [`console`], [`outbound`], [`tls`]: the wire.
 //!
 //! Nothing here knows the controller's code: it is tested against the wire as written down in
@@ -17,17 +17,18 @@ pub mod history;
 pub mod host;
 pub mod ops;
 pub mod outbound;
+pub mod pings;
 mod serve;
 pub mod state;
 mod task;
 pub mod tls;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
-use anyhow::Context;
 use http::Method;
 use sha2::{Digest, Sha256};
 use shared::api::image::DiskFormat;
@@ -36,7 +37,9 @@ use shared::name::Name;
 use shared::units::Bytes;
 use shared::wire::host::{Join, Joined};
 use shared::wire::image::ImageInfo;
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,6 +48,9 @@ pub use fault::{Fault, FaultId, Faults, What};
 pub use history::{Action, Fate};
 pub use host::Host;
 pub use tls::Identity;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 16_384;
 
 /// How the hosts of a simulator are.
 #[derive(Clone, Debug)]
@@ -108,6 +114,10 @@ pub(crate) struct Shared {
     controllers: Mutex<VecDeque<String>>,
     images: Mutex<HashMap<String, shared::Result<ImageInfo>>>,
     wire: OnceLock<Wire>,
+    /// The hosts by their addresses, which differ in the address alone.
+    called: RwLock<HashMap<IpAddr, Weak<Host>>>,
+    port: OnceCell<u16>,
+    born: Instant,
 }
 
 /// What can only be made once the certificate authority is known.
@@ -144,6 +154,24 @@ impl Shared {
         self.wire.get().expect("no host has joined")
     }
 
+    /// The host at an address.
+    fn called(&self, address: IpAddr) -> Option<Arc<Host>> {
+        self.called.read().unwrap_or_else(PoisonError::into_inner).get(&address)?.upgrade()
+    }
+
+    /// The port of all hosts, where somebody listens from the first call on.
+    async fn port(self: &Arc<Self>) -> std::io::Result<u16> {
+        let port = self.port.get_or_try_init(|| async {
+            let listener = TcpSocket::new_v4()?;
+            listener.bind((Ipv4Addr::UNSPECIFIED, 0).into())?;
+            let listener = listener.listen(BACKLOG)?;
+            let port = listener.local_addr()?.port();
+            self.tasks.spawn(serve::listen(Arc::clone(self), listener, self.stop.clone()));
+            Ok(port)
+        });
+        port.await.copied()
+    }
+
     fn image(&self, url: &str) -> shared::Result<ImageInfo> {
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.get(url).cloned().unwrap_or_else(|| Ok(plausible_image(url)))
@@ -155,6 +183,7 @@ pub struct Sim {
     shared: Arc<Shared>,
     hosts: Mutex<Vec<Arc<Host>>>,
     next: AtomicU32,
+    addresses: AtomicU32,
 }
 
 impl Sim {
@@ -170,15 +199,29 @@ impl Sim {
             controllers: Mutex::new(VecDeque::from([options.controller.clone()])),
             images: Mutex::default(),
             wire: OnceLock::new(),
+            called: RwLock::default(),
+            port: OnceCell::new(),
+            born: Instant::now(),
             options,
         };
-        Self { shared: Arc::new(shared), hosts: Mutex::default(), next: AtomicU32::new(1) }
+        Self {
+            shared: Arc::new(shared),
+            hosts: Mutex::default(),
+            next: AtomicU32::new(1),
+            addresses: AtomicU32::new(0),
+        }
     }
 
     /// The faults, to be switched on and off.
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
+    }
+
+    /// How long it runs.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.shared.born.elapsed()
     }
 
     /// The hosts, in the order in which they joined.
@@ -244,8 +287,7 @@ impl Sim {
     /// # Errors
     /// When the controller refuses or is not reached.
     pub async fn join_as(&self, token: &str, spec: HostSpec) -> anyhow::Result<Arc<Host>> {
-        let listener = TcpListener::bind((self.next_address(), 0)).await?;
-        let address = listener.local_addr()?;
+        let address = self.next_address().await?;
         let (key, csr) = tls::key_and_request()?;
         let join = Join {
             token: token.to_string(),
@@ -261,7 +303,7 @@ impl Sim {
         let answer = outbound::send(&client, Method::POST, &url, serde_json::to_vec(&join)?).await?;
         let joined: Joined = answer.read()?;
         let identity = Identity::new(joined.host_id, joined.certificate, joined.ca, key)?;
-        let host = self.serve(spec, identity, listener)?;
+        let host = self.serve(spec, identity, address)?;
         host.tell(joined.controllers);
         Ok(host)
     }
@@ -270,24 +312,29 @@ impl Sim {
     ///
     /// # Errors
     /// When its certificate authority cannot be read.
-    pub fn serve(&self, spec: HostSpec, identity: Identity, listener: TcpListener) -> anyhow::Result<Arc<Host>> {
+    pub fn serve(&self, spec: HostSpec, identity: Identity, address: SocketAddr) -> anyhow::Result<Arc<Host>> {
         if self.shared.wire.get().is_none() {
             let server = tls::server_config(&identity.ca, Arc::clone(&self.shared.names))?;
             let client = tls::client_config(&identity.ca)?;
             // Two hosts that join at once make the same thing; the first one stays.
             let _ = self.shared.wire.set(Wire { server, client });
         }
-        let host = Host::start(Arc::clone(&self.shared), spec, identity, listener).context("starting a host")?;
+        let host = Host::start(Arc::clone(&self.shared), spec, identity, address);
+        self.shared.called.write().unwrap_or_else(PoisonError::into_inner).insert(address.ip(), Arc::downgrade(&host));
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&host));
         Ok(host)
     }
 
-    /// An address of the loopback network for each host, so that ports never run out.
-    #[must_use]
-    pub fn next_address(&self) -> Ipv4Addr {
-        let n = self.next.load(Relaxed);
-        let [_, b, c, d] = n.to_be_bytes();
-        Ipv4Addr::new(127, b.wrapping_add(16), c, d.max(1))
+    /// An address of the loopback network for the next host, so that ports never run out.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn next_address(&self) -> std::io::Result<SocketAddr> {
+        // 1 to 254 in the last place; the networks below 127.16 are left to others.
+        let n = self.addresses.fetch_add(1, Relaxed);
+        let [_, b, c, _] = (n / 254 * 256).to_be_bytes();
+        let d = (n % 254 + 1) as u8;
+        Ok((Ipv4Addr::new(127, b.wrapping_add(16), c, d), self.shared.port().await?).into())
     }
 
     /// Runs a task for as long as the simulator runs.

@@ -166,13 +166,7 @@ async fn ensure_vm(host: &Arc<Host>, cx: &TaskCx, command: EnsureVm) -> Result<V
     }
     halfway(host, cx).await?;
     let report = host.state().define(&command.vm, command.start, cx.generation)?;
-    Ok(changed(host, report))
-}
-
-/// Tells the controller of a change that a command has made, as libvirt would.
-fn changed(host: &Arc<Host>, report: VmReport) -> VmReport {
-    host.push(AgentEvent::VmChanged { vm: report.clone() });
-    report
+    Ok(report)
 }
 
 /// A VM that must be here, after the generation of the command has been recorded with it.
@@ -190,7 +184,7 @@ fn set_power(host: &Arc<Host>, vm_id: VmId, power: PowerState) -> Result<VmRepor
         state.domain(vm_id)?.power = power;
         state.report(vm_id)?
     };
-    Ok(changed(host, report))
+    Ok(report)
 }
 
 async fn stop_vm(host: &Arc<Host>, cx: &TaskCx, command: StopVm) -> Result<VmReport> {

@@ -21,9 +21,9 @@ use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::console;
 use super::host::Host;
 use super::task::{Order, submit};
+use super::{Shared, console};
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
@@ -32,14 +32,17 @@ pub(super) type Answer = Response<Full<Bytes>>;
 #[error("a fault broke the connection off")]
 struct BrokenOff;
 
-/// Serves connections until `until` is cancelled.
-pub(super) async fn listen(host: Arc<Host>, listener: TcpListener, until: CancellationToken) {
+/// Serves the connections to all hosts until `until` is cancelled. There is one socket for all of them,
+/// and the address that was called says which host is meant.
+pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener, until: CancellationToken) {
     while let Some(accepted) = until.run_until_cancelled(listener.accept()).await {
         let Ok((stream, _)) = accepted else { continue };
-        let (of, until) = (Arc::clone(&host), until.clone());
-        host.spawn(async move {
+        let Some(host) = stream.local_addr().ok().and_then(|called| shared.called(called.ip())) else { continue };
+        // Nobody listens there now. Dropping the stream resets it.
+        let Some(listening) = host.listening() else { continue };
+        shared.tasks.spawn(async move {
             // A client that breaks off, or one whose certificate is refused, is the client's business.
-            let _ = until.run_until_cancelled(connection(of, stream)).await;
+            let _ = listening.run_until_cancelled_owned(connection(host, stream)).await;
         });
     }
 }

@@ -100,7 +100,13 @@ impl Gateway {
         let stop = (tasks.clone(), CancellationToken::new());
         let transport = (Arc::new(transport) as Arc<_>, inbox);
         let bus = Bus::start(registry, ring, clock.clone(), Limits::default(), Loopback::Direct, transport, stop);
-        let agents = Agents::new(pki.agent_client_config(10).unwrap(), String::new(), tasks, clock.clone());
+        let agents = Agents::new(
+            pki.agent_client_config(10).unwrap(),
+            String::new(),
+            tasks,
+            CancellationToken::new(),
+            clock.clone(),
+        );
         let reports = Arc::new(Reports::default());
         let parts = Parts {
             bus,

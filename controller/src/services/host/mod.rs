@@ -10,6 +10,7 @@ mod compare;
 mod join;
 mod orphans;
 mod ping;
+mod schedule;
 mod service;
 
 use crate::bus::Registry;

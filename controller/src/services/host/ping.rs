@@ -1,246 +1,183 @@
 //! Signs of life of the hosts that are owned here.
 //!
-//! Each host has its own moment in the interval, by its id, so pings are spread evenly. Each ping is a
-//! connection of its own and shares no slot with others: a dead host delays nobody. What a host costs
-//! while nothing happens is one small row in memory.
+//! Each ping is a connection of its own and shares no slot with others: a dead host delays nobody. When
+//! a host tells of other VMs than before, it is asked for everything only if the database does not say the
+//! same: what Kring itself has done there is no news.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use shared::api::host::HostConnection;
 use shared::id::{HostId, ResourceId};
-use shared::wire::host::Pong;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
+use super::schedule::{Found, Rhythm, Schedule};
 use crate::agent_client::HostRef;
 use crate::cx::Cx;
-use crate::db;
+use crate::db::{self, host::Reach};
 use crate::messages::host::{CompareHost, HostMissed};
 use crate::services::Context;
 
-/// How often the driver looks for hosts whose moment has come.
-const TICK: Duration = Duration::from_millis(100);
-/// How often the list of hosts is read again.
-const REFRESH: Duration = Duration::from_secs(2);
+/// How often the whole list of hosts is read again; what is written here is known at once.
+const REFRESH: Duration = Duration::from_secs(60);
+/// When it is tried again after a failure.
+const RETRY: Duration = Duration::from_secs(2);
+/// Hosts that are read in one query.
+const PAGE: u32 = 1000;
 /// How long a comparison or a disconnection may take.
 const FOLLOW_UP: Duration = Duration::from_secs(90);
 
-/// What is remembered of a host between two pings.
-#[derive(Clone, Debug)]
-struct Known {
-    address: String,
-    connection: HostConnection,
-    boot_id: Option<Uuid>,
-    agent_id: Option<Uuid>,
-    next: Instant,
-    misses: u32,
-    /// The digest that the last comparison began with.
-    digest: Option<u64>,
-    /// A ping or what follows from it is on its way.
-    busy: bool,
-}
-
-type Table = Arc<Mutex<HashMap<HostId, Known>>>;
-
 /// Pings the hosts that are owned here, until `stop`.
 pub async fn run(context: Context, tasks: TaskTracker, stop: CancellationToken) {
-    let table: Table = Arc::default();
-    let mut refreshed: Option<Instant> = None;
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
-            match db::soon(refresh(&context, &table)).await {
-                Ok(()) => refreshed = Some(Instant::now()),
-                Err(error) => tracing::warn!(error = error.chain(), "the list of hosts could not be read"),
-            }
-        }
-        for host in due(&context, &table) {
-            tasks.spawn(ping(context.clone(), Arc::clone(&table), host));
-        }
+    stop.run_until_cancelled(Driver { context, schedule: Arc::default(), sooner: Arc::default(), tasks }.run()).await;
+}
+
+#[derive(Clone)]
+struct Driver {
+    context: Context,
+    schedule: Arc<Mutex<Schedule>>,
+    /// Another host is due next than was thought.
+    sooner: Arc<Notify>,
+    tasks: TaskTracker,
+}
+
+impl Driver {
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Takes over what the database says of the hosts.
-async fn refresh(context: &Context, table: &Table) -> shared::Result<()> {
-    let mut rows = Vec::new();
-    let mut after = None;
-    loop {
-        let page = {
-            let mut conn = context.deps.db.read().await?;
-            db::host::after(&mut conn, after, 1000).await?
-        };
-        let Some(last) = page.last() else { break };
-        after = Some(last.host.id);
-        rows.extend(page);
+    fn rhythm(&self) -> Rhythm {
+        let settings = &self.context.deps.settings;
+        let misses = u32::try_from(settings.integer("host.ping_misses")).unwrap_or(u32::MAX);
+        let (interval, compare) = (settings.seconds("host.ping_interval"), settings.seconds("host.compare_interval"));
+        Rhythm { interval, misses, compare }
     }
-    let interval = context.deps.settings.seconds("host.ping_interval");
-    let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut left = std::mem::take(&mut *table);
-    for row in rows.into_iter().filter(|row| context.deps.ring.is_mine(row.host.id.uuid())) {
-        let known = left.remove(&row.host.id);
-        let fresh = Known {
-            address: row.host.address,
-            connection: row.host.connection,
-            boot_id: row.boot_id,
-            agent_id: row.agent_id,
-            next: known
-                .as_ref()
-                .map_or_else(|| Instant::now() + phase(row.host.id, pause(row.host.connection, interval)), |k| k.next),
-            misses: known.as_ref().map_or(0, |k| k.misses),
-            digest: known.as_ref().and_then(|k| k.digest),
-            busy: known.as_ref().is_some_and(|k| k.busy),
-        };
-        table.insert(row.host.id, fresh);
-    }
-    Ok(())
-}
 
-/// A host's own moment in the interval.
-fn phase(id: HostId, interval: Duration) -> Duration {
-    let hash = xxhash_rust::xxh3::xxh3_64(id.uuid().as_bytes());
-    interval.mul_f64((hash >> 11) as f64 / (1_u64 << 53) as f64)
-}
-
-/// Time between two pings: a host that has just joined is awaited.
-fn pause(connection: HostConnection, interval: Duration) -> Duration {
-    match connection {
-        HostConnection::Connecting => interval.min(Duration::from_secs(1)),
-        HostConnection::Connected | HostConnection::Disconnected => interval,
-    }
-}
-
-fn due(context: &Context, table: &Table) -> Vec<HostRef> {
-    let now = Instant::now();
-    let interval = context.deps.settings.seconds("host.ping_interval");
-    let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-    let due = table.iter_mut().filter(|(_, known)| known.next <= now && !known.busy);
-    due.map(|(id, known)| {
-        known.busy = true;
-        known.next = now + pause(known.connection, interval);
-        HostRef { id: *id, address: known.address.clone() }
-    })
-    .collect()
-}
-
-/// What follows from one ping.
-enum FollowUp {
-    None,
-    Compare(Option<u64>),
-    Missed(String),
-}
-
-async fn ping(context: Context, table: Table, host: HostRef) {
-    let timeout = context.deps.settings.seconds("host.ping_timeout");
-    let answer = context.deps.agents.ping(&host, timeout).await;
-    let misses_allowed = u32::try_from(context.deps.settings.integer("host.ping_misses")).unwrap_or(u32::MAX);
-    let follow_up = {
-        let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = table.get_mut(&host.id) else { return };
-        match answer {
-            Ok(pong) if pong.host_id != host.id => FollowUp::Missed("another host answers at its address".to_string()),
-            Ok(pong) => {
-                known.misses = 0;
-                if needs_comparison(known, &pong) { FollowUp::Compare(pong.digest) } else { FollowUp::None }
-            }
-            Err(error) => {
-                known.misses += 1;
-                let gone = known.misses >= misses_allowed && known.connection != HostConnection::Disconnected;
-                if gone { FollowUp::Missed(error.chain()) } else { FollowUp::None }
-            }
-        }
-    };
-    if let Err(error) = follow(&context, &table, host.id, follow_up).await {
-        tracing::warn!(host.id = %host.id, error = error.chain(), detail = error.detail, "a host could not be compared; trying again with the next ping");
-    }
-    if let Some(known) = table.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&host.id) {
-        known.busy = false;
-    }
-}
-
-/// While libvirt does not answer there is nothing to compare with: the last known state stands.
-fn needs_comparison(known: &Known, pong: &Pong) -> bool {
-    let restarted = known.boot_id != Some(pong.boot_id) || known.agent_id != Some(pong.agent_id);
-    pong.digest.is_some() && (known.connection != HostConnection::Connected || restarted || known.digest != pong.digest)
-}
-
-async fn follow(context: &Context, table: &Table, id: HostId, follow_up: FollowUp) -> shared::Result<()> {
-    let cx = Cx::system(FOLLOW_UP);
-    let bus = context.bus()?;
-    match follow_up {
-        FollowUp::None => return Ok(()),
-        FollowUp::Missed(reason) => bus.call(&cx, HostMissed { id, reason }).await?,
-        FollowUp::Compare(digest) => {
-            // What jobs held is compared again with the next ping: the digest stays the old one.
-            let complete = bus.call(&cx, CompareHost { id }).await?;
-            if complete && let Some(known) = table.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
-                known.digest = digest;
+    async fn run(self) {
+        let (ring, changed) = (self.context.deps.ring.clone(), Arc::clone(self.context.deps.db.reached_hosts()));
+        let (mut ring_changes, mut generation) = (ring.watch(), None);
+        let mut read_at = Instant::now();
+        loop {
+            let next = self.schedule().next();
+            let read = tokio::select! {
+                _ = ring_changes.changed() => {
+                    if generation.replace(ring.generation()) != Some(ring.generation()) {
+                        read_at = Instant::now();
+                    }
+                    continue;
+                }
+                () = tokio::time::sleep_until(read_at) => {
+                    read_at = Instant::now() + REFRESH;
+                    db::soon(self.read_all()).await
+                }
+                () = changed.any() => db::soon(self.read_some(changed.take())).await,
+                () = at(next) => {
+                    self.ping_due();
+                    continue;
+                }
+                () = self.sooner.notified() => continue,
+            };
+            if let Err(error) = read {
+                tracing::warn!(error = error.chain(), "the list of hosts could not be read");
+                read_at = Instant::now() + RETRY;
             }
         }
     }
-    let row = {
-        let mut conn = context.deps.db.read().await?;
-        db::host::get(&mut conn, id).await?
-    };
-    if let (Some(row), Some(known)) = (row, table.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id)) {
-        known.connection = row.host.connection;
-        known.boot_id = row.boot_id;
-        known.agent_id = row.agent_id;
+
+    /// Takes over what the database says of all hosts.
+    async fn read_all(&self) -> shared::Result<()> {
+        let (mut seen, mut after) = (HashSet::new(), None);
+        loop {
+            let page = {
+                let mut conn = self.context.deps.db.read().await?;
+                db::host::reach_after(&mut conn, after, PAGE).await?
+            };
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            seen.extend(self.put(page));
+        }
+        self.schedule().retain(|id| seen.contains(&id));
+        Ok(())
     }
-    Ok(())
+
+    /// Takes over what the database says of hosts that were written to.
+    async fn read_some(&self, hosts: Vec<HostId>) -> shared::Result<()> {
+        for some in hosts.chunks(PAGE as usize) {
+            let rows = {
+                let mut conn = self.context.deps.db.read().await?;
+                db::host::reach_of(&mut conn, some).await?
+            };
+            let there: HashSet<_> = self.put(rows).into_iter().collect();
+            let mut schedule = self.schedule();
+            some.iter().filter(|id| !there.contains(id)).for_each(|id| schedule.remove(*id));
+        }
+        Ok(())
+    }
+
+    /// Takes over those that are owned here, and says which.
+    fn put(&self, rows: Vec<Reach>) -> Vec<HostId> {
+        let (rhythm, now, mut schedule) = (self.rhythm(), Instant::now(), self.schedule());
+        let mine = rows.into_iter().filter(|row| self.context.deps.ring.is_mine(row.id.uuid()));
+        mine.map(|row| {
+            let id = row.id;
+            schedule.put(row, rhythm, now);
+            id
+        })
+        .collect()
+    }
+
+    fn ping_due(&self) {
+        let due = self.schedule().take_due(self.rhythm(), Instant::now());
+        for host in due {
+            self.tasks.spawn(self.clone().ping(host));
+        }
+    }
+
+    async fn ping(self, host: HostRef) {
+        let timeout = self.context.deps.settings.seconds("host.ping_timeout");
+        let answer = self.context.deps.agents.ping(&host, timeout).await;
+        let found = self.schedule().heard(host.id, answer, self.rhythm(), Instant::now());
+        if let Err(error) = self.follow(host.id, found).await {
+            tracing::warn!(host.id = %host.id, error = error.chain(), detail = error.detail, "a host could not be compared; trying again with the next ping");
+        }
+        if self.schedule().done(host.id) {
+            self.sooner.notify_one();
+        }
+    }
+
+    async fn follow(&self, id: HostId, found: Found) -> shared::Result<()> {
+        match found {
+            Found::Nothing => Ok(()),
+            Found::Missed(reason) => self.context.bus()?.call(&Cx::system(FOLLOW_UP), HostMissed { id, reason }).await,
+            Found::Changed(digest) => match self.context.deps.db.digests.get(id).await? {
+                Some(expected) if expected == digest => {
+                    self.schedule().agrees(id, Some(digest));
+                    Ok(())
+                }
+                _ => self.compare(id, Some(digest)).await,
+            },
+            Found::Compare(digest) => self.compare(id, digest).await,
+        }
+    }
+
+    /// What jobs held is compared again with the next ping: only then is the digest a known one.
+    async fn compare(&self, id: HostId, digest: Option<u64>) -> shared::Result<()> {
+        let complete = self.context.bus()?.call(&Cx::system(FOLLOW_UP), CompareHost { id }).await?;
+        self.schedule().compared(id, self.rhythm(), Instant::now());
+        if complete {
+            self.schedule().agrees(id, digest);
+        }
+        self.read_some(vec![id]).await
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn known() -> (Known, Pong) {
-        let (boot_id, agent_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let known = Known {
-            address: String::new(),
-            connection: HostConnection::Connected,
-            boot_id: Some(boot_id),
-            agent_id: Some(agent_id),
-            next: Instant::now(),
-            misses: 0,
-            digest: Some(7),
-            busy: false,
-        };
-        let pong = Pong {
-            host_id: HostId::new(),
-            boot_id,
-            agent_id,
-            agent_version: String::new(),
-            digest: Some(7),
-            libvirt_error: None,
-        };
-        (known, pong)
-    }
-
-    #[test]
-    fn only_what_differs_is_compared_and_silence_of_libvirt_is_not_a_difference() {
-        let (mut host, mut pong) = known();
-        assert!(!needs_comparison(&host, &pong));
-        pong.digest = Some(8);
-        assert!(needs_comparison(&host, &pong));
-        pong.digest = None;
-        pong.boot_id = Uuid::from_u128(9);
-        assert!(!needs_comparison(&host, &pong));
-        pong.digest = Some(7);
-        assert!(needs_comparison(&host, &pong));
-        pong.boot_id = Uuid::from_u128(1);
-        host.connection = HostConnection::Disconnected;
-        assert!(needs_comparison(&host, &pong));
-    }
-
-    #[test]
-    fn hosts_are_spread_over_the_interval() {
-        let interval = Duration::from_secs(60);
-        let early = (0..1000).filter(|_| phase(HostId::new(), interval) < interval / 2).count();
-        assert!((400..600).contains(&early), "{early}");
+/// Resolves at a moment, or never.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

@@ -86,7 +86,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetStorage) -> Result<
 }
 
 pub(super) async fn list(context: Context, _: Cx, message: ListStorages) -> Result<Page<Storage>> {
-    let mut conn = context.deps.db.read().await?;
+    let mut conn = context.deps.db.list().await?;
     let page = db::page::list(&mut conn, &db::storage::LIST, &message.params, None).await?;
     let mut page = page.read(db::storage::from_row)?;
     db::storage::fill_hosts(&mut conn, &mut page.items).await?;

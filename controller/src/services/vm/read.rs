@@ -24,7 +24,7 @@ pub(super) async fn get(context: Context, message: GetVm) -> Result<Vm> {
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListVms) -> Result<Page<Vm>> {
-    let mut conn = context.deps.db.read().await?;
+    let mut conn = context.deps.db.list().await?;
     let rows = db::page::list(&mut conn, &db::vm::LIST, &message.params, cx.caller.scope()).await?;
     let page = rows.read(db::vm::from_row)?;
     let ids: Vec<VmId> = page.items.iter().map(|vm| vm.id).collect();

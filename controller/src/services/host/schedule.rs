@@ -1,0 +1,315 @@
+//! Which host is pinged when, and what is remembered of it in between. Rules only, without I/O.
+//!
+//! Each host has its own moment in the interval, by its id, so pings are spread evenly. What a host costs
+//! between two pings is one small row here.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use shared::api::host::HostConnection;
+use shared::id::{HostId, ResourceId};
+use shared::wire::host::Pong;
+use tokio::time::Instant;
+
+use crate::agent_client::HostRef;
+use crate::db::host::Reach;
+
+/// Time between two pings of a host that has just joined: it is awaited.
+const AWAITED: Duration = Duration::from_secs(1);
+
+/// How often hosts are pinged, by the settings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rhythm {
+    /// Time between two pings. One that was missed is followed by the next after half of it.
+    pub(super) interval: Duration,
+    /// Pings in a row that may be missed.
+    pub(super) misses: u32,
+    /// Time after which a host is compared although nothing seems to have changed.
+    pub(super) compare: Duration,
+}
+
+impl Rhythm {
+    fn pause(&self, connection: HostConnection) -> Duration {
+        match connection {
+            HostConnection::Connecting => self.interval.min(AWAITED),
+            HostConnection::Connected | HostConnection::Disconnected => self.interval,
+        }
+    }
+}
+
+/// What is remembered of a host.
+#[derive(Clone, Debug)]
+struct Known {
+    reach: Reach,
+    next: Instant,
+    misses: u32,
+    /// What it answered when all was last known to be as the database says.
+    digest: Option<u64>,
+    /// When it is compared whatever it answers: files on its disks have no part in the digest.
+    compare_at: Instant,
+    /// A ping or what follows from it is on its way.
+    busy: bool,
+}
+
+/// What an answer, or none, asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing: all is as it was, or it is too early to say.
+    Nothing,
+    /// The same process as before tells of other VMs. The database may say the same, because Kring did it.
+    Changed(u64),
+    /// The host or its agent is not the one that was compared.
+    Compare(Option<u64>),
+    /// It does not answer any more, and why.
+    Missed(String),
+}
+
+/// The hosts of one controller.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    hosts: HashMap<HostId, Known>,
+    /// Those that are not busy, by their moments.
+    due: BTreeSet<(Instant, HostId)>,
+}
+
+impl Schedule {
+    /// Adds a host, or takes over how a known one is reached now.
+    pub(super) fn put(&mut self, reach: Reach, rhythm: Rhythm, now: Instant) {
+        let id = reach.id;
+        let next = now + phase(id, rhythm.pause(reach.connection));
+        match self.hosts.get_mut(&id) {
+            Some(known) => {
+                // One that has joined anew is not left to the moment of its earlier life.
+                if known.next > next && reach.connection == HostConnection::Connecting {
+                    self.due.remove(&(known.next, id));
+                    known.next = next;
+                    if !known.busy {
+                        self.due.insert((next, id));
+                    }
+                }
+                known.reach = reach;
+            }
+            None => {
+                self.due.insert((next, id));
+                let compare_at = now + phase(id, rhythm.compare);
+                self.hosts.insert(id, Known { reach, next, misses: 0, digest: None, compare_at, busy: false });
+            }
+        }
+    }
+
+    /// Forgets a host.
+    pub(super) fn remove(&mut self, id: HostId) {
+        if let Some(known) = self.hosts.remove(&id) {
+            self.due.remove(&(known.next, id));
+        }
+    }
+
+    /// Forgets every host for which `stays` is false.
+    pub(super) fn retain(&mut self, stays: impl Fn(HostId) -> bool) {
+        self.hosts.retain(|id, _| stays(*id));
+        self.due.retain(|(_, id)| stays(*id));
+    }
+
+    /// When the next host is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// Takes the hosts whose moment has come. Each is busy until [`Self::done`].
+    pub(super) fn take_due(&mut self, rhythm: Rhythm, now: Instant) -> Vec<HostRef> {
+        let mut taken = Vec::new();
+        while let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.due.remove(&(at, id));
+            let Some(known) = self.hosts.get_mut(&id) else { continue };
+            known.busy = true;
+            // Counted from its moment, so that it keeps it however late the ping is; moments that are
+            // over are left out.
+            let pause = rhythm.pause(known.reach.connection);
+            known.next = if at + pause > now { at + pause } else { now + pause };
+            taken.push(HostRef { id, address: known.reach.address.clone() });
+        }
+        taken
+    }
+
+    /// What follows from the answer to a ping, or from there being none.
+    pub(super) fn heard(&mut self, id: HostId, answer: shared::Result<Pong>, rhythm: Rhythm, now: Instant) -> Found {
+        let Some(known) = self.hosts.get_mut(&id) else { return Found::Nothing };
+        match answer {
+            Ok(pong) if pong.host_id != id => Found::Missed("another host answers at its address".to_string()),
+            Ok(pong) => {
+                known.misses = 0;
+                known.found(&pong, now)
+            }
+            Err(error) => {
+                known.misses = known.misses.saturating_add(1);
+                if known.reach.connection == HostConnection::Disconnected {
+                    return Found::Nothing;
+                }
+                known.next = known.next.min(now + rhythm.interval / 2);
+                if known.misses >= rhythm.misses { Found::Missed(error.chain()) } else { Found::Nothing }
+            }
+        }
+    }
+
+    /// Remembers that the host was compared.
+    pub(super) fn compared(&mut self, id: HostId, rhythm: Rhythm, now: Instant) {
+        if let Some(known) = self.hosts.get_mut(&id) {
+            known.compare_at = now + rhythm.compare;
+        }
+    }
+
+    /// Remembers that all was as the database says when the host answered this.
+    pub(super) fn agrees(&mut self, id: HostId, digest: Option<u64>) {
+        if let Some(known) = self.hosts.get_mut(&id) {
+            known.digest = digest;
+        }
+    }
+
+    /// The ping of a host and what followed from it are over. True when it is the next one that is due.
+    pub(super) fn done(&mut self, id: HostId) -> bool {
+        let Some(known) = self.hosts.get_mut(&id) else { return false };
+        known.busy = false;
+        let due = (known.next, id);
+        self.due.insert(due);
+        self.due.first() == Some(&due)
+    }
+}
+
+impl Known {
+    /// While libvirt does not answer there is nothing to compare with: the last known state stands.
+    fn found(&self, pong: &Pong, now: Instant) -> Found {
+        let Some(digest) = pong.digest else { return Found::Nothing };
+        let compared = (Some(pong.boot_id), Some(pong.agent_id));
+        if self.reach.connection != HostConnection::Connected || (self.reach.boot_id, self.reach.agent_id) != compared {
+            return Found::Compare(pong.digest);
+        }
+        if self.compare_at <= now {
+            return Found::Compare(pong.digest);
+        }
+        if self.digest == pong.digest { Found::Nothing } else { Found::Changed(digest) }
+    }
+}
+
+/// A host's own moment in the interval.
+fn phase(id: HostId, interval: Duration) -> Duration {
+    let hash = xxhash_rust::xxh3::xxh3_64(id.uuid().as_bytes());
+    interval.mul_f64((hash >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::{Code, Error};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+    const RHYTHM: Rhythm = Rhythm { interval: MINUTE, misses: 2, compare: Duration::from_secs(3600) };
+
+    fn reach(id: HostId) -> Reach {
+        let (boot_id, agent_id) = (Some(Uuid::from_u128(1)), Some(Uuid::from_u128(2)));
+        Reach { id, address: "a:1".to_string(), connection: HostConnection::Connected, boot_id, agent_id }
+    }
+
+    fn pong(host_id: HostId, digest: Option<u64>) -> Pong {
+        let (boot_id, agent_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        Pong { host_id, boot_id, agent_id, agent_version: String::new(), digest, libvirt_error: None }
+    }
+
+    fn one() -> (Schedule, HostId) {
+        let (mut schedule, id) = (Schedule::default(), HostId::new());
+        schedule.put(reach(id), RHYTHM, Instant::now());
+        schedule.agrees(id, Some(7));
+        (schedule, id)
+    }
+
+    #[test]
+    fn only_what_differs_is_looked_at_and_silence_of_libvirt_is_not_a_difference() {
+        let (mut schedule, id) = one();
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(8))), RHYTHM, Instant::now()), Found::Changed(8));
+        let restarted = |digest| Pong { boot_id: Uuid::from_u128(9), ..pong(id, digest) };
+        assert_eq!(schedule.heard(id, Ok(restarted(None)), RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(restarted(Some(7))), RHYTHM, Instant::now()), Found::Compare(Some(7)));
+        schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, Instant::now());
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Compare(Some(7)));
+    }
+
+    #[test]
+    fn a_host_is_missed_after_so_many_pings_in_a_row_and_once() {
+        let (mut schedule, id) = one();
+        let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
+        assert_eq!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Nothing);
+        assert!(matches!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Missed(_)));
+        schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, Instant::now());
+        assert_eq!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Nothing);
+        let other = Ok(pong(HostId::new(), Some(7)));
+        assert!(matches!(schedule.heard(id, other, RHYTHM, Instant::now()), Found::Missed(_)));
+    }
+
+    #[test]
+    fn one_that_was_missed_is_asked_again_sooner_but_not_when_it_is_known_to_be_away() {
+        let (mut schedule, id) = one();
+        let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
+        let begin = schedule.next().unwrap();
+        assert_eq!(schedule.take_due(RHYTHM, begin).len(), 1);
+        assert_eq!(schedule.heard(id, silent(), RHYTHM, begin), Found::Nothing);
+        assert!(schedule.done(id));
+        assert_eq!(schedule.next(), Some(begin + MINUTE / 2));
+        assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE / 2).len(), 1);
+        schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, begin);
+        assert_eq!(schedule.heard(id, silent(), RHYTHM, begin + MINUTE / 2), Found::Nothing);
+        assert!(schedule.done(id));
+        assert_eq!(schedule.next(), Some(begin + MINUTE + MINUTE / 2));
+    }
+
+    #[test]
+    fn a_host_is_compared_once_in_a_while_although_nothing_differs() {
+        let (mut schedule, id) = one();
+        let later = Instant::now() + RHYTHM.compare;
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Compare(Some(7)));
+        schedule.compared(id, RHYTHM, later);
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Nothing);
+    }
+
+    #[test]
+    fn each_host_has_a_moment_of_its_own_and_keeps_it() {
+        let (mut schedule, begin) = (Schedule::default(), Instant::now());
+        (0..1000).for_each(|_| schedule.put(reach(HostId::new()), RHYTHM, begin));
+        let early = schedule.take_due(RHYTHM, begin + MINUTE / 2).len();
+        assert!((400..600).contains(&early), "{early}");
+        assert!(schedule.take_due(RHYTHM, begin + MINUTE / 2).is_empty());
+        // Those that are still busy are not taken again; the others are.
+        assert_eq!(early + schedule.take_due(RHYTHM, begin + MINUTE).len(), 1000);
+        assert!(schedule.take_due(RHYTHM, begin + 2 * MINUTE).is_empty() && schedule.next().is_none());
+        let ids: Vec<_> = schedule.hosts.keys().copied().collect();
+        assert_ne!(ids.iter().filter(|id| schedule.done(**id)).count(), 0);
+        assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE + MINUTE / 2).len(), early);
+        // A moment that is over long since is not made up for.
+        let late = begin + 10 * MINUTE;
+        assert_ne!(ids.iter().filter(|id| schedule.done(**id)).count(), 0);
+        assert_eq!(schedule.take_due(RHYTHM, late).len(), 1000);
+        assert_ne!(ids.iter().filter(|id| schedule.done(**id)).count(), 0);
+        assert!(schedule.next().is_some_and(|next| next > late));
+    }
+
+    #[test]
+    fn a_host_that_joins_is_awaited_and_one_that_is_gone_is_forgotten() {
+        let (mut schedule, id) = one();
+        let now = Instant::now();
+        schedule.put(Reach { connection: HostConnection::Connecting, address: "b:2".into(), ..reach(id) }, RHYTHM, now);
+        let due = schedule.take_due(RHYTHM, now + AWAITED);
+        assert_eq!(due, [HostRef { id, address: "b:2".to_string() }]);
+        schedule.remove(id);
+        assert!(
+            !schedule.done(id)
+                && schedule.next().is_none()
+                && schedule.heard(id, Ok(pong(id, None)), RHYTHM, now) == Found::Nothing
+        );
+        schedule.put(reach(id), RHYTHM, now);
+        schedule.retain(|other| other != id);
+        assert!(schedule.next().is_none());
+    }
+}

@@ -1,0 +1,134 @@
+//! `hosts`: what hosts cost on which nothing happens, what many dead ones do to the others, and how long
+//! a restarted controller needs to have heard of every one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use shared::api::page::Page;
+
+use super::{Bench, process};
+use crate::cluster::{Cluster, Setup};
+use crate::sim;
+
+/// Hosts that join at a time.
+const JOINS: usize = 32;
+/// One of so many hosts dies.
+const DEAD: usize = 10;
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Measures with so many hosts, one number after the other, each pinged in this interval.
+///
+/// # Errors
+/// When anything fails.
+pub async fn run(sizes: &[usize], interval: Duration) -> anyhow::Result<()> {
+    process::allow_files()?;
+    let mut bench = Bench::begin("hosts")?;
+    let mut cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
+    cluster.set("host.ping_interval", interval.as_secs_f64().into()).await?;
+    for size in sizes {
+        join(&mut bench, &cluster, *size).await?;
+        rest(&mut bench, &cluster, interval).await?;
+    }
+    die(&mut bench, &cluster, interval).await?;
+    restart(&mut bench, &mut cluster).await?;
+    cluster.stop().await?;
+    bench.end()
+}
+
+/// As many hosts as are missing join, like real ones.
+async fn join(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {
+    let pid = cluster.pid().context("the controller is a process")?;
+    let (begin, cpu, missing) = (Instant::now(), process::cpu_seconds(pid)?, size - cluster.sim.hosts().len());
+    stream::iter(0..missing)
+        .map(|_| async { cluster.sim.join(&cluster.api.join_token().await?.token).await })
+        .buffer_unordered(JOINS)
+        .try_for_each(|_| async { Ok(()) })
+        .await?;
+    until_counted(cluster, "connected", size).await?;
+    let joined = missing as f64 / begin.elapsed().as_secs_f64();
+    bench.figure(format!("{size} hosts: joined a second"), joined, "", "");
+    let each = (process::cpu_seconds(pid)? - cpu) * 1000.0 / missing as f64;
+    bench.point((size, "hosts"), "CPU each join", each, "ms", "");
+    Ok(())
+}
+
+/// Nothing happens for an interval.
+async fn rest(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyhow::Result<()> {
+    let pid = cluster.pid().context("the controller is a process")?;
+    let hosts = cluster.sim.hosts();
+    let size = hosts.len();
+    // Each has its own moment from its first ping on, which is within an interval after its joining.
+    tokio::time::sleep(interval).await;
+    let (begin, cpu, before) = (Instant::now(), process::cpu_seconds(pid)?, pings(&hosts));
+    let mut sockets = Vec::new();
+    while begin.elapsed() < interval {
+        tokio::time::sleep(LOOK).await;
+        sockets.push(u32::try_from(process::sockets(pid)?)?);
+    }
+    let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
+    let pinged = (pings(&hosts) - before) as f64;
+    sockets.sort_unstable();
+    bench.figure(format!("{size} hosts: pings a second"), pinged / took, "", "");
+    bench.point((size, "hosts"), "CPU each ping", cpu * 1e6 / pinged, "µs", "");
+    bench.point((size, "hosts"), "of a core", cpu / took * 100.0, "%", "at most 40");
+    let memory = process::resident(pid)? as f64;
+    bench.point((size, "hosts"), "memory", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
+    bench.figure(format!("{size} hosts: open sockets of the controller, p50"), super::quantile(&sockets, 0.5), "", "");
+    let simulator = process::resident(std::process::id())? as f64;
+    bench.figure(format!("{size} hosts: memory of the simulator, each"), simulator / 1024.0 / size as f64, "KiB", "10");
+    Ok(())
+}
+
+/// Some hosts take connections and say nothing any more.
+async fn die(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyhow::Result<()> {
+    let hosts = cluster.sim.hosts();
+    let (dead, alive): (Vec<_>, Vec<_>) = hosts.iter().enumerate().partition(|(n, _)| n % DEAD == 0);
+    for (_, host) in &alive {
+        host.pings.take_longest();
+    }
+    let begin = Instant::now();
+    dead.iter().for_each(|(_, host)| host.freeze());
+    until_counted(cluster, "disconnected", dead.len()).await?;
+    let noticed = begin.elapsed().as_secs_f64() / interval.as_secs_f64();
+    bench.figure(format!("{} dead hosts: all noticed after", dead.len()), noticed, "interv.", "at most 3");
+    let longest = alive.iter().map(|(_, host)| host.pings.take_longest()).max().unwrap_or_default();
+    let late = longest.saturating_sub(interval).as_secs_f64();
+    bench.figure(format!("{} dead hosts: latest ping of another", dead.len()), late, "s", "at most 1");
+    dead.iter().for_each(|(_, host)| host.thaw());
+    until_counted(cluster, "connected", hosts.len()).await
+}
+
+/// The controller is killed and started again.
+async fn restart(bench: &mut Bench, cluster: &mut Cluster) -> anyhow::Result<()> {
+    let hosts = cluster.sim.hosts();
+    cluster.kill().await?;
+    let (begin, killed) = (Instant::now(), cluster.sim.age());
+    cluster.run().await?;
+    let ready = begin.elapsed().as_secs_f64();
+    while hosts.iter().any(|host| host.pings.last() <= killed) {
+        tokio::time::sleep(LOOK).await;
+    }
+    bench.figure(format!("{} hosts: restarted controller ready", hosts.len()), ready, "s", "");
+    let all = begin.elapsed().as_secs_f64();
+    bench.figure(format!("{} hosts: every one confirmed", hosts.len()), all, "s", "at most 90");
+    Ok(())
+}
+
+fn pings(hosts: &[Arc<sim::Host>]) -> u64 {
+    hosts.iter().map(|host| host.pings.count()).sum()
+}
+
+/// Waits until so many hosts have this connection.
+async fn until_counted(cluster: &Cluster, connection: &str, wanted: usize) -> anyhow::Result<()> {
+    let path = format!("/v1/hosts?q=connection={connection}&count=true&limit=1&fields=id");
+    loop {
+        let page: Page<serde_json::Value> = cluster.api.get(&path).await?;
+        if page.count.is_some_and(|count| count >= wanted as u64) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,144 @@
+//! The plot of a benchmark: how each of its figures grows with the size, both on logarithmic scales, as an
+//! SVG. A cost per unit that does not grow is a flat line.
+
+use std::fmt::Write as _;
+
+use super::Series;
+
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 420.0;
+/// Room for the numbers beside the axes and for the names of the lines.
+const LEFT: f64 = 70.0;
+const RIGHT: f64 = 250.0;
+const TOP: f64 = 40.0;
+const BOTTOM: f64 = 50.0;
+const COLOURS: &[&str] = &["#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989"];
+
+/// Powers of ten from the one below the least value to the one above the greatest.
+struct Scale {
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+}
+
+impl Scale {
+    fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+        let (mut least, mut most) = (f64::INFINITY, 0.0_f64);
+        for value in values.filter(|value| *value > 0.0) {
+            (least, most) = (least.min(value), most.max(value));
+        }
+        let (low, high) = if most > 0.0 { (least.log10().floor(), most.log10().ceil()) } else { (0.0, 1.0) };
+        Self { low, high: high.max(low + 1.0), from, to }
+    }
+
+    fn at(&self, value: f64) -> f64 {
+        let share = (value.max(f64::MIN_POSITIVE).log10() - self.low) / (self.high - self.low);
+        self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
+    }
+
+    fn powers(&self) -> impl Iterator<Item = f64> + use<> {
+        (self.low as i32..=self.high as i32).map(|n| 10_f64.powi(n))
+    }
+}
+
+/// Draws the lines of `title` over the size, which is counted in `of`.
+#[must_use]
+pub fn svg(title: &str, of: &str, series: &[Series]) -> String {
+    let points = || series.iter().flat_map(|line| line.points.iter());
+    let x = Scale::over(points().map(|(size, _)| *size), LEFT, WIDTH - RIGHT);
+    let y = Scale::over(points().map(|(_, value)| *value), HEIGHT - BOTTOM, TOP);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n<text x=\"{LEFT}\" y=\"22\" font-size=\"15\" font-weight=\"bold\">{title}</text>\n"
+    );
+    let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+    for power in x.powers() {
+        let at = x.at(power);
+        let _ = writeln!(
+            svg,
+            "<path d=\"M{at:.1} {TOP}V{bottom}\" stroke=\"#d8dee4\"/><text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+            bottom + 18.0,
+            number(power)
+        );
+    }
+    for power in y.powers() {
+        let at = y.at(power);
+        let _ = writeln!(
+            svg,
+            "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"#d8dee4\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            LEFT - 8.0,
+            at + 4.0,
+            number(power)
+        );
+    }
+    let _ = writeln!(
+        svg,
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{of}</text>",
+        f64::midpoint(LEFT, right),
+        bottom + 38.0
+    );
+    for (n, Series { name, unit, points }) in series.iter().enumerate() {
+        let colour = COLOURS[n % COLOURS.len()];
+        let path: Vec<_> =
+            points.iter().map(|(size, value)| format!("{:.1},{:.1}", x.at(*size), y.at(*value))).collect();
+        let _ = writeln!(
+            svg,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            path.join(" ")
+        );
+        for point in &path {
+            let (cx, cy) = point.split_once(',').unwrap_or_default();
+            let _ = writeln!(svg, "<circle cx=\"{cx}\" cy=\"{cy}\" r=\"3\" fill=\"{colour}\"/>");
+        }
+        let (label, at) = (right + 18.0, TOP + 10.0 + 22.0 * n as f64);
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{label}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{colour}\"/><text x=\"{}\" y=\"{at}\">{name}, {unit}</text>",
+            at - 9.0,
+            label + 16.0
+        );
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// A power of ten for people.
+fn number(power: f64) -> String {
+    match power {
+        p if p >= 1e6 => format!("{} M", p / 1e6),
+        p if p >= 1e3 => format!("{} k", p / 1e3),
+        p => format!("{p}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cost_that_stays_is_a_flat_line_and_every_point_is_in_the_picture() {
+        let flat = Series { name: "cost".into(), unit: "ms", points: vec![(10.0, 2.0), (1000.0, 2.0), (1e6, 2.0)] };
+        let grows = Series { name: "time".into(), unit: "s", points: vec![(10.0, 0.5), (1e6, 800.0)] };
+        let drawn = svg("create", "VMs", &[flat, grows]);
+        let lines: Vec<Vec<(f64, f64)>> = drawn
+            .lines()
+            .filter_map(|line| line.strip_prefix("<polyline points=\"")?.split_once('"'))
+            .map(|(points, _)| {
+                let point = |text: &str| {
+                    let (x, y) = text.split_once(',').unwrap();
+                    (x.parse().unwrap(), y.parse().unwrap())
+                };
+                points.split(' ').map(point).collect()
+            })
+            .collect();
+        assert!(lines.len() == 2 && lines[0].iter().all(|(_, y)| (*y - lines[0][0].1).abs() < 0.01), "{drawn}");
+        assert!(lines[1][0].1 > lines[1][1].1, "more is higher up");
+        let inside = |(x, y): &(f64, f64)| (LEFT..=WIDTH - RIGHT).contains(x) && (TOP..=HEIGHT - BOTTOM).contains(y);
+        assert!(lines.iter().flatten().all(inside), "{drawn}");
+    }
+
+    #[test]
+    fn nothing_measured_is_an_empty_picture() {
+        assert!(!svg("x", "y", &[]).contains("polyline") && !svg("x", "y", &[]).contains("NaN"));
+    }
+}

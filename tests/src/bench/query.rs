@@ -1,0 +1,130 @@
+//! `query`: reads of very many VMs, and a restart of the controller that has them. Each request comes after
+//! the one before was answered, but for the last figure.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::{StreamExt, stream};
+use shared::api::page::Page;
+use shared::api::vm::Vm;
+
+use super::{Bench, process, quantile, seed};
+use crate::client::Client;
+use crate::cluster::Cluster;
+
+/// Requests of each kind.
+const REQUESTS: usize = 200;
+/// Hosts that the VMs are on.
+const HOSTS: usize = 100;
+
+/// Lists: what they are called, how they are asked for, and what is asked.
+const LISTS: &[(&str, &str)] = &[
+    ("page by id", "/v1/vms?limit=100"),
+    ("page by state, sorted by name", "/v1/vms?limit=100&q=state=running&sort=name"),
+    ("page by a rare state, sorted by name", "/v1/vms?limit=100&q=state=paused&sort=name"),
+    ("page by vcpus, sorted by id", "/v1/vms?limit=100&q=vcpus=3&sort=id"),
+    ("by nics.ip", "/v1/vms?q=nics.ip=10.96.1.{n}"),
+    ("by host.name", "/v1/vms?limit=100&q=host.name={host}"),
+    ("by name", "/v1/vms?q=name=seed-{n}"),
+];
+
+/// Measures with so many VMs, one number after the other.
+///
+/// # Errors
+/// When anything fails.
+pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
+    process::allow_files()?;
+    let mut bench = Bench::begin("query")?;
+    let (mut cluster, vm) = seed::begin(HOSTS).await?;
+    let mut there = 0;
+    for &size in sizes {
+        cluster.kill().await?;
+        seed::multiply(&cluster, &vm, there, size - there).await?;
+        there = size;
+        restart(&mut bench, &mut cluster, size).await?;
+        reads(&mut bench, &cluster, size).await?;
+        slow(&mut bench, &cluster, size).await?;
+    }
+    cluster.stop().await?;
+    bench.end()
+}
+
+/// From nothing to an API that answers, with all hosts heard of afterwards.
+async fn restart(bench: &mut Bench, cluster: &mut Cluster, size: usize) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    cluster.run().await?;
+    bench.point((size, "VMs"), "restart until ready", begin.elapsed().as_secs_f64(), "s", "at most 5");
+    let pid = cluster.pid().context("the controller is a process")?;
+    let memory = process::resident(pid)? as f64;
+    bench.point((size, "VMs"), "memory after it", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
+    Ok(())
+}
+
+async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {
+    let hosts = cluster.sim.hosts();
+    let mut get = Vec::new();
+    for n in 0..REQUESTS {
+        let id = seed::vm_id(n * 7919 % size)?;
+        get.push(timed(&cluster.api, &format!("/v1/vms/{id}")).await?.0);
+    }
+    bench.point((size, "VMs"), "get, p99", p99(get), "ms", "at most 2");
+    for (name, path) in LISTS {
+        let mut times = Vec::new();
+        let mut cursor: Option<String> = None;
+        for n in 0..REQUESTS {
+            let path = path.replace("{n}", &(n % 200).to_string());
+            let path = path.replace("{host}", hosts[n % hosts.len()].name.as_str());
+            // Every other page is one behind the page before.
+            let behind = cursor.take().filter(|_| n % 2 == 1 && !path.contains("host.name"));
+            let path = behind.map_or_else(|| path.clone(), |cursor| format!("{path}&cursor={cursor}"));
+            let (took, page) = timed(&cluster.api, &path).await?;
+            let page: Page<Vm> = serde_json::from_str(&page)?;
+            anyhow::ensure!(!page.items.is_empty() || n % 2 == 1 || size < 1000, "{path} found nothing");
+            cursor = page.next_cursor;
+            times.push(took);
+        }
+        bench.point((size, "VMs"), &format!("{name}, p99"), p99(times), "ms", "at most 10");
+    }
+    let mut times = Vec::new();
+    for _ in 0..10 {
+        times.push(timed(&cluster.api, "/v1/vms?limit=1&count=true").await?.0);
+    }
+    bench.point((size, "VMs"), "count, p99", p99(times), "ms", "at most 200");
+    Ok(())
+}
+
+/// A filter that no index helps with, and what it does to others.
+async fn slow(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {
+    let path = "/v1/vms?q=hostname~=nonesuch";
+    let begin = Instant::now();
+    let asked = cluster.api.send(crate::client::Call::new(reqwest::Method::GET, path)).await?;
+    bench.point((size, "VMs"), "without an index", begin.elapsed().as_secs_f64(), "s", "at most 2");
+    bench.figure(format!("{size} VMs: without an index, status"), f64::from(asked.status), "", "");
+    let slow = stream::iter(0..8).map(|_| cluster.api.send(crate::client::Call::new(reqwest::Method::GET, path)));
+    let slow = slow.buffer_unordered(8).collect::<Vec<_>>();
+    let gets = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut times = Vec::new();
+        for n in 0..REQUESTS {
+            let id = seed::vm_id(n * 7919 % size)?;
+            times.push(timed(&cluster.api, &format!("/v1/vms/{id}")).await?.0);
+        }
+        anyhow::Ok(times)
+    };
+    let (_, times) = tokio::join!(slow, gets);
+    bench.point((size, "VMs"), "get beside eight such, p99", p99(times?), "ms", "");
+    Ok(())
+}
+
+async fn timed(api: &Client, path: &str) -> anyhow::Result<(u32, String)> {
+    let begin = Instant::now();
+    let reply = api.send(crate::client::Call::new(reqwest::Method::GET, path)).await?;
+    anyhow::ensure!(reply.status == 200, "{path}: {}", reply.text);
+    Ok((u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX), reply.text))
+}
+
+/// In milliseconds, of microseconds.
+fn p99(mut times: Vec<u32>) -> f64 {
+    times.sort_unstable();
+    quantile(&times, 0.99) / 1000.0
+}
