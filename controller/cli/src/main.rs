@@ -5,6 +5,7 @@
 
 mod cli;
 mod client;
+mod cmd;
 mod commands;
 mod config;
 mod context;
