@@ -38,6 +38,8 @@ pub fn network(network: &Network) -> NetworkSpec {
         service_address: network.service_address,
         dns: network.dns.clone(),
         mtu: network.mtu,
+        uplink: network.uplink.clone(),
+        vlan: network.vlan,
     }
 }
 

@@ -170,6 +170,8 @@ impl World {
             cidr: cidr.parse()?,
             cluster_id: None,
             gateway: None,
+            uplink: None,
+            vlan: None,
             dns: Vec::new(),
             mtu: None,
         };

@@ -181,10 +181,12 @@ pub fn network(kind: NetworkKind, n: u8) -> NetworkSpec {
         network_id: format!("01939f00-0000-7000-8000-0000ab12cd{n:02x}").parse::<NetworkId>().unwrap(),
         kind,
         cidr: format!("10.77.{n}.0/24").parse().unwrap(),
-        gateway: format!("10.77.{n}.1").parse().unwrap(),
+        gateway: Some(format!("10.77.{n}.1").parse().unwrap()),
         service_address: format!("10.77.{n}.2").parse().unwrap(),
         dns: vec![],
         mtu: 1400,
+        uplink: None,
+        vlan: None,
     }
 }
 

@@ -90,6 +90,6 @@ pub fn outside() -> &'static str {
 /// What is on the host of Kring's networks; "0" when there is nothing.
 pub fn left_over() -> String {
     sh(
-        "ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep netns/kring- /proc/self/mounts",
+        "ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep '/[.]tmp.*netns/kring-' /proc/self/mounts",
     )
 }

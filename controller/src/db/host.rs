@@ -64,11 +64,11 @@ pub async fn join(tx: &mut Tx, host: &Host) -> Result<()> {
     tx.touch_host(host.id);
     let done = sqlx::query(
         "INSERT INTO host (id, name, cluster_id, address, admin_state, connection, connection_reason, arch, vcpus_total,
-             vcpus_reserved, memory_total, memory_reserved, facts, created_at, version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $12, 0)
+             vcpus_reserved, memory_total, memory_reserved, facts, created_at, nics, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $12, $13, 0)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address, connection = excluded.connection,
              connection_reason = excluded.connection_reason, arch = excluded.arch, vcpus_total = excluded.vcpus_total,
-             memory_total = excluded.memory_total, facts = excluded.facts, version = host.version + 1",
+             memory_total = excluded.memory_total, facts = excluded.facts, nics = excluded.nics, version = host.version + 1",
     )
     .bind(host.id.to_string())
     .bind(host.name.to_string())
@@ -82,9 +82,15 @@ pub async fn join(tx: &mut Tx, host: &Host) -> Result<()> {
     .bind(host.capacity.memory_total.as_i64())
     .bind(json(&host.facts)?)
     .bind(host.created_at.ms())
+    .bind(nics(&host.facts))
     .execute(tx.conn())
     .await;
     name_taken(done, "host", &host.name)
+}
+
+/// The names of a host's network interfaces as the placement looks for them.
+fn nics(facts: &HostFacts) -> String {
+    facts.nics.iter().fold(String::from(" "), |all, nic| all + &nic.name + " ")
 }
 
 /// One host.
@@ -153,7 +159,7 @@ pub async fn set_facts(
     tx.touch_host(id);
     sqlx::query(
         "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, boot_id = $6, agent_id = $7,
-             last_seen_at = $8, version = version + 1 WHERE id = $1",
+             last_seen_at = $8, nics = $9, version = version + 1 WHERE id = $1",
     )
     .bind(id.to_string())
     .bind(json(facts)?)
@@ -163,6 +169,7 @@ pub async fn set_facts(
     .bind(boot_id.to_string())
     .bind(agent_id.to_string())
     .bind(now.ms())
+    .bind(nics(facts))
     .execute(tx.conn())
     .await?;
     Ok(())

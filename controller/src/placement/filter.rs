@@ -45,6 +45,11 @@ const FILTERS: &[Filter] = &[
     },
     Filter { name: "arch", reason: |_| "the host has another architecture".to_string(), keep: |p, _| runs_images(p) },
     Filter {
+        name: "uplink",
+        reason: |r| format!("the host has not every interface that the networks lie on: {}", r.uplinks.join(", ")),
+        keep: |p, r| r.uplinks.iter().all(|uplink| p.nics.split(' ').any(|nic| nic == uplink)),
+    },
+    Filter {
         name: "vcpus",
         reason: |r| format!("fewer than {} vcpus are left", r.vcpus),
         keep: |p, r| p.vcpus.0.saturating_sub(p.vcpus.1) >= r.vcpus,
@@ -159,6 +164,7 @@ pub(super) mod testing {
             admin_state: HostAdminState::Enabled,
             connection: HostConnection::Connected,
             arch: Arch::X86,
+            nics: " eth0 eth1 ".to_string(),
             vcpus: (8, 0),
             memory: (shared::units::Bytes::gib(8), shared::units::Bytes(0)),
             storages: vec![PlaceStorage {
@@ -176,6 +182,7 @@ pub(super) mod testing {
             disk: shared::units::Bytes::gib(10),
             cluster: None,
             host: None,
+            uplinks: vec!["eth1".to_string()],
             storage_overcommit: 1.0,
         }
     }
@@ -211,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_refusal_counts_what_each_filter_dropped() {
-        let mut places: Vec<_> = (1..=7).map(place).collect();
+        let mut places: Vec<_> = (1..=8).map(place).collect();
         places[0].connection = HostConnection::Disconnected;
         places[1].admin_state = HostAdminState::Maintenance;
         places[2].vcpus.1 = 7;
@@ -219,6 +226,7 @@ mod tests {
         places[4].storages[0].reserved = Bytes::gib(95);
         places[5].storages.clear();
         places[6].arch = Arch::Other;
+        places[7].nics = " eth0 eth10 ".to_string();
         assert!(places.iter().all(|place| takes(place, &request()).is_none()));
         let report = report(places.iter(), &request());
         let dropped: Vec<_> = report.filters.iter().map(|f| (f.filter.as_str(), f.dropped)).collect();
@@ -228,12 +236,13 @@ mod tests {
             ("connection", 1),
             ("admin_state", 1),
             ("arch", 1),
+            ("uplink", 1),
             ("vcpus", 1),
             ("memory", 1),
             ("storage", 2),
         ];
         assert_eq!(dropped, expected);
         let error = refusal(&report);
-        assert_eq!((error.code, error.causes.len()), (Code::NoHostFits, 6));
+        assert_eq!((error.code, error.causes.len()), (Code::NoHostFits, 7));
     }
 }

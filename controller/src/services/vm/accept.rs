@@ -119,6 +119,7 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
         ));
     }
     let mut cluster: Option<ClusterId> = None;
+    let mut uplinks: Vec<String> = Vec::new();
     for (n, nic) in body.nics.iter().enumerate() {
         let network = db::network::get(&mut conn, nic.network_id).await?.filter(|network| visible(network.account_id));
         let field = format!("nics[{n}].network_id");
@@ -129,6 +130,7 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
             return Err(Error::invalid(&field, "the networks of a VM must be in one cluster"));
         }
         cluster = Some(network.cluster_id);
+        uplinks.extend(network.uplink.filter(|uplink| !uplinks.contains(uplink)));
     }
     let hostname = match &body.hostname {
         Some(hostname) => hostname.clone(),
@@ -145,6 +147,7 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
         cluster,
         root_volume: VolumeId::new(),
         storage_overcommit: context.deps.settings.number("placement.storage_overcommit"),
+        uplinks,
         shortlist: Vec::new(),
         place: None,
         body,

@@ -42,6 +42,9 @@ pub(super) struct State {
     pub(super) cluster: Option<ClusterId>,
     pub(super) root_volume: VolumeId,
     pub(super) storage_overcommit: f64,
+    /// Interfaces that the host must have.
+    #[serde(default)]
+    pub(super) uplinks: Vec<String>,
     /// Best hosts, from the last look.
     pub(super) shortlist: Vec<(HostId, StorageId)>,
     /// The host that was reserved.
@@ -56,6 +59,7 @@ impl State {
             disk: self.disk,
             cluster: self.cluster,
             host: self.body.host_id,
+            uplinks: self.uplinks.clone(),
             storage_overcommit: self.storage_overcommit,
         }
     }
