@@ -13,6 +13,7 @@ use crate::identity;
 use crate::libvirt::Hypervisor;
 use crate::network::Networks;
 use crate::storage::images::Images;
+use crate::storage::shared::Looks;
 use crate::task::Tasks;
 
 /// One running agent.
@@ -29,6 +30,8 @@ pub struct App {
     pub controller: controller::Client,
     /// The image cache.
     pub images: Images,
+    /// Looks at shared storages.
+    pub looks: Looks,
     /// Commands that run and that ran.
     pub tasks: Tasks,
     /// Cancelled when the agent stops.

@@ -128,6 +128,7 @@ pub async fn start(config: Config, hypervisor: Arc<dyn Hypervisor>) -> Result<Ru
         controller: Client::new(Arc::clone(&identity), &config.controller, store, Events::default()),
         images: Images::new(&config).map_err(Error::Images)?,
         networks: Networks::new(&config, tracker.clone(), shutdown.clone()),
+        looks: Default::default(),
         tasks: Tasks::new(&config.agent),
         boot_id: boot_id().map_err(Error::BootId)?,
         agent_id: Uuid::new_v4(),

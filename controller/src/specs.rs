@@ -46,5 +46,5 @@ pub fn network(network: &Network) -> NetworkSpec {
 /// A storage.
 #[must_use]
 pub fn storage(storage: &Storage) -> StorageSpec {
-    StorageSpec { storage_id: storage.id, path: storage.path.clone() }
+    StorageSpec { storage_id: storage.id, path: storage.path.clone(), kind: storage.kind }
 }

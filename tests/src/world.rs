@@ -193,6 +193,7 @@ impl World {
             ssh_keys: Vec::new(),
             user_data: None,
             host_id: None,
+            storage_id: None,
             start: true,
         }
     }

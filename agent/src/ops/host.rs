@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::id::TaskId;
-use shared::wire::host::{HostFacts, InspectHost, Inventory, StorageSpec};
+use shared::units::Bytes;
+use shared::wire::host::{HostFacts, InspectHost, Inventory, StorageReport, StorageSpec};
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
 
@@ -59,7 +60,7 @@ async fn look(app: &Arc<App>, cx: &TaskCx, storages: Vec<StorageSpec>) -> Result
     });
     let listing = cx.until_cancelled(app.hypervisor.list());
     let networks = async { Ok::<_, Error>(app.networks.list()?) };
-    let disks = cx.until_cancelled(on_disks(app, storages));
+    let disks = cx.until_cancelled(on_disks(app, cx, storages));
     let (facts, listing, networks, disks) = tokio::try_join!(facts, listing, networks, disks)?;
     Ok(Inventory {
         facts,
@@ -73,11 +74,23 @@ async fn look(app: &Arc<App>, cx: &TaskCx, storages: Vec<StorageSpec>) -> Result
 }
 
 /// The part of an inventory that lies on disks.
-async fn on_disks(app: &Arc<App>, storages: Vec<StorageSpec>) -> Result<Inventory> {
+async fn on_disks(app: &Arc<App>, cx: &TaskCx, storages: Vec<StorageSpec>) -> Result<Inventory> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for storage in storages {
+        // One that is lost is told of, and does not hide the others.
+        match local::look(app, cx, &storage).await {
+            Ok(()) => good.push(storage),
+            Err(error) => {
+                tracing::warn!(storage.id = %storage.storage_id, error = error.chain(), "a storage cannot be used");
+                let (storage_id, error) = (storage.storage_id, Some(error.chain()));
+                bad.push(StorageReport { storage_id, total: Bytes(0), available: Bytes(0), error });
+            }
+        }
+    }
     let app = Arc::clone(app);
     let look = move || {
-        let mut found = Inventory { images: app.images.list()?, ..Inventory::default() };
-        for storage in &storages {
+        let mut found = Inventory { images: app.images.list()?, storages: bad, ..Inventory::default() };
+        for storage in &good {
             found.storages.push(local::report(&app.config.agent.data_dir, storage)?);
             found.volumes.extend(local::list(storage)?.into_iter().map(|id| (storage.storage_id, id)));
         }

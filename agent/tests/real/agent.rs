@@ -127,6 +127,7 @@ impl Host {
         let storage = StorageSpec {
             storage_id: "01939f00-0000-7000-8000-00000000f001".parse::<StorageId>().unwrap(),
             path: self.dir.path().join("storage").display().to_string(),
+            kind: Default::default(),
         };
         let mut volume = VolumeSpec {
             volume_id: VolumeId::new(),

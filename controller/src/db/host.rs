@@ -237,6 +237,16 @@ pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result
 /// Removes a host; false when there is none. A foreign key stands in the way while it has VMs or volumes.
 pub async fn delete(tx: &mut Tx, id: HostId) -> Result<bool> {
     tx.touch_host(id);
+    // What lies on a shared storage is reached by another host from now on.
+    sqlx::query(
+        "UPDATE volume SET host_id = (SELECT MIN(s.host_id) FROM storage_host s
+             WHERE s.storage_id = volume.storage_id AND s.host_id <> $1 AND s.error IS NULL)
+         WHERE host_id = $1 AND vm_id IS NULL AND EXISTS (SELECT 1 FROM storage_host s JOIN storage ON storage.id = s.storage_id
+             WHERE s.storage_id = volume.storage_id AND s.host_id <> $1 AND s.error IS NULL AND storage.kind = 'shared')",
+    )
+    .bind(id.to_string())
+    .execute(tx.conn())
+    .await?;
     for sql in
         ["DELETE FROM storage_host WHERE host_id = $1 AND reserved = 0", "DELETE FROM image_host WHERE host_id = $1"]
     {

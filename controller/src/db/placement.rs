@@ -20,6 +20,8 @@ pub struct Request {
     pub memory: Bytes,
     /// Size of the root volume.
     pub disk: Bytes,
+    /// The storage of the root volume; any when absent.
+    pub storage: Option<StorageId>,
     /// The cluster of the networks, when there are any.
     pub cluster: Option<ClusterId>,
     /// A certain host.
@@ -75,9 +77,11 @@ pub struct PlaceStorage {
 
 const COLUMNS: &str =
     "host.id, host.cluster_id, host.admin_state, host.connection, host.arch, host.nics, host.vcpus_total,
-    host.vcpus_reserved, host.memory_total, host.memory_reserved, storage_host.storage_id, storage_host.total,
-    storage_host.reserved
-    FROM host LEFT JOIN storage_host ON storage_host.host_id = host.id";
+    host.vcpus_reserved, host.memory_total, host.memory_reserved, storage_host.storage_id,
+    CASE WHEN storage.kind = 'shared' THEN storage.total ELSE storage_host.total END AS total,
+    CASE WHEN storage.kind = 'shared' THEN storage.reserved ELSE storage_host.reserved END AS reserved
+    FROM host LEFT JOIN storage_host ON storage_host.host_id = host.id AND storage_host.error IS NULL
+    LEFT JOIN storage ON storage.id = storage_host.storage_id";
 
 /// Gives every host with its storages to `visit`, one after the other, and holds no more than one.
 pub async fn each(conn: &mut Conn, mut visit: impl FnMut(Place)) -> Result<()> {
@@ -133,13 +137,17 @@ fn add(last: &mut Option<Place>, row: &AnyRow) -> Result<Option<Place>> {
 /// every host.
 pub async fn fitting(conn: &mut Conn, request: &Request, most: u32) -> Result<Vec<(HostId, StorageId)>> {
     let mut sql = String::from(
-        "SELECT host.id, storage_host.storage_id FROM host JOIN storage_host ON storage_host.host_id = host.id
+        "SELECT host.id, storage_host.storage_id FROM host
+         JOIN storage_host ON storage_host.host_id = host.id AND storage_host.error IS NULL
+         JOIN storage ON storage.id = storage_host.storage_id
          WHERE host.connection = 'connected' AND host.admin_state = 'enabled' AND host.arch = 'x86_64'
              AND host.vcpus_reserved + $1 <= host.vcpus_total AND host.memory_reserved + $2 <= host.memory_total
-             AND $3 <= storage_host.total / 1000 * $4 - storage_host.reserved
+             AND $3 <= CASE WHEN storage.kind = 'shared' THEN storage.total / 1000 * $4 - storage.reserved
+                 ELSE storage_host.total / 1000 * $4 - storage_host.reserved END
+             AND ($8 = '' OR storage.id = $8)
              AND ($5 = '' OR host.cluster_id = $5) AND ($6 = '' OR host.id = $6)",
     );
-    for n in 8..8 + request.uplinks.len() {
+    for n in 9..9 + request.uplinks.len() {
         // What is replaced is there.
         sql.push_str(&format!(" AND REPLACE(host.nics, ${n}, '') <> host.nics"));
     }
@@ -152,7 +160,8 @@ pub async fn fitting(conn: &mut Conn, request: &Request, most: u32) -> Result<Ve
         .bind(permille(request.storage_overcommit))
         .bind(request.cluster.map(|id| id.to_string()).unwrap_or_default())
         .bind(request.host.map(|id| id.to_string()).unwrap_or_default())
-        .bind(i64::from(most));
+        .bind(i64::from(most))
+        .bind(request.storage.map(|id| id.to_string()).unwrap_or_default());
     for uplink in &request.uplinks {
         query = query.bind(format!(" {uplink} "));
     }

@@ -172,6 +172,7 @@ impl Seed {
                 cluster_id,
                 path: "/var/lib/kring/volumes".to_string(),
                 hosts: Vec::new(),
+                capacity: None,
                 created_at,
                 links: links.clone(),
             },

@@ -61,7 +61,10 @@ const FILTERS: &[Filter] = &[
     },
     Filter {
         name: "storage",
-        reason: |r| format!("no storage has {} left", r.disk),
+        reason: |r| match r.storage {
+            None => format!("no storage has {} left", r.disk),
+            Some(_) => format!("the storage cannot be used there, or has no {} left", r.disk),
+        },
         keep: |p, r| storage(p, r).is_some(),
     },
 ];
@@ -141,7 +144,8 @@ fn causes(report: &PlacementReport) -> Vec<String> {
 /// The storage with the most left, of those that have room.
 fn storage(place: &Place, request: &Request) -> Option<PlaceStorage> {
     let left = |s: &PlaceStorage| ((s.total.0 as f64 * request.storage_overcommit) as u64).saturating_sub(s.reserved.0);
-    place.storages.iter().copied().filter(|s| left(s) >= request.disk.0).max_by_key(left)
+    let wanted = place.storages.iter().copied().filter(|s| request.storage.is_none_or(|id| id == s.storage_id));
+    wanted.filter(|s| left(s) >= request.disk.0).max_by_key(left)
 }
 
 /// 0 to 1: how much of the scarcer of processors and memory is left.
@@ -182,6 +186,7 @@ pub(super) mod testing {
             disk: shared::units::Bytes::gib(10),
             cluster: None,
             host: None,
+            storage: None,
             uplinks: vec!["eth1".to_string()],
             storage_overcommit: 1.0,
         }
@@ -212,6 +217,8 @@ mod tests {
         place.storages.push(PlaceStorage { storage_id: other, ..place.storages[0] });
         place.storages[0].reserved = Bytes::gib(1);
         assert_eq!(takes(&place, &request()), Some(other));
+        let certain = Request { storage: Some(place.storages[0].storage_id), ..request() };
+        assert_eq!(takes(&place, &certain), Some(place.storages[0].storage_id));
         place.storages[1].reserved = Bytes::gib(95);
         assert_eq!(takes(&place, &request()), Some(place.storages[0].storage_id));
     }

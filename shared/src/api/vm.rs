@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Links;
 use crate::api::image::Firmware;
-use crate::id::{AccountId, HostId, ImageId, InstanceTypeId, NetworkId, NicId, VmId, VolumeId};
+use crate::id::{AccountId, HostId, ImageId, InstanceTypeId, NetworkId, NicId, StorageId, VmId, VolumeId};
 use crate::name::Name;
 pub use crate::state::vm::VmState;
 use crate::time::Timestamp;
@@ -127,6 +127,9 @@ pub struct CreateVm {
     /// A certain host; default the placement's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_id: Option<HostId>,
+    /// The storage of the root volume; default the one with the most left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_id: Option<StorageId>,
     /// Whether to start it. Default true.
     #[serde(default = "yes")]
     pub start: bool,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::api::storage::StorageKind;
 use crate::id::{HostId, ImageId, NetworkId, StorageId, VolumeId};
 use crate::name::Name;
 use crate::units::Bytes;
@@ -163,6 +164,9 @@ pub struct StorageReport {
     pub total: Bytes,
     /// Bytes free for ordinary users.
     pub available: Bytes,
+    /// Why a shared storage cannot be used on this host; its volumes are then not listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A storage that the agent shall look at; sent with `POST /v1/commands/host/inspect`.
@@ -170,8 +174,11 @@ pub struct StorageReport {
 pub struct StorageSpec {
     /// The storage.
     pub storage_id: StorageId,
-    /// Absolute path of its folder; made when it is missing.
+    /// Absolute path of its folder, made when it is missing; or of the mount point of a shared storage.
     pub path: String,
+    /// Its kind.
+    #[serde(default)]
+    pub kind: StorageKind,
 }
 
 /// Asks for the facts and everything of Kring that is on the host.

@@ -102,7 +102,7 @@ async fn inspect(host: &Arc<Host>, _cx: &TaskCx, command: InspectHost) -> Result
     inventory.volumes.retain(|(storage, _)| storages.contains(storage));
     let (total, available) = host.disk();
     inventory.storages =
-        storages.into_iter().map(|storage_id| StorageReport { storage_id, total, available }).collect();
+        storages.into_iter().map(|storage_id| StorageReport { storage_id, total, available, error: None }).collect();
     Ok(inventory)
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shared::api::image::DiskFormat;
+use shared::api::storage::StorageKind;
 use shared::id::{ImageId, NetworkId, StorageId, VmId, VolumeId};
 use shared::units::Bytes;
 use shared::wire::image::{ImageInfo, ImageSpec};
@@ -118,6 +119,10 @@ impl State {
     pub fn ensure_volume(&mut self, spec: &VolumeSpec) -> Result<()> {
         if spec.size.0 == 0 || !spec.size.0.is_multiple_of(512) {
             return Err(Error::invalid("size", "must be a multiple of 512 bytes, and not zero"));
+        }
+        if spec.storage.kind == StorageKind::Shared {
+            // It lies on no host of its own, and every host finds it.
+            return Ok(());
         }
         let wanted = Volume {
             storage_id: spec.storage.storage_id,

@@ -172,6 +172,7 @@ pub(crate) mod tests {
             storage: StorageSpec {
                 storage_id: "01939f00-0000-7000-8000-000000000003".parse().unwrap(),
                 path: "/srv/kring".into(),
+                kind: Default::default(),
             },
             format: DiskFormat::Qcow2,
             size: Bytes::gib(1),

@@ -31,7 +31,7 @@ const NOT_YET: i64 = -1;
 /// How long a host may take to say what is there.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Compares; answers whether nothing was left to jobs.
+/// Compares; answers whether all is as it should be: nothing was left to jobs, and each storage can be used.
 pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool> {
     let cx = cx.within(TIMEOUT);
     let row = find(&context, id).await?;
@@ -56,7 +56,8 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool
         // What was owed because the host was away may succeed now.
         context.deps.db.write(move |tx| Box::pin(async move { db::cleanup::hasten(tx, now).await })).await?;
     }
-    Ok(complete)
+    // A storage that cannot be used is looked at again with the next ping.
+    Ok(complete && inventory.storages.iter().all(|storage| storage.error.is_none()))
 }
 
 /// A host has missed its pings: what its VMs do is unknown.
@@ -105,7 +106,7 @@ async fn write_down(context: &Context, row: &HostRow, pong: &Pong, inventory: &I
             let total = capacity(tx.conn(), &settings, cluster, &facts).await?;
             db::host::set_facts(tx, id, &facts, total, process, now).await?;
             for report in &storages {
-                db::storage::report(tx, report.storage_id, id, report.total, report.available).await?;
+                db::storage::report(tx, id, report).await?;
             }
             let known = db::image::of_host(tx.conn(), id).await?;
             for image in known.iter().filter(|image| !images.contains(image)) {

@@ -70,7 +70,7 @@ pub(super) async fn disk<F: Flow<State = attach_volume::State>>(
         db::vm::require(&mut conn, vm).await?.vm.account_id
     };
     let storage_overcommit = context.deps.settings.number("placement.storage_overcommit");
-    let state = attach_volume::State { vm, volume, storage_overcommit, device: None, placed_on: None };
+    let state = attach_volume::State { vm, volume, storage_overcommit, device: None, placed_on: None, came_from: None };
     context.engine.submit::<F>(&cx, account, state).await
 }
 
@@ -117,6 +117,11 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
             "root_size",
             format!("the image unfolds to {virtual_size}: give at least {}", virtual_size.0),
         ));
+    }
+    if let Some(wanted) = body.storage_id
+        && db::storage::without_hosts(&mut conn, wanted).await?.is_none()
+    {
+        return Err(Error::invalid("storage_id", format!("there is no storage {wanted}")));
     }
     let mut cluster: Option<ClusterId> = None;
     let mut uplinks: Vec<String> = Vec::new();

@@ -60,6 +60,7 @@ impl State {
             cluster: self.cluster,
             host: self.body.host_id,
             uplinks: self.uplinks.clone(),
+            storage: self.body.storage_id,
             storage_overcommit: self.storage_overcommit,
         }
     }
