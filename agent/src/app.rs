@@ -12,6 +12,7 @@ use crate::controller;
 use crate::identity;
 use crate::libvirt::Hypervisor;
 use crate::network::Networks;
+use crate::relay::Expected;
 use crate::storage::images::Images;
 use crate::storage::shared::Looks;
 use crate::task::Tasks;
@@ -32,6 +33,8 @@ pub struct App {
     pub images: Images,
     /// Looks at shared storages.
     pub looks: Looks,
+    /// Migrations that this host is ready to take.
+    pub expected: Expected,
     /// Commands that run and that ran.
     pub tasks: Tasks,
     /// Cancelled when the agent stops.

@@ -34,6 +34,7 @@ const CASES: &[Case] = &[
     Case { kind: "vm.delete", restores: false },
     Case { kind: "vm.detach_volume", restores: false },
     Case { kind: "vm.expunge", restores: false },
+    Case { kind: "vm.migrate", restores: false },
     Case { kind: "vm.pause", restores: false },
     Case { kind: "vm.reboot", restores: false },
     Case { kind: "vm.recover", restores: true },
@@ -44,7 +45,11 @@ const CASES: &[Case] = &[
 ];
 
 /// Steps that remove what nobody needs any more: when they fail, the job goes on and they are owed as clean-up.
-const OWED: &[(&str, &str)] = &[("image.finish_upload", "tidy"), ("vm.expunge", "remove"), ("volume.delete", "remove")];
+const OWED: &[(&str, &str)] =
+    &[("image.finish_upload", "tidy"), ("vm.expunge", "remove"), ("vm.migrate", "clean"), ("volume.delete", "remove")];
+
+/// Flows that need a second host.
+const MOVES: &[&str] = &["vm.migrate"];
 
 /// What the flows work on.
 struct Bench {
@@ -77,7 +82,7 @@ impl Bench {
         let cluster = &self.cluster;
         Ok(match kind {
             "vm.create" | "image.create" => Target::Nothing,
-            "vm.stop" | "vm.reboot" | "vm.pause" | "vm.delete" => Target::Vm(self.vm().await?),
+            "vm.stop" | "vm.reboot" | "vm.pause" | "vm.migrate" | "vm.delete" => Target::Vm(self.vm().await?),
             "vm.start" | "vm.resume" | "vm.recover" | "vm.expunge" => {
                 let vm = self.vm().await?;
                 match kind {
@@ -164,6 +169,9 @@ async fn submit(
 /// Breaks a flow at each of its steps in each way.
 async fn break_flow(case: &Case) -> anyhow::Result<()> {
     let mut bench = Bench::start().await?;
+    if MOVES.contains(&case.kind) {
+        bench.cluster.host().await?;
+    }
     let saboteur = Saboteur::new();
     bench.cluster.set_probe(saboteur.clone());
     // Once without harm: the flow works, and tells its steps.
@@ -220,6 +228,7 @@ flows! {
     vm_delete = "vm.delete";
     vm_detach_volume = "vm.detach_volume";
     vm_expunge = "vm.expunge";
+    vm_migrate = "vm.migrate";
     vm_pause = "vm.pause";
     vm_reboot = "vm.reboot";
     vm_recover = "vm.recover";

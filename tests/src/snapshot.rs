@@ -93,12 +93,12 @@ impl Database {
             (
                 "vcpus reserved on a host",
                 "SELECT COUNT(*) FROM host h WHERE h.vcpus_reserved <> (SELECT CAST(COALESCE(SUM(v.vcpus), 0) AS BIGINT)
-                 FROM vm v WHERE v.host_id = h.id AND v.holds_compute = 1)",
+                 FROM vm v WHERE (v.host_id = h.id OR v.moving_to = h.id) AND v.holds_compute = 1)",
             ),
             (
                 "memory reserved on a host",
                 "SELECT COUNT(*) FROM host h WHERE h.memory_reserved <> (SELECT CAST(COALESCE(SUM(v.memory), 0) AS BIGINT)
-                 FROM vm v WHERE v.host_id = h.id AND v.holds_compute = 1)",
+                 FROM vm v WHERE (v.host_id = h.id OR v.moving_to = h.id) AND v.holds_compute = 1)",
             ),
             (
                 "bytes reserved of a storage",

@@ -298,6 +298,15 @@ impl Networks {
         Ok(parts.dir.remove()?)
     }
 
+    /// The bridge of a network that is set up.
+    ///
+    /// # Errors
+    /// `Unknown` when it is not.
+    pub fn bridge_of(&self, network_id: NetworkId) -> Result<String, Error> {
+        let record = self.network_dir(network_id).record()?.ok_or(Error::Unknown(network_id))?;
+        Ok(Names { suffix: record.suffix }.bridge())
+    }
+
     /// The networks that are set up.
     ///
     /// # Errors

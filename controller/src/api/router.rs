@@ -44,6 +44,7 @@ pub(super) fn v1() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(vm::reboot_vm))
         .routes(routes!(vm::pause_vm))
         .routes(routes!(vm::resume_vm))
+        .routes(routes!(vm::migrate_vm))
         .routes(routes!(vm::recover_vm))
         .routes(routes!(vm::expunge_vm))
         .routes(routes!(console::open_console))

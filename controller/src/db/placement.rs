@@ -22,10 +22,15 @@ pub struct Request {
     pub disk: Bytes,
     /// The storage of the root volume; any when absent.
     pub storage: Option<StorageId>,
+    /// Storages that the host must reach, each with the bytes that are needed there; for a VM whose volumes are
+    /// made already.
+    pub on: Vec<(StorageId, Bytes)>,
     /// The cluster of the networks, when there are any.
     pub cluster: Option<ClusterId>,
     /// A certain host.
     pub host: Option<HostId>,
+    /// A host that is not meant.
+    pub not_host: Option<HostId>,
     /// Interfaces that the host must have, for networks that lie on a segment outside.
     pub uplinks: Vec<String>,
     /// Volume bytes that may be promised per byte of a storage.

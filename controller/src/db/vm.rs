@@ -60,6 +60,8 @@ pub struct VmRow {
     pub ssh_keys: Vec<String>,
     /// cloud-init user data.
     pub user_data: Option<String>,
+    /// The host that it is moving to, until it is known where it is.
+    pub moving_to: Option<HostId>,
     /// For compare-and-set.
     pub version: i64,
 }
@@ -160,6 +162,16 @@ pub async fn change(
         let text = format!("vm {} is {state}: this is possible only when it is {}", before.vm.name, list(from));
         return Err(Fault::new(Code::InvalidState, text).into());
     }
+    if state == VmState::Unknown
+        && to.is_transitional()
+        && let Some(target) = before.moving_to
+    {
+        let text = format!(
+            "vm {} was moving to host {target} when a host went away: it is not known yet on which of them it runs",
+            before.vm.name
+        );
+        return Err(Fault::new(Code::InvalidState, text).into());
+    }
     let done = sqlx::query(
         "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1,
              last_known_state = CASE WHEN $4 = 'unknown' THEN state END
@@ -198,6 +210,16 @@ fn list(states: &[VmState]) -> String {
 /// Puts a VM on a host, or takes it off.
 pub async fn set_host(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()> {
     sqlx::query("UPDATE vm SET host_id = $2, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(host.map(|host| host.to_string()))
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+/// Notes which host a VM is moving to, or that it is known where it is.
+pub async fn set_moving_to(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()> {
+    sqlx::query("UPDATE vm SET moving_to = $2, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(host.map(|host| host.to_string()))
         .execute(tx.conn())
@@ -341,6 +363,7 @@ fn row_from(row: &AnyRow) -> Result<VmRow> {
         holds_compute: row.int("holds_compute")? != 0,
         ssh_keys: row.json("ssh_keys")?,
         user_data: row.opt_text("user_data")?,
+        moving_to: row.opt_parse("moving_to")?,
         version: row.int("version")?,
     })
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use shared::api::job::JobRef;
 use shared::api::vm::{
-    ConsoleKind, ConsoleLog, CreateVm as Body, PlacementReport, StopVm as StopBody, UpdateVm as UpdateBody, Vm,
+    ConsoleKind, ConsoleLog, CreateVm as Body, MigrateVm as MigrateBody, PlacementReport, StopVm as StopBody,
+    UpdateVm as UpdateBody, Vm,
 };
 use shared::id::{HostId, ResourceId, VmId, VolumeId};
 use shared::wire::vm::VmReport;
@@ -33,6 +34,10 @@ changes!(
 changes!(
     /// Lets a paused VM run on.
     "vm.ResumeVm" to "vm" => JobRef, ResumeVm(VmId), Write
+);
+changes!(
+    /// Moves a running or paused VM to another host.
+    "vm.MigrateVm" to "vm" => JobRef, MigrateVm(VmId, body: MigrateBody), Operate
 );
 changes!(
     /// Renames a VM, or resizes a stopped one.

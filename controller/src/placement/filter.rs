@@ -7,6 +7,7 @@
 use shared::api::host::{HostAdminState, HostConnection};
 use shared::api::vm::{FilterReport, PlacementReport};
 use shared::id::StorageId;
+use shared::units::Bytes;
 use shared::{Code, Error};
 
 use crate::db::placement::{Arch, Place, PlaceStorage, Request};
@@ -25,8 +26,11 @@ struct Filter {
 const FILTERS: &[Filter] = &[
     Filter {
         name: "host",
-        reason: |_| "another host was asked for".to_string(),
-        keep: |p, r| r.host.is_none_or(|host| host == p.host_id),
+        reason: |r| match r.not_host {
+            None => "another host was asked for".to_string(),
+            Some(_) => "another host was asked for, or the VM is on it".to_string(),
+        },
+        keep: |p, r| r.host.is_none_or(|host| host == p.host_id) && r.not_host != Some(p.host_id),
     },
     Filter {
         name: "network",
@@ -62,6 +66,9 @@ const FILTERS: &[Filter] = &[
     Filter {
         name: "storage",
         reason: |r| match r.storage {
+            _ if !r.on.is_empty() => {
+                "the VM's storages cannot be used there, or have no room for its disks".to_string()
+            }
             None => format!("no storage has {} left", r.disk),
             Some(_) => format!("the storage cannot be used there, or has no {} left", r.disk),
         },
@@ -144,6 +151,12 @@ fn causes(report: &PlacementReport) -> Vec<String> {
 /// The storage with the most left, of those that have room.
 fn storage(place: &Place, request: &Request) -> Option<PlaceStorage> {
     let left = |s: &PlaceStorage| ((s.total.0 as f64 * request.storage_overcommit) as u64).saturating_sub(s.reserved.0);
+    if let Some((first, _)) = request.on.first() {
+        let has =
+            |(id, bytes): &(StorageId, Bytes)| place.storages.iter().any(|s| s.storage_id == *id && left(s) >= bytes.0);
+        let first = place.storages.iter().copied().find(|s| s.storage_id == *first);
+        return first.filter(|_| request.on.iter().all(has));
+    }
     let wanted = place.storages.iter().copied().filter(|s| request.storage.is_none_or(|id| id == s.storage_id));
     wanted.filter(|s| left(s) >= request.disk.0).max_by_key(left)
 }
@@ -187,6 +200,8 @@ pub(super) mod testing {
             cluster: None,
             host: None,
             storage: None,
+            on: Vec::new(),
+            not_host: None,
             uplinks: vec!["eth1".to_string()],
             storage_overcommit: 1.0,
         }
@@ -195,8 +210,6 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use shared::units::Bytes;
-
     use super::testing::{place, request};
     use super::*;
 
@@ -221,6 +234,23 @@ mod tests {
         assert_eq!(takes(&place, &certain), Some(place.storages[0].storage_id));
         place.storages[1].reserved = Bytes::gib(95);
         assert_eq!(takes(&place, &request()), Some(place.storages[0].storage_id));
+    }
+
+    #[test]
+    fn a_vm_that_moves_needs_all_its_storages_and_another_host() {
+        let mut place = place(1);
+        let (local, nas) = (place.storages[0].storage_id, StorageId::from_uuid(uuid::Uuid::from_u128(8)));
+        let moving = |on: &[(StorageId, u64)]| Request {
+            on: on.iter().map(|(id, gib)| (*id, Bytes::gib(*gib))).collect(),
+            ..request()
+        };
+        assert_eq!(takes(&place, &moving(&[(local, 90)])), Some(local));
+        assert_eq!(takes(&place, &moving(&[(local, 101)])), None);
+        assert_eq!(takes(&place, &moving(&[(local, 1), (nas, 0)])), None);
+        place.storages.push(PlaceStorage { storage_id: nas, total: Bytes::gib(1), reserved: Bytes::gib(1) });
+        assert_eq!(takes(&place, &moving(&[(nas, 0), (local, 1)])), Some(nas));
+        let there = Request { not_host: Some(place.host_id), ..moving(&[(nas, 0)]) };
+        assert_eq!(takes(&place, &there), None);
     }
 
     #[test]

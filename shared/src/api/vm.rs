@@ -179,6 +179,15 @@ pub struct StopVm {
     pub timeout_s: Option<u32>,
 }
 
+/// `POST /v1/vms/{id}/migrate`; the body may be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateVm {
+    /// The host to move to; default the placement's choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<HostId>,
+}
+
 /// `POST /v1/vms/{id}/console`: a one-time ticket for a WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -109,8 +109,14 @@ impl Host {
             controllers: Mutex::default(),
             shared,
         });
+        lock(&host.shared.neighbours).insert(host.id, Arc::downgrade(&host));
         host.listen(listener);
         Ok(host)
+    }
+
+    /// Another host that this one can reach.
+    pub(super) fn neighbour(&self, id: HostId) -> Option<Arc<Self>> {
+        lock(&self.shared.neighbours).get(&id)?.upgrade()
     }
 
     fn listen(self: &Arc<Self>, listener: TcpListener) {

@@ -25,7 +25,7 @@ pub mod tls;
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use anyhow::Context;
 use http::Method;
@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     pub history: history::History,
     controllers: Mutex<VecDeque<String>>,
     images: Mutex<HashMap<String, shared::Result<ImageInfo>>>,
+    /// Hosts by id, for those that reach each other.
+    pub neighbours: Mutex<HashMap<HostId, Weak<Host>>>,
     wire: OnceLock<Wire>,
 }
 
@@ -170,6 +172,7 @@ impl Sim {
             controllers: Mutex::new(VecDeque::from([options.controller.clone()])),
             images: Mutex::default(),
             wire: OnceLock::new(),
+            neighbours: Mutex::default(),
             options,
         };
         Self { shared: Arc::new(shared), hosts: Mutex::default(), next: AtomicU32::new(1) }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use shared::api::image::DiskFormat;
 use shared::api::storage::StorageKind;
-use shared::id::{ImageId, NetworkId, StorageId, VmId, VolumeId};
+use shared::id::{HostId, ImageId, NetworkId, StorageId, VmId, VolumeId};
 use shared::units::Bytes;
 use shared::wire::image::{ImageInfo, ImageSpec};
 use shared::wire::vm::{DiskSpec, PowerState, VmReport, VmSpec};
@@ -58,6 +58,9 @@ pub struct State {
     pub images: BTreeMap<ImageId, ImageInfo>,
     /// Networks that are set up.
     pub networks: BTreeSet<NetworkId>,
+    /// VMs that may come from other hosts.
+    #[serde(default)]
+    pub expected: BTreeMap<VmId, HostId>,
     /// Bytes free on the disk; as many as there are in all when absent.
     pub available: Option<Bytes>,
     /// Why libvirt does not answer.

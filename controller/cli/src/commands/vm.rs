@@ -1,9 +1,9 @@
 //! `kring vm`: virtual machines.
 
 use clap::{Args, Subcommand};
-use shared::api::vm::{StopMode, StopVm, UpdateVm, Vm};
+use shared::api::vm::{MigrateVm, StopMode, StopVm, UpdateVm, Vm};
 use shared::api::volume::{AttachVolume, Volume};
-use shared::id::{ResourceId as _, VmId};
+use shared::id::{HostId, ResourceId as _, VmId};
 use shared::name::Name;
 use shared::units::Bytes;
 use uuid::Uuid;
@@ -61,6 +61,9 @@ pub enum Command {
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Move running or paused vms to another host, while they run
+    #[command(after_help = "Examples:\n  kring vm migrate web\n  kring vm migrate web --host kvm2")]
+    Migrate(Migrate),
     /// Give a stopped vm other sizes
     #[command(after_help = "Examples:\n  kring vm resize web --vcpus 4 --memory 8GiB")]
     Resize(Resize),
@@ -105,6 +108,19 @@ pub struct Which {
     pub vms: Vec<String>,
     #[command(flatten)]
     pub change: ChangeArgs,
+}
+
+/// Where vms are moved to.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// Names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
+    /// The host to move to: name or id; the placement chooses when not given
+    #[arg(long)]
+    host: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 /// How vms are stopped.
@@ -182,6 +198,17 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
         Command::Reboot(stop) => halt(ctx, stop, "reboot", "rebooted").await,
         Command::Pause(which) => act(ctx, which, "pause", "paused").await,
         Command::Resume(which) => act(ctx, which, "resume", "resumed").await,
+        Command::Migrate(args) => {
+            let host_id = match &args.host {
+                Some(given) => Some(HostId::from_uuid(resolve::id(&ctx.client, Noun::HOST, given).await?)),
+                None => None,
+            };
+            let body = body(&MigrateVm { host_id })?;
+            let make = |name: &str, id: Uuid| {
+                Change::action(Noun::VM, name, id, "migrate", "migrated").with_body(body.clone())
+            };
+            change_each(ctx, Noun::VM, &args.vms, &args.change, make).await
+        }
         Command::Rename { vm, new_name, change } => {
             update(ctx, &vm, UpdateVm { name: Some(new_name), ..UpdateVm::default() }, "renamed", &change).await
         }

@@ -6,12 +6,12 @@ use shared::id::{ClusterId, ResourceId, VmId, VolumeId};
 use shared::units::Bytes;
 use shared::{Code, Error, Result};
 
-use super::attach_volume;
 use super::create::{Create, State as CreateState};
 use super::transition::State;
+use super::{attach_volume, migrate};
 use crate::cx::Cx;
 use crate::db;
-use crate::messages::vm::{CreateVm, PlanVm};
+use crate::messages::vm::{CreateVm, MigrateVm, PlanVm};
 use crate::services::{Context, check_text, same_or_conflict};
 use crate::workflow::Flow;
 
@@ -56,6 +56,22 @@ async fn submit<F: Flow<State = State>>(context: Context, cx: Cx, state: State) 
         db::vm::require(&mut conn, state.id).await?.vm.account_id
     };
     context.engine.submit::<F>(&cx, account, state).await
+}
+
+/// Submits a migration.
+pub(super) async fn migrate(context: Context, cx: Cx, message: MigrateVm) -> Result<JobRef> {
+    let account = {
+        let mut conn = context.deps.db.read().await?;
+        if let Some(host) = message.body.host_id
+            && db::host::get(&mut conn, host).await?.is_none()
+        {
+            return Err(Error::invalid("host_id", format!("there is no host {host}: `kring host list` shows them")));
+        }
+        db::vm::require(&mut conn, message.id).await?.vm.account_id
+    };
+    let overcommit = context.deps.settings.number("placement.storage_overcommit");
+    let state = migrate::State::new(message.id, message.body.host_id, overcommit);
+    context.engine.submit::<migrate::Migrate>(&cx, account, state).await
 }
 
 /// Submits attaching or detaching a volume.

@@ -61,6 +61,8 @@ impl State {
             host: self.body.host_id,
             uplinks: self.uplinks.clone(),
             storage: self.body.storage_id,
+            on: Vec::new(),
+            not_host: None,
             storage_overcommit: self.storage_overcommit,
         }
     }
@@ -121,6 +123,7 @@ impl Step<State> for Accept {
             holds_compute: false,
             ssh_keys: state.body.ssh_keys.clone(),
             user_data: state.body.user_data.clone(),
+            moving_to: None,
             version: 0,
         };
         db::vm::insert(tx, &row, at.generation).await?;

@@ -36,6 +36,10 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
     if busy {
         return Ok(false);
     }
+    if row.moving_to.is_some() {
+        // On which of two hosts it is, is still to be found out.
+        return Ok(false);
+    }
     if row.vm.host_id != Some(message.host_id) {
         return Ok(true);
     }
