@@ -7,9 +7,11 @@ use anyhow::Context;
 use harness::cluster::Cluster;
 use harness::kit::{self, Saboteur, WAYS, Way};
 use serde_json::json;
+use shared::api::host::Host;
 use shared::api::image::{CreateImage, Image, ImageSource};
 use shared::api::job::JobRef;
 use shared::api::network::Network;
+use shared::api::page::Page;
 use shared::api::vm::{StopMode, StopVm, Vm};
 use shared::api::volume::{AttachVolume, Volume};
 use shared::units::Bytes;
@@ -25,6 +27,7 @@ struct Case {
 }
 
 const CASES: &[Case] = &[
+    Case { kind: "host.maintain", restores: false },
     Case { kind: "image.create", restores: true },
     Case { kind: "image.delete", restores: false },
     Case { kind: "image.finish_upload", restores: true },
@@ -49,7 +52,7 @@ const OWED: &[(&str, &str)] =
     &[("image.finish_upload", "tidy"), ("vm.expunge", "remove"), ("vm.migrate", "clean"), ("volume.delete", "remove")];
 
 /// Flows that need a second host.
-const MOVES: &[&str] = &["vm.migrate"];
+const MOVES: &[&str] = &["host.maintain", "vm.migrate"];
 
 /// What the flows work on.
 struct Bench {
@@ -82,6 +85,14 @@ impl Bench {
         let cluster = &self.cluster;
         Ok(match kind {
             "vm.create" | "image.create" => Target::Nothing,
+            "host.maintain" => {
+                let hosts: Page<Host> = cluster.api.get("/v1/hosts").await?;
+                for host in hosts.items {
+                    let enabled = json!({ "admin_state": "enabled" });
+                    cluster.api.patch::<Host>(&format!("/v1/hosts/{}", host.id), &enabled).await?;
+                }
+                Target::Vm(self.vm().await?)
+            }
             "vm.stop" | "vm.reboot" | "vm.pause" | "vm.migrate" | "vm.delete" => Target::Vm(self.vm().await?),
             "vm.start" | "vm.resume" | "vm.recover" | "vm.expunge" => {
                 let vm = self.vm().await?;
@@ -145,6 +156,10 @@ async fn submit(
         ("image.create", _) => {
             let name = cluster.name("flow");
             api.post("/v1/images", &cluster.image_body(&format!("http://images.example/{name}"))).await?
+        }
+        ("host.maintain", Target::Vm(vm)) => {
+            let host = vm.host_id.context("a host")?;
+            api.post(&format!("/v1/hosts/{host}/maintain"), &json!({})).await?
         }
         ("vm.delete", Target::Vm(vm)) => api.delete(&format!("/v1/vms/{}", vm.id)).await?,
         ("vm.stop" | "vm.reboot", Target::Vm(vm)) => {
@@ -219,6 +234,7 @@ macro_rules! flows {
 }
 
 flows! {
+    host_maintain = "host.maintain";
     image_create = "image.create";
     image_delete = "image.delete";
     image_finish_upload = "image.finish_upload";

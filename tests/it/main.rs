@@ -10,6 +10,7 @@ mod flows;
 mod host;
 mod image;
 mod job;
+mod migrate;
 mod network;
 mod process;
 mod trace;

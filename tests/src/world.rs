@@ -194,6 +194,7 @@ impl World {
             user_data: None,
             host_id: None,
             storage_id: None,
+            auto_start: true,
             start: true,
         }
     }

@@ -22,6 +22,7 @@ pub(super) fn v1() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(cluster::get_cluster, cluster::delete_cluster))
         .routes(routes!(host::list_hosts))
         .routes(routes!(host::get_host, host::update_host, host::delete_host))
+        .routes(routes!(host::maintain_host))
         .routes(routes!(host::reconnect_host))
         .routes(routes!(host::create_join_token))
         .routes(routes!(instance_type::list_instance_types, instance_type::create_instance_type))

@@ -153,25 +153,34 @@ pub async fn set_facts(
     id: HostId,
     facts: &HostFacts,
     capacity: (u32, Bytes),
-    (boot_id, agent_id): (Uuid, Uuid),
     now: Timestamp,
 ) -> Result<()> {
     tx.touch_host(id);
     sqlx::query(
-        "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, boot_id = $6, agent_id = $7,
-             last_seen_at = $8, nics = $9, version = version + 1 WHERE id = $1",
+        "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, last_seen_at = $6,
+             nics = $7, version = version + 1 WHERE id = $1",
     )
     .bind(id.to_string())
     .bind(json(facts)?)
     .bind(facts.arch.clone())
     .bind(i64::from(capacity.0))
     .bind(capacity.1.as_i64())
-    .bind(boot_id.to_string())
-    .bind(agent_id.to_string())
     .bind(now.ms())
     .bind(nics(facts))
     .execute(tx.conn())
     .await?;
+    Ok(())
+}
+
+/// Notes which life of a host's kernel and agent was compared.
+pub async fn set_process(tx: &mut Tx, id: HostId, (boot_id, agent_id): (Uuid, Uuid), now: Timestamp) -> Result<()> {
+    sqlx::query("UPDATE host SET boot_id = $2, agent_id = $3, last_seen_at = $4, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(boot_id.to_string())
+        .bind(agent_id.to_string())
+        .bind(now.ms())
+        .execute(tx.conn())
+        .await?;
     Ok(())
 }
 

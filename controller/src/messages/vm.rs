@@ -119,6 +119,9 @@ pub struct VmObserved {
     /// which may have been overtaken: it only says where to look.
     #[serde(default)]
     pub as_of: Option<i64>,
+    /// Whether the host has restarted since it was last compared: what ran there has ended with it.
+    #[serde(default)]
+    pub rebooted: bool,
 }
 // Answers whether it was looked at: a VM that a job holds is left to the job, and must be reported again.
 request!("vm.VmObserved" to "vm" => bool, VmObserved, about |m| m.id.uuid());

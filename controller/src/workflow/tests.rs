@@ -108,7 +108,17 @@ async fn bench() -> Bench {
     let placement = Placement::start(db.clone(), &tasks, CancellationToken::new());
     let agents = Agents::new(pki.agent_client_config(16).unwrap(), "https://localhost".into(), tasks, clock.clone());
     let data_dir = dir.path().to_path_buf();
-    let deps = Arc::new(Deps { db, agents, pki, ring, placement, clock, data_dir, settings: Settings::default() });
+    let deps = Arc::new(Deps {
+        db,
+        agents,
+        pki,
+        ring,
+        placement,
+        clock,
+        data_dir,
+        settings: Settings::default(),
+        mover: Default::default(),
+    });
     let engine = engine(&deps);
     Bench { _dir: dir, deps, engine }
 }
@@ -393,6 +403,7 @@ fn other_controller(bench: &Bench) -> (Arc<Deps>, Arc<Engine>) {
     let ring = Ring::new(ControllerId::new());
     let Deps { db, agents, pki, placement, clock, data_dir, .. } = bench.deps.as_ref();
     let deps = Arc::new(Deps {
+        mover: Default::default(),
         db: db.clone(),
         agents: Arc::clone(agents),
         pki: Arc::clone(pki),

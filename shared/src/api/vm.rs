@@ -59,6 +59,9 @@ pub struct Vm {
     /// The host that runs it, or that holds its disks while it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_id: Option<HostId>,
+    /// Whether it is started again when its host has restarted while it ran.
+    #[serde(default = "yes")]
+    pub auto_start: bool,
     /// Its network cards, in order.
     pub nics: Vec<Nic>,
     /// Since when it is in this state.
@@ -133,13 +136,16 @@ pub struct CreateVm {
     /// Whether to start it. Default true.
     #[serde(default = "yes")]
     pub start: bool,
+    /// Whether it is started again when its host has restarted while it ran. Default true.
+    #[serde(default = "yes")]
+    pub auto_start: bool,
 }
 
 const fn yes() -> bool {
     true
 }
 
-/// `PATCH /v1/vms/{id}`: rename at any time, resize while stopped.
+/// `PATCH /v1/vms/{id}`: rename at any time, resize while stopped, say whether it starts with its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateVm {
@@ -152,6 +158,9 @@ pub struct UpdateVm {
     /// New guest memory in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
+    /// Whether it is started again when its host has restarted while it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_start: Option<bool>,
 }
 
 /// What to do when a guest does not stop by itself.

@@ -67,7 +67,7 @@ pub enum Command {
     /// Give a stopped vm other sizes
     #[command(after_help = "Examples:\n  kring vm resize web --vcpus 4 --memory 8GiB")]
     Resize(Resize),
-    /// Change the name and sizes of a vm at once
+    /// Change name, sizes and whether it starts with its host, at once
     #[command(after_help = "Examples:\n  kring vm update web --name web-big --memory 8GiB")]
     Update(Update),
     /// Delete vms; they can be recovered until they are expunged
@@ -159,7 +159,7 @@ pub struct Resize {
 
 /// New name and sizes.
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").args(["name", "vcpus", "memory"]).required(true).multiple(true)))]
+#[command(group(clap::ArgGroup::new("what").args(["name", "vcpus", "memory", "auto_start"]).required(true).multiple(true)))]
 pub struct Update {
     /// Name or id
     vm: String,
@@ -172,6 +172,9 @@ pub struct Update {
     /// Memory, such as 8GiB
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
+    /// Whether it starts again by itself when its host has restarted: true or false
+    #[arg(long, value_name = "BOOL")]
+    auto_start: Option<bool>,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -213,10 +216,10 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
             update(ctx, &vm, UpdateVm { name: Some(new_name), ..UpdateVm::default() }, "renamed", &change).await
         }
         Command::Resize(Resize { vm, vcpus, memory, change }) => {
-            update(ctx, &vm, UpdateVm { vcpus, memory, name: None }, "resized", &change).await
+            update(ctx, &vm, UpdateVm { vcpus, memory, ..UpdateVm::default() }, "resized", &change).await
         }
-        Command::Update(Update { vm, name, vcpus, memory, change }) => {
-            update(ctx, &vm, UpdateVm { name, vcpus, memory }, "updated", &change).await
+        Command::Update(Update { vm, name, vcpus, memory, auto_start, change }) => {
+            update(ctx, &vm, UpdateVm { name, vcpus, memory, auto_start }, "updated", &change).await
         }
         Command::Delete(Which { vms, change }) => {
             change_each(ctx, Noun::VM, &vms, &change, |name, id| Change::delete(Noun::VM, name, id, "deleted")).await

@@ -66,6 +66,9 @@ pub struct Create {
     /// Make it, but do not start it
     #[arg(long)]
     pub no_start: bool,
+    /// Do not start it again by itself when its host has restarted
+    #[arg(long)]
+    pub no_auto_start: bool,
     #[command(flatten)]
     pub change: ChangeArgs,
 }
@@ -151,6 +154,7 @@ pub async fn run(ctx: &Ctx, args: Create) -> Result<()> {
         host_id: host,
         storage_id: storage,
         start: !args.no_start,
+        auto_start: !args.no_auto_start,
     };
     let created = Change::create(Noun::VM, args.name.as_str(), id.uuid(), body(&request)?);
     change(ctx, created, &args.change).await

@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use shared::api::host::HostConnection;
+use shared::api::host::{HostAdminState, HostConnection};
 use shared::id::{HostId, VmId};
-use shared::wire::host::{InspectHost, Inventory, Pong, StorageSpec};
+use shared::wire::host::{InspectHost, Inventory, StorageSpec};
 use shared::wire::vm::VmReport;
 use shared::{Error, Result};
 
@@ -20,7 +20,7 @@ use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;
 use crate::db::{self, host::HostRow};
 use crate::messages::host::{HostConnectionChanged, HostMissed};
-use crate::messages::vm::{VmLost, VmObserved};
+use crate::messages::vm::{StartVm, VmLost, VmObserved};
 use crate::services::{Context, announce};
 use crate::specs;
 
@@ -46,8 +46,18 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool
         db::vm::on_host(&mut conn, id).await?
     };
     let inventory = inspect(&context, &cx, &row, &storages).await?;
-    write_down(&context, &row, &pong, &inventory).await?;
-    let complete = hand_over(&context, &cx, id, known, &inventory.vms).await?;
+    write_down(&context, &row, &inventory).await?;
+    let rebooted = row.boot_id.is_some_and(|boot_id| boot_id != pong.boot_id);
+    let complete = hand_over(&context, &cx, id, known, &inventory.vms, rebooted).await?;
+    if complete || !rebooted {
+        // Not before every VM was told of it: what ran when the host went down is known by this alone.
+        let (now, process) = (context.deps.clock.now(), (pong.boot_id, pong.agent_id));
+        context
+            .deps
+            .db
+            .write(move |tx| Box::pin(async move { db::host::set_process(tx, id, process, now).await }))
+            .await?;
+    }
     orphans::settle(&context, &cx, &row, &inventory, &storages).await?;
     let row = find(&context, id).await?;
     if row.host.connection != HostConnection::Connected {
@@ -57,7 +67,11 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool
         context.deps.db.write(move |tx| Box::pin(async move { db::cleanup::hasten(tx, now).await })).await?;
     }
     // A storage that cannot be used is looked at again with the next ping.
-    Ok(complete && inventory.storages.iter().all(|storage| storage.error.is_none()))
+    let storages_good = inventory.storages.iter().all(|storage| storage.error.is_none());
+    if storages_good && row.host.admin_state != HostAdminState::Maintenance {
+        start_due(&context, id).await?;
+    }
+    Ok(complete && storages_good)
 }
 
 /// A host has missed its pings: what its VMs do is unknown.
@@ -74,6 +88,19 @@ pub(super) async fn missed(context: Context, cx: Cx, message: HostMissed) -> Res
     let lost = vms.into_iter().map(|(id, _)| VmLost { id, host_id: message.id }).collect();
     for result in context.bus()?.call_all(&cx, PARALLEL, lost).await {
         result?;
+    }
+    Ok(())
+}
+
+/// Starts the VMs that ran when the host went down.
+async fn start_due(context: &Context, id: HostId) -> Result<()> {
+    let due = {
+        let mut conn = context.deps.db.read().await?;
+        db::vm::start_due(&mut conn, id).await?
+    };
+    for vm in due {
+        tracing::info!(vm.id = %vm, host.id = %id, "the host has restarted; a vm that ran on it is started");
+        context.bus()?.notify(&Cx::system(TIMEOUT), StartVm { id: vm });
     }
     Ok(())
 }
@@ -95,16 +122,15 @@ async fn inspect(context: &Context, cx: &Cx, row: &HostRow, storages: &[StorageS
 }
 
 /// Writes down what the host is and what its storages and image cache hold.
-async fn write_down(context: &Context, row: &HostRow, pong: &Pong, inventory: &Inventory) -> Result<()> {
+async fn write_down(context: &Context, row: &HostRow, inventory: &Inventory) -> Result<()> {
     let (id, cluster) = (row.host.id, row.host.cluster_id);
     let (settings, now) = (context.deps.settings.clone(), context.deps.clock.now());
     let facts = inventory.facts.clone();
     let (storages, images) = (inventory.storages.clone(), inventory.images.clone());
-    let process = (pong.boot_id, pong.agent_id);
     let written = context.deps.db.write(move |tx| {
         Box::pin(async move {
             let total = capacity(tx.conn(), &settings, cluster, &facts).await?;
-            db::host::set_facts(tx, id, &facts, total, process, now).await?;
+            db::host::set_facts(tx, id, &facts, total, now).await?;
             for report in &storages {
                 db::storage::report(tx, id, report).await?;
             }
@@ -131,6 +157,7 @@ async fn hand_over(
     id: HostId,
     known: Vec<(VmId, i64)>,
     reports: &[VmReport],
+    rebooted: bool,
 ) -> Result<bool> {
     let mut of_vm: HashMap<VmId, (i64, Option<VmReport>)> =
         known.into_iter().map(|(vm, version)| (vm, (version, None))).collect();
@@ -140,7 +167,7 @@ async fn hand_over(
     }
     let observed = of_vm
         .into_iter()
-        .map(|(vm, (version, report))| VmObserved { id: vm, host_id: id, report, as_of: Some(version) })
+        .map(|(vm, (version, report))| VmObserved { id: vm, host_id: id, report, as_of: Some(version), rebooted })
         .collect();
     let mut complete = true;
     for result in context.bus()?.call_all(cx, PARALLEL, observed).await {

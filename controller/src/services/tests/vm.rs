@@ -14,7 +14,6 @@ use shared::wire::image::ImageInfo;
 use shared::wire::vm::{self as host, PowerState, VmReport};
 use shared::wire::volume::DeleteVolume as DeleteOnHost;
 use shared::{Code, Error};
-use uuid::Uuid;
 
 use crate::bus::Request;
 use crate::db;
@@ -31,7 +30,7 @@ async fn prepare(system: &TestSystem) {
     let prepared = system.context.deps.db.write(move |tx| {
         Box::pin(async move {
             let facts = shared::api::host::HostFacts { arch: "x86_64".to_string(), ..Default::default() };
-            db::host::set_facts(tx, host, &facts, (4, Bytes::gib(4)), (Uuid::now_v7(), Uuid::now_v7()), now).await?;
+            db::host::set_facts(tx, host, &facts, (4, Bytes::gib(4)), now).await?;
             let said =
                 StorageReport { storage_id: storage, total: Bytes::gib(20), available: Bytes::gib(20), error: None };
             db::storage::report(tx, host, &said).await?;
@@ -58,6 +57,7 @@ fn vm(system: &TestSystem, name: &str, vcpus: u32) -> CreateVm {
         user_data: None,
         host_id: None,
         storage_id: None,
+        auto_start: true,
         start: true,
     };
     CreateVm { id: VmId::new(), body }

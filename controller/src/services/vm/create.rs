@@ -111,6 +111,7 @@ impl Step<State> for Accept {
             root_volume_id: state.root_volume,
             firmware: state.image.firmware,
             host_id: None,
+            auto_start: state.body.auto_start,
             nics: Vec::new(),
             state_since: at.now,
             last_known_state: None,
