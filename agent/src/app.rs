@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use shared::wire::host::Finding;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -33,6 +35,8 @@ pub struct App {
     pub images: Images,
     /// Looks at shared storages.
     pub looks: Looks,
+    /// What was last found of the host, and when.
+    pub checked: tokio::sync::Mutex<Option<(Instant, Vec<Finding>)>>,
     /// Migrations that this host is ready to take.
     pub expected: Expected,
     /// Commands that run and that ran.

@@ -151,6 +151,8 @@ fn of_kernel(root: &Path, choice: VirtModeChoice) -> HostFacts {
         virt_mode,
         virt_reason,
         agent_version: VERSION.to_string(),
+        findings: Vec::new(),
+        clock_ms: 0,
     }
 }
 

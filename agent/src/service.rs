@@ -129,6 +129,7 @@ pub async fn start(config: Config, hypervisor: Arc<dyn Hypervisor>) -> Result<Ru
         images: Images::new(&config).map_err(Error::Images)?,
         networks: Networks::new(&config, tracker.clone(), shutdown.clone()),
         looks: Default::default(),
+        checked: Default::default(),
         expected: Default::default(),
         tasks: Tasks::new(&config.agent),
         boot_id: boot_id().map_err(Error::BootId)?,

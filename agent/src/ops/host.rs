@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use shared::id::TaskId;
 use shared::units::Bytes;
-use shared::wire::host::{HostFacts, InspectHost, Inventory, StorageReport, StorageSpec};
+use shared::wire::host::{Finding, Grade, HostFacts, InspectHost, Inventory, StorageReport, StorageSpec};
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
 
 use crate::app::App;
+use crate::check;
 use crate::storage::local;
 use crate::task::TaskCx;
 
@@ -49,6 +50,9 @@ pub async fn inventory(app: &Arc<App>) -> Result<Inventory> {
     look(app, &short(app), local::known_storages(&app.config.agent.data_dir)?).await
 }
 
+/// How long what was found of the host counts.
+const CHECK_AGAIN: Duration = Duration::from_secs(300);
+
 fn short(app: &App) -> TaskCx {
     TaskCx::new(TaskId::new(), 0, Instant::now() + LIMIT, app.shutdown.child_token())
 }
@@ -61,7 +65,9 @@ async fn look(app: &Arc<App>, cx: &TaskCx, storages: Vec<StorageSpec>) -> Result
     let listing = cx.until_cancelled(app.hypervisor.list());
     let networks = async { Ok::<_, Error>(app.networks.list()?) };
     let disks = cx.until_cancelled(on_disks(app, cx, storages));
-    let (facts, listing, networks, disks) = tokio::try_join!(facts, listing, networks, disks)?;
+    let (mut facts, listing, networks, disks) = tokio::try_join!(facts, listing, networks, disks)?;
+    facts.findings = findings(app).await;
+    facts.clock_ms = check::now_ms();
     Ok(Inventory {
         facts,
         vms: listing.vms,
@@ -71,6 +77,20 @@ async fn look(app: &Arc<App>, cx: &TaskCx, storages: Vec<StorageSpec>) -> Result
         networks,
         storages: disks.storages,
     })
+}
+
+/// What is not as it should be on the host; looked at again after some minutes.
+async fn findings(app: &Arc<App>) -> Vec<Finding> {
+    let mut checked = app.checked.lock().await;
+    if let Some((at, findings)) = checked.as_ref()
+        && at.elapsed() < CHECK_AGAIN
+    {
+        return findings.clone();
+    }
+    let mut findings = check::run(&app.config, app.hypervisor.as_ref()).await;
+    findings.retain(|finding| finding.grade != Grade::Good);
+    *checked = Some((Instant::now(), findings.clone()));
+    findings
 }
 
 /// The part of an inventory that lies on disks.

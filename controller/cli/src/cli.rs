@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    account, cluster, completion, controller, event, host, image, instance_type, job, login, network, service, setting,
-    status, storage, token, vm, volume, zone,
+    account, cluster, completion, controller, doctor, event, host, image, instance_type, job, login, network, service,
+    setting, status, storage, token, vm, volume, zone,
 };
 use crate::input;
 
@@ -154,6 +154,8 @@ pub enum Command {
     Ring(controller::RingCommand),
     /// An overview: hosts, vms, what is free
     Status(status::Status),
+    /// What is not as it should be, and what to do
+    Doctor(doctor::Doctor),
     /// Save a controller's address and token, and check them
     Login(login::Login),
     /// The saved controllers

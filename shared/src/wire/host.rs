@@ -55,6 +55,29 @@ pub struct NicFact {
     pub mtu: u32,
 }
 
+/// How well one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Grade {
+    /// As it should be.
+    Good,
+    /// It works, but not as well as it could.
+    Poor,
+    /// It does not work.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Finding {
+    /// How well it is.
+    pub grade: Grade,
+    /// What was looked at, such as `libvirt`.
+    pub what: String,
+    /// What was found, and what to do.
+    pub text: String,
+}
+
 /// What an agent found on its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
@@ -91,6 +114,10 @@ pub struct HostFacts {
     pub virt_reason: String,
     /// Version of the agent.
     pub agent_version: String,
+    /// What is not as it should be, with what to do.
+    pub findings: Vec<Finding>,
+    /// The host's clock when this was found, in milliseconds since the epoch; 0 when it was not told.
+    pub clock_ms: i64,
 }
 
 /// `POST /agent/v1/join`, without a client certificate.

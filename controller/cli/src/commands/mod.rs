@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod completion;
 pub mod console;
 pub mod controller;
+pub mod doctor;
 pub mod event;
 pub mod host;
 pub mod image;
@@ -50,6 +51,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Controller(command) => Box::pin(controller::run(&ctx()?, command)).await,
         Command::Ring(command) => Box::pin(controller::run_ring(&ctx()?, command)).await,
         Command::Status(command) => Box::pin(status::run(&ctx()?, command)).await,
+        Command::Doctor(command) => Box::pin(doctor::run(&ctx()?, command)).await,
         Command::Login(command) => Box::pin(login::run(&global, command)).await,
         Command::Context(command) => login::contexts(&global, command),
         Command::Completion(command) => completion::run(&command),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shared::api::host::{HostAdminState, HostConnection};
 use shared::id::{HostId, VmId};
-use shared::wire::host::{InspectHost, Inventory, StorageSpec};
+use shared::wire::host::{Finding, Grade, InspectHost, Inventory, StorageSpec};
 use shared::wire::vm::VmReport;
 use shared::{Error, Result};
 
@@ -125,7 +125,8 @@ async fn inspect(context: &Context, cx: &Cx, row: &HostRow, storages: &[StorageS
 async fn write_down(context: &Context, row: &HostRow, inventory: &Inventory) -> Result<()> {
     let (id, cluster) = (row.host.id, row.host.cluster_id);
     let (settings, now) = (context.deps.settings.clone(), context.deps.clock.now());
-    let facts = inventory.facts.clone();
+    let mut facts = inventory.facts.clone();
+    facts.findings.extend(clock(facts.clock_ms, now.ms()));
     let (storages, images) = (inventory.storages.clone(), inventory.images.clone());
     let written = context.deps.db.write(move |tx| {
         Box::pin(async move {
@@ -148,6 +149,20 @@ async fn write_down(context: &Context, row: &HostRow, inventory: &Inventory) -> 
         })
     });
     Ok(written.await?)
+}
+
+/// A clock that is further off than this will make certificates and tokens fail.
+const MOST_SKEW_MS: i64 = 30_000;
+
+/// What is wrong with a host's clock.
+fn clock(theirs: i64, ours: i64) -> Option<Finding> {
+    let ahead_s = (theirs - ours) / 1000;
+    if theirs == 0 || (theirs - ours).abs() <= MOST_SKEW_MS {
+        return None;
+    }
+    let side = if ahead_s > 0 { "ahead of" } else { "behind" };
+    let text = format!("is {} s {side} the controller's: set it (timedatectl, chrony)", ahead_s.abs());
+    Some(Finding { grade: Grade::Bad, what: "clock".to_string(), text })
 }
 
 /// Tells the owner of each VM, of the database's and of the host's, what the host says of it.
