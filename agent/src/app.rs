@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use shared::id::{ResourceId, VmId};
 use shared::wire::event::AgentEvent;
+use shared::wire::host::Finding;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -15,7 +17,9 @@ use crate::controller::news::{News, Told};
 use crate::identity;
 use crate::libvirt::Hypervisor;
 use crate::network::Networks;
+use crate::relay::Expected;
 use crate::storage::images::Images;
+use crate::storage::shared::Looks;
 use crate::task::Tasks;
 
 /// One running agent.
@@ -34,6 +38,12 @@ pub struct App {
     pub news: Mutex<News>,
     /// The image cache.
     pub images: Images,
+    /// Looks at shared storages.
+    pub looks: Looks,
+    /// What was last found of the host, and when.
+    pub checked: tokio::sync::Mutex<Option<(Instant, Vec<Finding>)>>,
+    /// Migrations that this host is ready to take.
+    pub expected: Expected,
     /// Commands that run and that ran.
     pub tasks: Tasks,
     /// Cancelled when the agent stops.

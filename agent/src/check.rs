@@ -1,16 +1,18 @@
 //! `kring-agent check`: whether this host is fit, and what to do where it is not.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::header::DATE;
+use shared::time::Timestamp;
 use shared::units::Bytes;
-use shared::wire::host::VirtMode;
+use shared::wire::host::{Finding, Grade, VirtMode};
 use tokio_util::sync::CancellationToken;
 
 use crate::cmd::Cmd;
 use crate::config::{Config, VirtModeChoice};
 use crate::facts;
+use crate::identity::{self, Store};
 use crate::libvirt::Hypervisor;
 use crate::storage::local;
 
@@ -25,80 +27,172 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
 /// Space below which a host cannot do anything useful.
 const LEAST_SPACE: Bytes = Bytes::gib(2);
 
-/// How well one thing is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grade {
-    /// As it should be.
-    Good,
-    /// It works, but not as well as it could.
-    Poor,
-    /// It does not work.
-    Bad,
+/// Oldest libvirt and QEMU that guests are run and moved with.
+const OLDEST: (&str, &str) = ("8.0.0", "6.2.0");
+/// A clock that is further off than this, in milliseconds, will make certificates and tokens fail.
+const MOST_SKEW_MS: i64 = 30_000;
+/// How long a controller may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn finding(grade: Grade, what: &str, text: impl Into<String>) -> Finding {
+    Finding { grade, what: what.to_string(), text: text.into() }
 }
 
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// How well it is.
-    pub grade: Grade,
-    /// What was looked at.
-    pub what: &'static str,
-    /// What was found, and what to do.
-    pub text: String,
-}
-
-impl Finding {
-    fn new(grade: Grade, what: &'static str, text: impl Into<String>) -> Self {
-        Self { grade, what, text: text.into() }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mark = match self.grade {
-            Grade::Good => "ok  ",
-            Grade::Poor => "warn",
-            Grade::Bad => "FAIL",
-        };
-        write!(f, "{mark}  {:<20}{}", self.what, self.text)
-    }
+/// A finding as a line of a report.
+#[must_use]
+pub fn line(finding: &Finding) -> String {
+    let mark = match finding.grade {
+        Grade::Good => "ok  ",
+        Grade::Poor => "warn",
+        Grade::Bad => "FAIL",
+    };
+    format!("{mark}  {:<20}{}", finding.what, finding.text)
 }
 
 /// Looks at everything that the agent needs.
 pub async fn run(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Finding> {
     let mut findings = vec![user(), guests(config.libvirt.virt_mode), libvirt(config, hypervisor).await];
-    findings.extend(facts::kvm_closed_to_guests().map(|reason| Finding::new(Grade::Poor, "/dev/kvm", reason)));
+    findings.extend(facts::kvm_closed_to_guests().map(|reason| finding(Grade::Poor, "/dev/kvm", reason)));
     for (program, version, package) in PROGRAMS {
         findings.push(self::program(program, version, package).await);
     }
     findings.push(space("data", &config.agent.data_dir));
     findings.push(space("images", &config.image_dir()));
+    findings.push(moving(&config.libvirt.migration_dir));
     findings
+}
+
+/// Looks at what only a host that does not serve yet can be asked about: its port, its identity, its controllers.
+pub async fn from_outside(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![port(config)];
+    let store = Store::new(&config.agent.data_dir);
+    let identity = match store.load(config.controller.timeout()) {
+        Ok(identity) => identity,
+        Err(identity::Error::NotJoined) => {
+            findings.push(finding(Grade::Poor, "identity", "has joined no cloud yet: kring-agent join"));
+            return findings;
+        }
+        Err(error) => {
+            let text = format!("{}: kring-agent join, with a new token", crate::log::chain(&error));
+            findings.push(finding(Grade::Bad, "identity", text));
+            return findings;
+        }
+    };
+    findings.push(finding(Grade::Good, "identity", format!("host {}", identity.host_id)));
+    let mut urls = config.controller.urls.clone();
+    urls.extend(store.told_controllers().unwrap_or_default());
+    urls.extend(identity.controllers.iter().cloned());
+    let mut seen = std::collections::BTreeSet::new();
+    for url in urls.into_iter().filter(|url| seen.insert(url.trim_end_matches('/').to_string())) {
+        findings.extend(controller(&identity.client, &url).await);
+    }
+    findings
+}
+
+/// Whether a controller is reached, speaks for the cloud that this host has joined, and has the same time.
+async fn controller(client: &reqwest::Client, url: &str) -> Vec<Finding> {
+    let asked = client.get(format!("{}/healthz", url.trim_end_matches('/'))).timeout(PATIENCE).send().await;
+    let answer = match asked {
+        Ok(answer) => answer,
+        Err(error) => return vec![finding(Grade::Bad, "controller", format!("{url}: {}", why_not(&error)))],
+    };
+    let mut findings = vec![finding(Grade::Good, "controller", format!("{url} answers"))];
+    if let Some(theirs) = answer.headers().get(DATE).and_then(|date| Timestamp::from_http_date(date.to_str().ok()?)) {
+        findings.push(clock(now_ms() - theirs.ms()));
+    }
+    findings
+}
+
+/// What an error of the way to a controller means for the operator.
+fn why_not(error: &reqwest::Error) -> String {
+    let text = crate::log::chain(error);
+    let lower = text.to_lowercase();
+    let hint = if lower.contains("expired") || lower.contains("notvalidyet") || lower.contains("not valid yet") {
+        "a certificate is not valid now: set the clock, on both sides (timedatectl)"
+    } else if lower.contains("unknownissuer") || lower.contains("unknown issuer") || lower.contains("badsignature") {
+        "its certificate is of another cloud than the one that this host has joined: kring-agent leave, then join"
+    } else {
+        "port 8443 must be reachable from this host (docs/ports.md)"
+    };
+    format!("cannot be used: {text}; {hint}")
+}
+
+/// How far this host's clock is ahead of a controller's, in milliseconds.
+fn clock(ahead_ms: i64) -> Finding {
+    let seconds = ahead_ms / 1000;
+    if ahead_ms.abs() > MOST_SKEW_MS {
+        let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+        let text = format!("is {} s {side} the controller's: set it (timedatectl, chrony)", seconds.abs());
+        return finding(Grade::Bad, "clock", text);
+    }
+    finding(Grade::Good, "clock", "is the controller's")
+}
+
+/// The wall clock.
+#[must_use]
+pub fn now_ms() -> i64 {
+    Timestamp::now().ms()
+}
+
+/// Whether the agent's port is free, when no agent runs.
+fn port(config: &Config) -> Finding {
+    let listen = config.agent.listen;
+    if crate::service::claim(&config.agent.data_dir).is_err() {
+        return finding(Grade::Good, "port", format!("{listen}: an agent runs"));
+    }
+    match std::net::TcpListener::bind(listen) {
+        Ok(_) => finding(Grade::Good, "port", format!("{listen} is free")),
+        Err(error) => {
+            let text = format!("{listen} cannot be listened at ({error}): see `ss -ltnp`, or set [agent] listen");
+            finding(Grade::Bad, "port", text)
+        }
+    }
+}
+
+/// Whether guests can come in from other hosts.
+fn moving(dir: &Path) -> Finding {
+    let parent = dir.parent().unwrap_or(dir);
+    if parent.is_dir() {
+        return finding(Grade::Good, "moving guests", format!("by sockets in {}", dir.display()));
+    }
+    let text = format!("{} is not there: start libvirt once, or set [libvirt] migration_dir", parent.display());
+    finding(Grade::Poor, "moving guests", text)
+}
+
+fn is_older(version: &str, than: &str) -> bool {
+    let numbers = |text: &str| text.split('.').map(|n| n.parse::<u32>().unwrap_or(0)).collect::<Vec<_>>();
+    // One that is not known is not older.
+    !version.is_empty() && numbers(version) < numbers(than)
 }
 
 fn user() -> Finding {
     if nix::unistd::geteuid().is_root() {
-        Finding::new(Grade::Good, "user", "root")
+        finding(Grade::Good, "user", "root")
     } else {
-        Finding::new(Grade::Bad, "user", "the agent makes bridges and namespaces: run it as root")
+        finding(Grade::Bad, "user", "the agent makes bridges and namespaces: run it as root")
     }
 }
 
 fn guests(choice: VirtModeChoice) -> Finding {
     match facts::virt_mode(choice) {
-        (VirtMode::Kvm, _) => Finding::new(Grade::Good, "guests", "run on the processor (KVM)"),
+        (VirtMode::Kvm, _) => finding(Grade::Good, "guests", "run on the processor (KVM)"),
         (VirtMode::Emulated, reason) => {
-            Finding::new(Grade::Poor, "guests", format!("are emulated, which is slow: {reason}"))
+            finding(Grade::Poor, "guests", format!("are emulated, which is slow: {reason}"))
         }
     }
 }
 
 async fn libvirt(config: &Config, hypervisor: &dyn Hypervisor) -> Finding {
     match hypervisor.versions().await {
-        Ok(v) => Finding::new(Grade::Good, "libvirt", format!("{}, QEMU {}", v.libvirt, v.qemu)),
+        Ok(v) if is_older(&v.libvirt, OLDEST.0) || is_older(&v.qemu, OLDEST.1) => {
+            let text =
+                format!("{} with QEMU {} is too old: {} and {} are needed", v.libvirt, v.qemu, OLDEST.0, OLDEST.1);
+            finding(Grade::Bad, "libvirt", text)
+        }
+        Ok(v) => finding(Grade::Good, "libvirt", format!("{}, QEMU {}", v.libvirt, v.qemu)),
         Err(error) => {
             let hint = "install libvirt-daemon-system and start it: systemctl enable --now libvirtd (or: virtlogd -d; libvirtd -d)";
-            Finding::new(Grade::Bad, "libvirt", format!("{}: {error}; {hint}", config.libvirt.uri))
+            finding(Grade::Bad, "libvirt", format!("{}: {error}; {hint}", config.libvirt.uri))
         }
     }
 }
@@ -106,11 +200,11 @@ async fn libvirt(config: &Config, hypervisor: &dyn Hypervisor) -> Finding {
 async fn program(name: &'static str, version: &str, package: &str) -> Finding {
     let run = Cmd::new(name).arg(version).within(Duration::from_secs(10)).run(&CancellationToken::new()).await;
     match run {
-        Ok(output) => Finding::new(Grade::Good, name, output.text().lines().next().unwrap_or_default().trim()),
+        Ok(output) => finding(Grade::Good, name, output.text().lines().next().unwrap_or_default().trim()),
         Err(crate::cmd::Error::Start { .. }) => {
-            Finding::new(Grade::Bad, name, format!("is not installed: apt-get install {package}"))
+            finding(Grade::Bad, name, format!("is not installed: apt-get install {package}"))
         }
-        Err(error) => Finding::new(Grade::Bad, name, format!("{error}; apt-get install --reinstall {package}")),
+        Err(error) => finding(Grade::Bad, name, format!("{error}; apt-get install --reinstall {package}")),
     }
 }
 
@@ -120,10 +214,10 @@ fn space(what: &'static str, path: &Path) -> Finding {
     match local::space(&there) {
         Ok((_, free)) if free < LEAST_SPACE => {
             let text = format!("{} has only {free} free: make room, or set another folder", path.display());
-            Finding::new(Grade::Bad, what, text)
+            finding(Grade::Bad, what, text)
         }
-        Ok((total, free)) => Finding::new(Grade::Good, what, format!("{}: {free} free of {total}", path.display())),
-        Err(error) => Finding::new(Grade::Bad, what, format!("{}: {}", path.display(), error.chain())),
+        Ok((total, free)) => finding(Grade::Good, what, format!("{}: {free} free of {total}", path.display())),
+        Err(error) => finding(Grade::Bad, what, format!("{}: {}", path.display(), error.chain())),
     }
 }
 
@@ -135,9 +229,18 @@ mod tests {
     async fn a_missing_program_is_found_with_the_package_that_brings_it() {
         let finding = program("no-such-program-of-kring", "--version", "some-package").await;
         assert_eq!(finding.grade, Grade::Bad);
-        assert!(finding.to_string().contains("apt-get install some-package"), "{finding}");
+        assert!(line(&finding).contains("apt-get install some-package"), "{finding:?}");
         assert_eq!(program("sh", "-c", "dash").await.grade, Grade::Bad);
         assert_eq!(program("true", "--version", "coreutils").await.grade, Grade::Good);
+    }
+
+    #[test]
+    fn what_is_old_and_what_is_late_is_found() {
+        assert!(is_older("7.10.0", "8.0.0") && is_older("6.1.9", "6.2.0"));
+        assert!(!is_older("10.0.0", "8.0.0") && !is_older("8.0.0", "8.0.0") && !is_older("", "8.0.0"));
+        assert_eq!(clock(3_600_000).grade, Grade::Bad);
+        assert!(clock(-3_600_000).text.contains("3600 s behind"));
+        assert_eq!(clock(-900).grade, Grade::Good);
     }
 
     #[test]

@@ -95,6 +95,10 @@ pub struct LibvirtConfig {
     pub call_timeout_s: u64,
     /// How often a lost connection is tried again, in seconds.
     pub reconnect_s: u64,
+    /// Folder of the sockets by which guests come in from other hosts and leave; QEMU's user must be able to
+    /// use the folder that it lies in. The same on all hosts.
+    #[serde(deserialize_with = "absolute")]
+    pub migration_dir: PathBuf,
     /// How guests run: `auto`, `kvm` or `emulated`.
     pub virt_mode: VirtModeChoice,
 }
@@ -204,6 +208,7 @@ impl Default for LibvirtConfig {
             pool: 8,
             call_timeout_s: 30,
             reconnect_s: 2,
+            migration_dir: "/var/lib/libvirt/qemu/kring".into(),
             virt_mode: VirtModeChoice::Auto,
         }
     }
@@ -233,6 +238,15 @@ impl Default for ImageConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl LibvirtConfig {
+    /// The socket of libvirt on this host: of the one daemon, or of that for QEMU where there are several.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        let known = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"].map(PathBuf::from);
+        known.iter().find(|path| path.exists()).unwrap_or(&known[0]).clone()
     }
 }
 

@@ -151,6 +151,8 @@ fn of_kernel(root: &Path, choice: VirtModeChoice) -> HostFacts {
         virt_mode,
         virt_reason,
         agent_version: VERSION.to_string(),
+        findings: Vec::new(),
+        clock_ms: 0,
     }
 }
 
@@ -249,8 +251,10 @@ fn disks(root: &Path) -> Vec<DiskFact> {
 
 /// Interfaces of the host; not the loopback, nor those that Kring and libvirt make for guests.
 fn nics(root: &Path) -> Vec<NicFact> {
-    let own =
-        |name: &String| name != "lo" && !["vnet", "kr-", "virbr", "tap", "veth"].iter().any(|p| name.starts_with(p));
+    let own = |name: &String| {
+        name != "lo"
+            && !["vnet", "kr-", "kv-", "ku-", "kp-", "virbr", "tap", "veth"].iter().any(|p| name.starts_with(p))
+    };
     let nic = |name: String| NicFact {
         mac: read(root, &format!("sys/class/net/{name}/address")).trim().to_string(),
         up: read(root, &format!("sys/class/net/{name}/operstate")).trim() == "up",

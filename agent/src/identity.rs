@@ -79,7 +79,9 @@ pub struct Identity {
     pub host_id: HostId,
     /// Controllers that `join` was given.
     pub controllers: Vec<String>,
-    /// For the agent's own listener: only controllers get in.
+    /// For the streams of migrations to other hosts.
+    pub to_hosts: Arc<rustls::ClientConfig>,
+    /// For the agent's own listener: only controllers get in, and hosts that send a guest.
     pub server: Arc<rustls::ServerConfig>,
     /// For requests to controllers: only they are spoken to.
     pub client: reqwest::Client,
@@ -141,8 +143,9 @@ impl Store {
             tls::validity(leaf).ok_or(Error::Content { path: cert_path, problem: "holds no certificate".into() })?;
         let controllers = self.read("controllers")?.lines().map(str::to_string).filter(|l| !l.is_empty()).collect();
         let client = tls::controller_client(&ca, Some((chain.clone(), key.clone_key())), timeout)?;
+        let to_hosts = Arc::new(tls::host_client(&ca, chain.clone(), key.clone_key())?);
         let server = Arc::new(tls::server_config(&ca, chain, key)?);
-        Ok(Identity { host_id, controllers, server, client, not_before, not_after })
+        Ok(Identity { host_id, controllers, to_hosts, server, client, not_before, not_after })
     }
 
     /// Writes what a join brought; the host id last.

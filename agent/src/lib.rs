@@ -23,6 +23,7 @@ pub mod log;
 pub mod network;
 pub mod ops;
 pub mod purge;
+pub mod relay;
 pub mod service;
 pub mod storage;
 pub mod systemd;

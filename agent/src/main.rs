@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::check::Grade;
 use agent::config::{Config, DEFAULT_TOML};
 use agent::identity::Store;
 use agent::identity::join::{JoinOptions, join};
@@ -17,6 +16,7 @@ use agent::{check, facts, identity, log, purge, service, systemd};
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use shared::name::Name;
+use shared::wire::host::Grade;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -229,9 +229,10 @@ async fn check_host(config: &Config) -> anyhow::Result<ExitCode> {
     let hypervisor = Libvirt::start(&config.libvirt).context("libvirt's library could not be started")?;
     // Whether it answers is one of the findings.
     let _ = hypervisor.wait_ready(PATIENCE).await;
-    let findings = check::run(config, &hypervisor).await;
+    let mut findings = check::run(config, &hypervisor).await;
+    findings.extend(Box::pin(check::from_outside(config)).await);
     for finding in &findings {
-        println!("{finding}");
+        println!("{}", check::line(finding));
     }
     let fit = findings.iter().all(|f| f.grade != Grade::Bad);
     println!("{}", if fit { "This host is fit for Kring." } else { "This host is not fit yet." });

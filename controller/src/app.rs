@@ -166,6 +166,7 @@ impl App {
         agents.set_controllers(&config.advertised());
         agents.set_limits(config.hosts.limits());
         let deps = Arc::new(Deps {
+            mover: Default::default(),
             db: db.clone(),
             agents: Arc::clone(&agents),
             pki: Arc::clone(&pki),

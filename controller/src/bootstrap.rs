@@ -78,6 +78,7 @@ pub async fn ensure_defaults(db: &Db, clock: &Clock, config: &Config) -> Result<
                 cluster_id: cluster.id,
                 path,
                 hosts: Vec::new(),
+                capacity: None,
                 created_at: now,
                 links: Default::default(),
             };

@@ -1,7 +1,11 @@
 //! What the steps of flows and the services may use besides the bus.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use shared::Result;
+use shared::id::{JobId, VmId};
 
 use crate::agent_client::Agents;
 use crate::auth::tls::Pki;
@@ -29,4 +33,16 @@ pub struct Deps {
     pub data_dir: PathBuf,
     /// Settings, as they are now.
     pub settings: Settings,
+    /// Moves VMs for the steps of other services' flows; set when the services start.
+    pub mover: OnceLock<Arc<dyn Mover>>,
+}
+
+/// What has VMs moved to other hosts.
+#[async_trait]
+pub trait Mover: Send + Sync {
+    /// Has a VM moved to whichever host fits; answers the job that does it.
+    ///
+    /// # Errors
+    /// Those of accepting a migration.
+    async fn migrate(&self, vm: VmId) -> Result<JobId>;
 }

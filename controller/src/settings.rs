@@ -38,6 +38,7 @@ macro_rules! settings {
 settings! {
     "event.keep_days", Integer, "30", Some((1.0, 3650.0)), "How long events are kept, in days.";
     "host.compare_interval", Number, "3600", Some((1.0, 604_800.0)), "Time after which a host is asked for everything on it although nothing seems to have changed, in seconds.";
+    "host.drain_parallel", Integer, "2", Some((1.0, 32.0)), "VMs that are moved away from a host at a time when it goes into maintenance.";
     "host.ping_interval", Number, "10", Some((0.1, 3600.0)), "Time between two pings of a host, in seconds.";
     "host.ping_misses", Integer, "3", Some((1.0, 100.0)), "Pings in a row that a host may miss before it counts as disconnected.";
     "host.ping_timeout", Number, "5", Some((0.1, 60.0)), "How long a host may take to answer a ping, in seconds.";

@@ -38,11 +38,13 @@ pub fn network(network: &Network) -> NetworkSpec {
         service_address: network.service_address,
         dns: network.dns.clone(),
         mtu: network.mtu,
+        uplink: network.uplink.clone(),
+        vlan: network.vlan,
     }
 }
 
 /// A storage.
 #[must_use]
 pub fn storage(storage: &Storage) -> StorageSpec {
-    StorageSpec { storage_id: storage.id, path: storage.path.clone() }
+    StorageSpec { storage_id: storage.id, path: storage.path.clone(), kind: storage.kind }
 }

@@ -18,6 +18,12 @@ impl Timestamp {
         Self(jiff::Timestamp::now().as_millisecond())
     }
 
+    /// The moment in a `Date` header of HTTP, such as `Sun, 06 Nov 1994 08:49:37 GMT`; `None` when it is none.
+    #[must_use]
+    pub fn from_http_date(text: &str) -> Option<Self> {
+        jiff::fmt::rfc2822::parse(text).ok().map(|at| Self(at.timestamp().as_millisecond()))
+    }
+
     /// Milliseconds since the epoch.
     #[must_use]
     pub const fn ms(self) -> i64 {
@@ -59,6 +65,12 @@ impl<'de> Deserialize<'de> for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_date_of_http_is_read_and_nothing_else() {
+        assert_eq!(Timestamp::from_http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Timestamp(784_111_777_000)));
+        assert_eq!(Timestamp::from_http_date("yesterday"), None);
+    }
 
     #[test]
     fn a_time_is_rfc_3339_with_milliseconds() {

@@ -7,9 +7,11 @@ use anyhow::Context;
 use harness::cluster::Cluster;
 use harness::kit::{self, Saboteur, WAYS, Way};
 use serde_json::json;
+use shared::api::host::Host;
 use shared::api::image::{CreateImage, Image, ImageSource};
 use shared::api::job::JobRef;
 use shared::api::network::Network;
+use shared::api::page::Page;
 use shared::api::vm::{StopMode, StopVm, Vm};
 use shared::api::volume::{AttachVolume, Volume};
 use shared::units::Bytes;
@@ -25,6 +27,7 @@ struct Case {
 }
 
 const CASES: &[Case] = &[
+    Case { kind: "host.maintain", restores: false },
     Case { kind: "image.create", restores: true },
     Case { kind: "image.delete", restores: false },
     Case { kind: "image.finish_upload", restores: true },
@@ -34,6 +37,7 @@ const CASES: &[Case] = &[
     Case { kind: "vm.delete", restores: false },
     Case { kind: "vm.detach_volume", restores: false },
     Case { kind: "vm.expunge", restores: false },
+    Case { kind: "vm.migrate", restores: false },
     Case { kind: "vm.pause", restores: false },
     Case { kind: "vm.reboot", restores: false },
     Case { kind: "vm.recover", restores: true },
@@ -44,7 +48,11 @@ const CASES: &[Case] = &[
 ];
 
 /// Steps that remove what nobody needs any more: when they fail, the job goes on and they are owed as clean-up.
-const OWED: &[(&str, &str)] = &[("image.finish_upload", "tidy"), ("vm.expunge", "remove"), ("volume.delete", "remove")];
+const OWED: &[(&str, &str)] =
+    &[("image.finish_upload", "tidy"), ("vm.expunge", "remove"), ("vm.migrate", "clean"), ("volume.delete", "remove")];
+
+/// Flows that need a second host.
+const MOVES: &[&str] = &["host.maintain", "vm.migrate"];
 
 /// What the flows work on.
 struct Bench {
@@ -77,7 +85,15 @@ impl Bench {
         let cluster = &self.cluster;
         Ok(match kind {
             "vm.create" | "image.create" => Target::Nothing,
-            "vm.stop" | "vm.reboot" | "vm.pause" | "vm.delete" => Target::Vm(self.vm().await?),
+            "host.maintain" => {
+                let hosts: Page<Host> = cluster.api.get("/v1/hosts").await?;
+                for host in hosts.items {
+                    let enabled = json!({ "admin_state": "enabled" });
+                    cluster.api.patch::<Host>(&format!("/v1/hosts/{}", host.id), &enabled).await?;
+                }
+                Target::Vm(self.vm().await?)
+            }
+            "vm.stop" | "vm.reboot" | "vm.pause" | "vm.migrate" | "vm.delete" => Target::Vm(self.vm().await?),
             "vm.start" | "vm.resume" | "vm.recover" | "vm.expunge" => {
                 let vm = self.vm().await?;
                 match kind {
@@ -141,6 +157,10 @@ async fn submit(
             let name = cluster.name("flow");
             api.post("/v1/images", &cluster.image_body(&format!("http://images.example/{name}"))).await?
         }
+        ("host.maintain", Target::Vm(vm)) => {
+            let host = vm.host_id.context("a host")?;
+            api.post(&format!("/v1/hosts/{host}/maintain"), &json!({})).await?
+        }
         ("vm.delete", Target::Vm(vm)) => api.delete(&format!("/v1/vms/{}", vm.id)).await?,
         ("vm.stop" | "vm.reboot", Target::Vm(vm)) => {
             let body = StopVm { mode: StopMode::Force, timeout_s: None };
@@ -164,6 +184,9 @@ async fn submit(
 /// Breaks a flow at each of its steps in each way.
 async fn break_flow(case: &Case) -> anyhow::Result<()> {
     let mut bench = Bench::start().await?;
+    if MOVES.contains(&case.kind) {
+        bench.cluster.host().await?;
+    }
     let saboteur = Saboteur::new();
     bench.cluster.set_probe(saboteur.clone());
     // Once without harm: the flow works, and tells its steps.
@@ -211,6 +234,7 @@ macro_rules! flows {
 }
 
 flows! {
+    host_maintain = "host.maintain";
     image_create = "image.create";
     image_delete = "image.delete";
     image_finish_upload = "image.finish_upload";
@@ -220,6 +244,7 @@ flows! {
     vm_delete = "vm.delete";
     vm_detach_volume = "vm.detach_volume";
     vm_expunge = "vm.expunge";
+    vm_migrate = "vm.migrate";
     vm_pause = "vm.pause";
     vm_reboot = "vm.reboot";
     vm_recover = "vm.recover";

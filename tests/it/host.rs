@@ -16,6 +16,7 @@ use shared::api::event::Event;
 use shared::api::host::{Host, HostAdminState, HostConnection, UpdateHost};
 use shared::api::job::JobRef;
 use shared::api::page::Page;
+use shared::api::vm::CreateVm;
 use shared::error::Code;
 use shared::id::{ImageId, NetworkId, ResourceId, VmId, VolumeId};
 use shared::state::vm::VmState;
@@ -244,7 +245,7 @@ async fn a_frozen_host_does_not_delay_another_one() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_restarted_has_no_running_vms() -> anyhow::Result<()> {
     let (cluster, image, network) = ready().await?;
-    let vm = cluster.vm(&image, &network).await?;
+    let vm = cluster.vm_as(&CreateVm { auto_start: false, ..cluster.vm_body(&image, &network) }).await?;
     cluster.sim_host(vm.host_id)?.reboot();
     cluster.vm_becomes(vm.id, VmState::Stopped).await?;
     cluster.vm_do(vm.id, "start").await?;

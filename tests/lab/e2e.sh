@@ -15,6 +15,9 @@ BEGAN=$SECONDS
 WORK=$(mktemp -d)
 MACHINES=(sv c1 c2 h1 h2)
 declare -A ADDRESS
+# A segment that both hosts are plugged into with a card of their own, and a folder that both see as a mount.
+SEGMENT=ks$$
+SHARE=/var/tmp/kring-share-$$
 
 machine() { "$LAB/machine.sh" "$1" "$2-$$" "${@:3}"; }
 on() { "$LAB/machine.sh" exec "$1-$$" "${@:2}"; }
@@ -42,6 +45,8 @@ finish() {
     wait
     if [ $code -eq 0 ] || [ -z "${KRING_E2E_KEEP:-}" ]; then
         for name in "${MACHINES[@]}"; do machine down "$name" || true; done
+        "${SUDO[@]}" ip link del "$SEGMENT" 2>/dev/null || true
+        "${SUDO[@]}" rm -rf "$SHARE"
     fi
     rm -rf "$WORK"
     exit $code
@@ -93,6 +98,35 @@ end_load() {
     say "    $(<"$WORK/calls") calls, none failed, while $1"
 }
 
+# Plugs a card eth1 into a host; a host that has restarted has lost it.
+plug() {
+    local pid link
+    pid=$(machine show "$1" | sed -n 's/^pid=//p')
+    link=$SEGMENT-$1
+    "${SUDO[@]}" ip link del "$link" 2>/dev/null || true
+    "${SUDO[@]}" ip link add "$link" type veth peer name eth1 netns "$pid"
+    "${SUDO[@]}" ip link set "$link" master "$SEGMENT" up
+    on "$1" ip link set eth1 up
+}
+host_of() { kring vm show "$1" -o json | jq -r .host_id; }
+id_of() { kring host show "$1" -o json | jq -r .id; }
+last_tick() { kring vm log "$1" | sed -n 's/^KRING-GUEST tick //p' | tail -n 1 | tr -d '\r'; }
+ticks_on() { local now; now=$(last_tick "$1"); [ -n "$now" ] && [ "$now" -gt "$2" ]; }
+# Moves a VM to a host; its guest must go on counting where it was.
+moves() {
+    local before began after
+    await 60 ticks_on "$1" 0
+    before=$(last_tick "$1")
+    began=$(date +%s%N)
+    kring vm migrate "$1" --host "$2"
+    say "    $1 moved to $2 in $((($(date +%s%N) - began) / 1000000)) ms"
+    [ "$(host_of "$1")" = "$(id_of "$2")" ] || die "$1 is not on $2"
+    await 60 ticks_on "$1" "$((before + 1))"
+    after=$(kring vm log "$1" | sed -n 's/^KRING-GUEST tick //p' | head -n 1 | tr -d '\r')
+    [ "$after" -ge "$before" ] && [ "$after" -le $((before + 5)) ] || die "$1 counted to $before and went on with $after"
+    if kring vm log "$1" | grep -q 'KRING-GUEST boot'; then die "$1 was started anew"; fi
+}
+
 newer() {
     local package
     mkdir -p "$WORK/next"
@@ -120,8 +154,12 @@ for name in kring kring-controller kring-agent; do cp "$FOLDER/${name}"_*_amd64.
 GUEST=$("$LAB/guest/build.sh")
 
 part 'machines boot'
+"${SUDO[@]}" mkdir -p "$SHARE"
+"${SUDO[@]}" ip link add "$SEGMENT" type bridge
+"${SUDO[@]}" ip link set "$SEGMENT" up
 for name in "${MACHINES[@]}"; do
-    machine up "$name" >"$WORK/machine"
+    case $name in h*) shared=(--share "$SHARE") ;; *) shared=() ;; esac
+    machine up "$name" "${shared[@]}" >"$WORK/machine"
     ADDRESS[$name]=$(sed -n 's/^address=//p' "$WORK/machine")
     KEY=$(sed -n 's/^ssh_key=//p' "$WORK/machine")
     # As images of Debian and Ubuntu have it; without it a playbook cannot even check.
@@ -152,6 +190,43 @@ await 180 ready v2
 on c1 sh -c 'KRING_TOKEN=$(sed -n "s/^token = \"\(.*\)\"/\1/p" /etc/kring/cli.toml) KRING_CA=/var/lib/kring/pki/ca.pem KRING_URL=$1 kring vm list' \
     sh "https://${ADDRESS[sv]}:8443"
 
+part 'guests of both hosts on one segment'
+for name in h1 h2; do plug "$name"; kring host reconnect "$name"; done
+kring storage create nas --cluster default --path /mnt/nas --kind shared
+kring network create segment --cidr 10.88.0.0/24 --kind bridged --uplink eth1
+usable() { [ "$(kring storage show nas -o json | jq '[.hosts[] | select(.error == null)] | length')" = 2 ]; }
+await 60 usable
+on c1 sh -c 'printf "#!/bin/sh\nfor n in 1 2 3 4 5 6 7 8 9; do ping -c 1 -W 2 10.88.0.11 && echo NEIGHBOUR-REACHED && break; done\n" >/root/ping'
+kring vm create b1 --image guest --vcpus 1 --memory 128MiB --network segment,ip=10.88.0.11 --host h1 --storage nas
+await 180 ready b1
+kring vm create b2 --image guest --vcpus 1 --memory 128MiB --network segment --host h2 --storage nas --user-data /root/ping
+reached() { kring vm log b2 | grep -q NEIGHBOUR-REACHED; }
+await 180 reached
+
+part 'live migration there and back'
+moves b1 h2
+moves b1 h1
+name=v1
+[ "$(host_of v1)" = "$(id_of h1)" ] && there=h2 || there=h1
+moves v1 "$there"
+if kring vm migrate b1 --host h1 >"$WORK/refusal" 2>&1; then die "a VM moved to where it is"; fi
+
+part 'maintenance of a host'
+kring host maintain h1
+[ "$(guests h1 | wc -w)" = 0 ] || die "guests still run on a host in maintenance"
+[ "$(guests h2 | wc -w)" = 4 ] || die "the guests did not arrive"
+kring host enable h1
+moves b1 h1
+moves v1 h1
+for name in b1 b2; do kring vm delete "$name"; kring vm expunge "$name"; done
+
+part 'a host restarts'
+on h1 systemctl reboot || true
+await 120 ticks_on v1 0
+away() { [ "$(kring host show h1 -o json | jq -r .connection)" = connected ] && [ "$(kring vm show v1 -o json | jq -r .state)" = running ] && [ "$(guests h1 | wc -w)" = 1 ]; }
+await 240 away
+await 180 ready v1
+
 part 'a controller is killed under load'
 begin_load
 sleep 3
@@ -174,7 +249,6 @@ for name in h1 h2; do on "$name" dpkg-query -W -f '${Version}' kring-agent | gre
 part 'a host is removed'
 if (play remove-host.yml -e kring_remove=h2) >"$WORK/refusal" 2>&1; then die "a host with a VM was removed"; fi
 grep -q 'holds 1 VMs' "$WORK/refusal" || { cat "$WORK/refusal"; die "the refusal does not say why"; }
-host_of() { kring vm show "$1" -o json | jq -r .host_id; }
 h2=$(kring host show h2 -o json | jq -r .id)
 for name in v1 v2; do
     [ "$(host_of "$name")" = "$h2" ] || continue

@@ -3,8 +3,10 @@
 # network card. That is where packages are installed and the playbook is played.
 #
 #   machine.sh base                     make what all machines start from, when it is missing; prints its folder
-#   machine.sh up NAME [--ready]        boot one; prints KEY=VALUE lines: name address gateway pid dir
-#                                       (--ready: the packages that a KVM host needs are installed already)
+#   machine.sh up NAME [--ready] [--share DIR]
+#                                       boot one; prints KEY=VALUE lines: name address gateway pid dir
+#                                       (--ready: the packages that a KVM host needs are installed already;
+#                                       --share: a folder that it sees as a mount at /mnt/nas)
 #   machine.sh exec NAME CMD…           run a command in it, as root
 #   machine.sh show NAME | list         what is there
 #   machine.sh down NAME | --all        end it and remove its files
@@ -104,6 +106,7 @@ inside() {
     mount --make-rprivate /
     mount -t overlay overlay -o "lowerdir=$lower,upperdir=$dir/upper,workdir=$dir/work" "$dir/root"
     [ ! -c /dev/net/tun ] || tun=(--bind=/dev/net/tun)
+    [ ! -f "$dir/share" ] || tun+=(--bind="$(<"$dir/share"):/mnt/nas")
     # What a KVM host does to its kernel (forwarding, bridges) it must be allowed to do here.
     export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
     exec systemd-nspawn --quiet -D "$dir/root" -M "$name" --boot --register=no --keep-unit --network-bridge="$BRIDGE" \
@@ -216,7 +219,16 @@ show() {
 }
 
 up() {
-    local name=$1 dir=$MACHINES/$1 index deadline state=''
+    local name=$1 dir=$MACHINES/$1 index deadline state='' ready= share=
+    shift
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --ready) ready=yes ;;
+        --share) share=$2; shift ;;
+        *)       usage ;;
+        esac
+        shift
+    done
     [[ $name =~ ^[a-z][a-z0-9-]{0,11}$ ]] || die "a machine's name is at most 12 characters a-z, 0-9 and -"
     base
     mkdir -p "$MACHINES"
@@ -227,7 +239,8 @@ up() {
     index=$(free_index)
     printf '%s' "$index" >"$dir/index"
     printf '%s' "$PREFIX.$index" >"$dir/address"
-    [ "${2:-}" != --ready ] || touch "$dir/ready"
+    [ -z "$ready" ] || touch "$dir/ready"
+    [ -z "$share" ] || printf '%s' "$share" >"$dir/share"
     settings "$dir" "$PREFIX.$index"
     bridge
     exec 9>&-
@@ -253,7 +266,7 @@ case ${1:-} in
 make-base) make_base "$2" ;;
 inside)    base_folder; inside "$2" ;;
 base)      base; say "$BASE" ;;
-up)        [ $# -ge 2 ] || usage; up "$2" "${3:-}" ;;
+up)        [ $# -ge 2 ] || usage; up "${@:2}" ;;
 exec)      [ $# -ge 3 ] || usage; shift; into "$@" ;;
 show)      [ $# -eq 2 ] || usage; show "$2" ;;
 list)      for dir in "$MACHINES"/*/index; do [ -f "$dir" ] && basename "$(dirname "$dir")"; done; true ;;

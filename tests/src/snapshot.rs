@@ -108,17 +108,24 @@ impl Database {
             (
                 "vcpus reserved on a host",
                 "SELECT COUNT(*) FROM host h WHERE h.vcpus_reserved <> (SELECT CAST(COALESCE(SUM(v.vcpus), 0) AS BIGINT)
-                 FROM vm v WHERE v.host_id = h.id AND v.holds_compute = 1)",
+                 FROM vm v WHERE (v.host_id = h.id OR v.moving_to = h.id) AND v.holds_compute = 1)",
             ),
             (
                 "memory reserved on a host",
                 "SELECT COUNT(*) FROM host h WHERE h.memory_reserved <> (SELECT CAST(COALESCE(SUM(v.memory), 0) AS BIGINT)
-                 FROM vm v WHERE v.host_id = h.id AND v.holds_compute = 1)",
+                 FROM vm v WHERE (v.host_id = h.id OR v.moving_to = h.id) AND v.holds_compute = 1)",
             ),
             (
                 "bytes reserved of a storage",
                 "SELECT COUNT(*) FROM storage_host s WHERE s.reserved <> (SELECT CAST(COALESCE(SUM(v.size), 0) AS BIGINT)
-                 FROM volume v WHERE v.host_id = s.host_id AND v.storage_id = s.storage_id)",
+                 FROM volume v WHERE v.host_id = s.host_id AND v.storage_id = s.storage_id)
+                 AND EXISTS (SELECT 1 FROM storage t WHERE t.id = s.storage_id AND t.kind = 'local')",
+            ),
+            (
+                "bytes reserved of a shared storage",
+                "SELECT COUNT(*) FROM storage s WHERE s.kind = 'shared' AND s.reserved <>
+                 (SELECT CAST(COALESCE(SUM(v.size), 0) AS BIGINT)
+                 FROM volume v WHERE v.host_id IS NOT NULL AND v.storage_id = s.id)",
             ),
             ("more vcpus reserved than there are", "SELECT COUNT(*) FROM host WHERE vcpus_reserved > vcpus_total"),
             ("more memory reserved than there is", "SELECT COUNT(*) FROM host WHERE memory_reserved > memory_total"),
@@ -171,7 +178,12 @@ impl Database {
         let query = "SELECT id, host_id, state FROM vm WHERE host_id IS NOT NULL AND deleted_at IS NULL";
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         let vms: Vec<(String, String, String)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
-        let volumes = self.pairs("SELECT id, host_id FROM volume WHERE host_id IS NOT NULL").await?;
+        let volumes = self
+            .pairs(
+                "SELECT id, host_id FROM volume WHERE host_id IS NOT NULL
+             AND storage_id IN (SELECT id FROM storage WHERE kind = 'local')",
+            )
+            .await?;
         let mut wrong = Vec::new();
         for host in sim.hosts() {
             let (state, id) = (host.state().clone(), host.id.to_string());

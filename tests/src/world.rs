@@ -170,6 +170,8 @@ impl World {
             cidr: cidr.parse()?,
             cluster_id: None,
             gateway: None,
+            uplink: None,
+            vlan: None,
             dns: Vec::new(),
             mtu: None,
         };
@@ -191,6 +193,8 @@ impl World {
             ssh_keys: Vec::new(),
             user_data: None,
             host_id: None,
+            storage_id: None,
+            auto_start: true,
             start: true,
         }
     }

@@ -1,10 +1,11 @@
 //! The agent's listener: HTTP/1.1 over mutual TLS, connections on demand, everything bounded.
 //!
-//! What a path means is in [`router`]; commands become tasks in [`commands`]; [`console`] turns a
-//! request into a stream. Nothing here knows libvirt or disks.
+//! What a path means is in [`router`]; commands become tasks in [`commands`]; [`console`] and [`migration`]
+//! turn a request into a stream. Nothing here knows libvirt or disks.
 
 mod commands;
 mod console;
+mod migration;
 mod router;
 
 use std::io;
@@ -25,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::App;
+use crate::identity::tls::{self, Peer};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -78,9 +80,16 @@ async fn connection(
     stream.set_nodelay(true)?;
     let acceptor = TlsAcceptor::from(Arc::clone(&app.identity.load().server));
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
+    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = leaf.and_then(tls::peer).ok_or_else(|| io::Error::other("the client has no certificate"))?;
+    if let Peer::Host(id) = peer
+        && !app.expected.knows(id)
+    {
+        return Err(io::Error::other(format!("no guest is expected from host {id}")));
+    }
     let service = service_fn(|request: Request<Incoming>| {
         let (app, consoles) = (Arc::clone(&app), Arc::clone(&consoles));
-        async move { Ok::<_, std::convert::Infallible>(router::answer(&app, &consoles, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(router::answer(&app, peer, &consoles, request).await) }
     });
     let mut connection = std::pin::pin!(
         hyper::server::conn::http1::Builder::new()

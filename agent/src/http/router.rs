@@ -9,14 +9,29 @@ use shared::wire::host::Pong;
 use shared::{Code, Error};
 use tokio::sync::Semaphore;
 
-use super::{Answer, commands, console, give, read_body, refuse};
+use super::{Answer, commands, console, give, migration, read_body, refuse};
 use crate::app::{App, VERSION};
+use crate::identity::tls::Peer;
 use crate::ops;
 
 /// Answers one request.
-pub(super) async fn answer(app: &Arc<App>, consoles: &Arc<Semaphore>, request: Request<Incoming>) -> Answer {
+pub(super) async fn answer(
+    app: &Arc<App>,
+    peer: Peer,
+    consoles: &Arc<Semaphore>,
+    request: Request<Incoming>,
+) -> Answer {
     let path = request.uri().path().to_string();
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    if let Peer::Host(from) = peer {
+        // The only thing that another host may ask for.
+        return match parts.as_slice() {
+            ["v1", "migrations", id, part] if request.method() == Method::GET => {
+                migration::open(app, from, id, part, request).await
+            }
+            _ => refuse(&Error::new(Code::Forbidden, "a host may only send a guest that is expected")),
+        };
+    }
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let method = request.method().clone();
     if let Some(list) = request.headers().get(HEADER_CONTROLLERS).and_then(|list| list.to_str().ok()) {

@@ -1,7 +1,8 @@
 //! What TLS accepts. There is one TLS stack, rustls with the ring provider.
 //!
 //! - The agent's listener lets in only clients whose certificate the controllers' authority signed
-//!   **for the name of a controller**: another host's certificate is refused.
+//!   **for the name of a controller**, or for that of a host: what a host may ask for, and when, is decided
+//!   right after (`http/`).
 //! - Requests go only to servers with such a certificate, whatever address they are reached at.
 //! - At a join there is no authority yet: the token carries the fingerprint of its certificate, and
 //!   the server must present exactly that one above its own.
@@ -20,9 +21,10 @@ use rustls::{
     SignatureScheme,
 };
 use sha2::{Digest, Sha256};
+use shared::id::HostId;
 use shared::time::Timestamp;
-use shared::wire::CONTROLLER_DNS_NAME;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// How long a connection to a controller stays open for the next request.
 const KEEP: Duration = Duration::from_secs(1);
@@ -75,6 +77,51 @@ pub fn is_for(cert: &CertificateDer<'_>, name: &str) -> bool {
     verify_server_name(&parsed, &name).is_ok()
 }
 
+/// Who is at the other end of a connection, by its certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A controller.
+    Controller,
+    /// Another host.
+    Host(HostId),
+}
+
+/// Whom a certificate is for; `None` when it is for nobody that is let in.
+#[must_use]
+pub fn peer(cert: &CertificateDer<'_>) -> Option<Peer> {
+    if is_for(cert, CONTROLLER_DNS_NAME) {
+        return Some(Peer::Controller);
+    }
+    let (_, parsed) = X509Certificate::from_der(cert.as_ref()).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    let id = names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::DNSName(name) => name.strip_suffix(&host_dns_name_suffix())?.parse().ok(),
+        _ => None,
+    })?;
+    is_for(cert, &host_dns_name(id)).then_some(Peer::Host(id))
+}
+
+/// What follows a host's id in its name.
+fn host_dns_name_suffix() -> String {
+    let nobody = HostId::from_uuid(uuid::Uuid::nil());
+    host_dns_name(nobody).replace(&nobody.to_string(), "")
+}
+
+/// A client that speaks to other hosts of `ca`, each by its name.
+///
+/// # Errors
+/// When the certificates do not fit each other.
+pub fn host_client(
+    ca: &[CertificateDer<'static>],
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ClientConfig, Error> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(ca)?)
+        .with_client_auth_cert(chain, key)
+}
+
 /// The configuration of the agent's listener.
 ///
 /// # Errors
@@ -89,7 +136,7 @@ pub fn server_config(
         .map_err(|e| Error::General(e.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(Arc::new(OnlyControllers { inner }))
+        .with_client_cert_verifier(Arc::new(OnlyKnown { inner }))
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
@@ -249,13 +296,13 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// Lets in clients with a controller's certificate, and nobody without a certificate.
+/// Lets in clients with a controller's or a host's certificate, and nobody without a certificate.
 #[derive(Debug)]
-struct OnlyControllers {
+struct OnlyKnown {
     inner: Arc<dyn ClientCertVerifier>,
 }
 
-impl ClientCertVerifier for OnlyControllers {
+impl ClientCertVerifier for OnlyKnown {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.inner.root_hint_subjects()
     }
@@ -267,8 +314,10 @@ impl ClientCertVerifier for OnlyControllers {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
-        verify_server_name(&ParsedCertificate::try_from(end_entity)?, &controller_name()?)?;
-        Ok(verified)
+        match peer(end_entity) {
+            Some(Peer::Controller | Peer::Host(_)) => Ok(verified),
+            None => Err(Error::InvalidCertificate(CertificateError::NotValidForName)),
+        }
     }
 
     fn verify_tls12_signature(
@@ -298,8 +347,6 @@ impl ClientCertVerifier for OnlyControllers {
 mod tests {
     use super::*;
     use crate::identity::tests::TestCa;
-    use shared::id::HostId;
-    use shared::wire::host_dns_name;
 
     fn verify(verifier: &dyn ServerCertVerifier, chain: &[CertificateDer<'static>]) -> Result<(), Error> {
         let name = ServerName::try_from("10.1.2.3").unwrap();
@@ -323,16 +370,26 @@ mod tests {
     }
 
     #[test]
-    fn the_listener_lets_in_controllers_and_no_other_host() {
+    fn the_listener_knows_controllers_from_hosts_and_lets_in_nobody_else() {
         let (ours, theirs) = (TestCa::new(), TestCa::new());
         let roots = roots(std::slice::from_ref(&ours.der)).unwrap();
         let inner = WebPkiClientVerifier::builder_with_provider(roots, provider()).build().unwrap();
-        let verifier = OnlyControllers { inner };
+        let verifier = OnlyKnown { inner };
         let check = |chain: &[CertificateDer<'static>]| {
             verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).is_ok()
         };
         assert!(check(&ours.controller_chain().0));
-        assert!(!check(&ours.chain(&host_dns_name(HostId::new())).0));
+        let id = HostId::new();
+        let host = ours.chain(&host_dns_name(id)).0;
+        assert!(check(&host));
+        assert_eq!(
+            (peer(&host[0]), peer(&ours.controller_chain().0[0])),
+            (Some(Peer::Host(id)), Some(Peer::Controller))
+        );
+        for stranger in ["host.kring", "x.host.kring", "kring", "example.org"] {
+            let chain = ours.chain(stranger).0;
+            assert!(!check(&chain) && peer(&chain[0]).is_none(), "{stranger}");
+        }
         assert!(!check(&theirs.controller_chain().0));
         assert!(verifier.client_auth_mandatory());
     }

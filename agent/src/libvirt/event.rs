@@ -1,4 +1,4 @@
-//! Registration for libvirt's events: the agent's one module with `unsafe`, because the safe wrapper
+//! Registration for libvirt's events: with [`super::abort`] the agent's only module with `unsafe`, because the safe wrapper
 //! has the event loop but not the registration.
 //!
 //! A callback runs on the event loop's thread and does nothing but put a message into a bounded

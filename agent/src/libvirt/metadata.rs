@@ -157,19 +157,22 @@ impl Identity {
 }
 
 fn network_element(tag: &'static str, network: &NetworkSpec) -> Element {
-    let kind = match network.kind {
-        NetworkKind::Nat => "nat",
-        NetworkKind::Isolated => "isolated",
-    };
     let dns: Vec<_> = network.dns.iter().map(Ipv4Addr::to_string).collect();
-    Element::new(tag)
+    let mut element = Element::new(tag)
         .attr("id", network.network_id)
-        .attr("kind", kind)
+        .attr("kind", network.kind.as_str())
         .attr("cidr", network.cidr)
-        .attr("gateway", network.gateway)
+        .attr("gateway", network.gateway.map(|ip| ip.to_string()).unwrap_or_default())
         .attr("service", network.service_address)
         .attr("dns", dns.join(" "))
-        .attr("mtu", network.mtu)
+        .attr("mtu", network.mtu);
+    if let Some(uplink) = &network.uplink {
+        element = element.attr("uplink", uplink);
+    }
+    if let Some(vlan) = network.vlan {
+        element = element.attr("vlan", vlan);
+    }
+    element
 }
 
 #[derive(Deserialize)]
@@ -219,13 +222,17 @@ struct RawNetwork {
     #[serde(rename = "@cidr")]
     cidr: Ipv4Net,
     #[serde(rename = "@gateway")]
-    gateway: Ipv4Addr,
+    gateway: String,
     #[serde(rename = "@service")]
     service: Ipv4Addr,
     #[serde(rename = "@dns")]
     dns: String,
     #[serde(rename = "@mtu")]
     mtu: u16,
+    #[serde(rename = "@uplink", default)]
+    uplink: Option<String>,
+    #[serde(rename = "@vlan", default)]
+    vlan: Option<u16>,
 }
 
 impl RawNetwork {
@@ -233,18 +240,25 @@ impl RawNetwork {
         let kind = match self.kind.as_str() {
             "nat" => NetworkKind::Nat,
             "isolated" => NetworkKind::Isolated,
+            "bridged" => NetworkKind::Bridged,
             _ => return Err(Error::BadField { field: "kind", value: self.kind }),
         };
         let dns = self.dns.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>();
         let dns = dns.map_err(|_| Error::BadField { field: "dns", value: self.dns })?;
+        let gateway = match self.gateway.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| Error::BadField { field: "gateway", value: self.gateway.clone() })?),
+        };
         Ok(NetworkSpec {
             network_id: self.id,
             kind,
             cidr: self.cidr,
-            gateway: self.gateway,
+            gateway,
             service_address: self.service,
             dns,
             mtu: self.mtu,
+            uplink: self.uplink,
+            vlan: self.vlan,
         })
     }
 }
@@ -259,6 +273,10 @@ mod tests {
         let mut vm = vm();
         vm.name = "it's <\"&hostile".into();
         vm.nics.push(vm.nics[0].clone());
+        let outside = &mut vm.nics[1].network;
+        outside.network_id = NetworkId::new();
+        (outside.kind, outside.gateway) = (NetworkKind::Bridged, None);
+        (outside.uplink, outside.vlan) = (Some("eth1".into()), Some(7));
         let identity = Identity::of(&vm, u64::MAX);
         assert_eq!(Identity::parse(&identity.element().render()).unwrap(), identity);
     }

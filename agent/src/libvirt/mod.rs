@@ -6,11 +6,13 @@
 //!   keeps the rule: the order of effects is the order of commands, and a call whose caller has given
 //!   up leaves none.
 //! - [`cache`]: the power state of every VM as libvirt last told, kept by its events; what a ping answers.
-//! - [`event`]: the one module with `unsafe`, which registers for libvirt's events.
+//! - [`event`], which registers for libvirt's events, and [`abort`]: the modules with `unsafe`.
+//! - [`migration`]: moving a domain to another host.
 //! - [`xml`]: all documents; [`metadata`]: what makes a domain one of Kring's.
 //!
 //! Nothing outside this folder speaks to libvirt.
 
+mod abort;
 pub mod cache;
 mod calls;
 mod disks;
@@ -18,6 +20,7 @@ pub mod event;
 mod filters;
 pub mod lane;
 pub mod metadata;
+pub mod migration;
 pub mod pool;
 pub mod real;
 mod watch;
@@ -29,10 +32,11 @@ use async_trait::async_trait;
 use shared::Code;
 use shared::id::{VmId, VolumeId};
 use shared::wire::event::AgentEvent;
-use shared::wire::vm::{PowerState, VmReport};
+use shared::wire::vm::{PowerState, VmReport, Whereabouts};
 use tokio::sync::broadcast;
 
 use self::metadata::Identity;
+use self::migration::Migration;
 use self::xml::device::Disk;
 use self::xml::domain::DomainSpec;
 
@@ -210,6 +214,17 @@ pub trait Hypervisor: Send + Sync {
     async fn dumpxml(&self, vm_id: VmId) -> Result<String, Error>;
     /// Where a running VM's consoles are.
     async fn consoles(&self, vm_id: VmId) -> Result<Consoles, Error>;
+    /// Makes ready what a domain that comes in from another host refers to.
+    async fn prepare_incoming(&self) -> Result<(), Error>;
+    /// Moves a running or paused domain to another host, however long that takes; when it fails, or is ended,
+    /// the domain goes on here. Dropping the future does not end it: [`Hypervisor::abort_migration`] does.
+    async fn migrate(&self, vm_id: VmId, migration: Migration) -> Result<(), Error>;
+    /// How far the migration of a VM is, in percent; `None` when none is under way.
+    async fn migration_progress(&self, vm_id: VmId) -> Result<Option<u8>, Error>;
+    /// Tells a migration to end; a success when none is under way. It has ended when there is no progress any more.
+    async fn abort_migration(&self, vm_id: VmId) -> Result<(), Error>;
+    /// Where a VM is in a migration.
+    async fn whereabouts(&self, vm_id: VmId) -> Result<Whereabouts, Error>;
     /// Removes the network filters that the agent has defined and that nobody uses.
     async fn remove_filters(&self) -> Result<(), Error>;
     /// Versions of libvirt and QEMU.

@@ -4,6 +4,7 @@
 //! description (consoles, XML) or is about all domains does not. A call that defines, starts, halts,
 //! lets go on or plugs in says before it acts how that is taken back.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
@@ -12,19 +13,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use shared::id::{VmId, VolumeId};
 use shared::wire::event::AgentEvent;
-use shared::wire::vm::{PowerState, VmReport};
-use tokio::sync::{broadcast, watch as tokio_watch};
+use shared::wire::vm::{PowerState, VmReport, Whereabouts};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch as tokio_watch};
 use virt::connect::Connect;
 
 use super::cache::{Cache, NOT_YET};
 use super::event::{Message, Sink, start_loop};
 use super::lane::{Lanes, Place};
 use super::metadata::Identity;
+use super::migration::{self, Migration};
 use super::pool::{Pool, TakeBack, Undo};
 use super::watch::{self, Shared};
 use super::xml::device::Disk;
 use super::xml::domain::DomainSpec;
-use super::{Consoles, Digest, Error, Hypervisor, Listing, ShutdownBy, Versions, calls, disks, filters};
+use super::{Consoles, Digest, Error, Hypervisor, Listing, ShutdownBy, Versions, abort, calls, disks, filters};
 use crate::config::LibvirtConfig;
 
 /// Messages of libvirt that may wait; beyond that a full list is compared instead.
@@ -33,12 +35,16 @@ const INBOX: usize = 4096;
 /// How long the first attempt to connect may take: libvirt asks every QEMU what it can before it answers.
 const FIRST_CONTACT: Duration = Duration::from_secs(60);
 
+/// Migrations that are under way at a time, each with a thread of its own; more wait.
+const MIGRATIONS: usize = 4;
+
 /// libvirt on this host.
 #[derive(Debug)]
 pub struct Libvirt {
     shared: Arc<Shared>,
     pool: Pool,
     lanes: Lanes,
+    migrations: Semaphore,
     limit: Duration,
 }
 
@@ -61,7 +67,13 @@ impl Libvirt {
         let watched = Arc::clone(&shared);
         std::thread::Builder::new().name("libvirt-watch".into()).spawn(move || watch::run(&watched, &inbox))?;
         let limit = Duration::from_secs(config.call_timeout_s.max(1));
-        Ok(Self { shared, pool: Pool::new(config.pool)?, lanes: Lanes::default(), limit })
+        Ok(Self {
+            shared,
+            pool: Pool::new(config.pool)?,
+            lanes: Lanes::default(),
+            migrations: Semaphore::new(MIGRATIONS),
+            limit,
+        })
     }
 
     /// Waits until libvirt has told what there is. `limit` begins to run when the first attempt to
@@ -284,6 +296,42 @@ impl Hypervisor for Libvirt {
 
     async fn consoles(&self, vm_id: VmId) -> Result<Consoles, Error> {
         self.read("read the consoles", move |c| calls::consoles(c, vm_id)).await
+    }
+
+    async fn prepare_incoming(&self) -> Result<(), Error> {
+        self.read("define the network filters", filters::ensure).await
+    }
+
+    async fn migrate(&self, vm_id: VmId, plan: Migration) -> Result<(), Error> {
+        let stopping = || Error::Unreachable { reason: "the agent is stopping".into() };
+        let _turn = self.migrations.acquire().await.map_err(|_| stopping())?;
+        let connect = self.shared.connection()?;
+        let (answer, answered) = oneshot::channel();
+        let work = move || {
+            let moved = catch_unwind(AssertUnwindSafe(|| migration::migrate(&connect, vm_id, &plan)));
+            let ended = moved.unwrap_or_else(|_| {
+                Err(Error::Failed { call: "move the domain", message: "the call ended in a panic".into() })
+            });
+            // Whoever has stopped waiting looks where the domain is.
+            let _ = answer.send(ended);
+        };
+        std::thread::Builder::new()
+            .name("migrate".into())
+            .spawn(work)
+            .map_err(|e| Error::Failed { call: "move the domain", message: e.to_string() })?;
+        answered.await.map_err(|_| stopping())?
+    }
+
+    async fn migration_progress(&self, vm_id: VmId) -> Result<Option<u8>, Error> {
+        self.read("ask how far the migration is", move |c| migration::progress(c, vm_id)).await
+    }
+
+    async fn abort_migration(&self, vm_id: VmId) -> Result<(), Error> {
+        self.read("end the migration", move |c| abort::abort(c, vm_id)).await
+    }
+
+    async fn whereabouts(&self, vm_id: VmId) -> Result<Whereabouts, Error> {
+        self.quick(vm_id, "look where it is", move |c, _| migration::whereabouts(c, vm_id)).await
     }
 
     async fn remove_filters(&self) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use shared::id::{NetworkId, ResourceId};
 use shared::wire::network::NetworkSpec;
 
 use super::namespace::Namespace;
-use super::{Error, METADATA_ADDRESS, Tools};
+use super::{Error, METADATA_ADDRESS, Tools, uplink};
 
 /// The names of a network's parts on the host, none longer than the 15 characters of a link's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,18 @@ impl Names {
         format!("kv-{}", self.suffix)
     }
 
+    /// The port to a segment outside, where the uplink itself is not the port.
+    #[must_use]
+    pub fn port(&self) -> String {
+        format!("ku-{}", self.suffix)
+    }
+
+    /// The other end of the port's cable, in a bridge of the operator's.
+    #[must_use]
+    pub fn plug(&self) -> String {
+        format!("kp-{}", self.suffix)
+    }
+
     /// The namespace.
     #[must_use]
     pub fn namespace(&self) -> String {
@@ -52,7 +64,18 @@ impl Names {
     /// its ports', and guests would lose their gateway whenever a VM comes or goes.
     #[must_use]
     pub fn bridge_mac(&self) -> String {
-        let mut mac = String::from("02:6b");
+        self.mac("02:6b")
+    }
+
+    /// The address of the service in the namespace: the same on every host, so that a guest which has moved
+    /// finds the service of its new host at once.
+    #[must_use]
+    pub fn service_mac(&self) -> String {
+        self.mac("02:6c")
+    }
+
+    fn mac(&self, begin: &str) -> String {
+        let mut mac = String::from(begin);
         for pair in self.suffix.as_bytes().chunks(2) {
             let _ = write!(mac, ":{}", String::from_utf8_lossy(pair));
         }
@@ -81,6 +104,8 @@ struct Address {
     family: String,
     local: String,
     prefixlen: u8,
+    #[serde(default)]
+    scope: String,
 }
 
 /// Whether a link of this name is in the namespace of this process.
@@ -157,7 +182,10 @@ pub async fn ensure(
     if fresh || !exists(&veth) {
         line(format_args!("link add name {veth} type veth peer name eth0 netns {}", namespace.path().display()));
     }
-    line(format_args!("link set dev {veth} master {bridge} mtu {} up", spec.mtu));
+    line(format_args!("link set dev {veth} master {bridge} mtu {}", spec.mtu));
+    let isolated = if spec.kind == NetworkKind::Bridged { "on" } else { "off" };
+    line(format_args!("link set dev {veth} type bridge_slave isolated {isolated}"));
+    line(format_args!("link set dev {veth} up"));
     line(format_args!("link set dev {bridge} mtu {} up", spec.mtu));
     if let Some(address) = bridge_address(spec) {
         line(format_args!("address replace {address} dev {bridge}"));
@@ -166,14 +194,15 @@ pub async fn ensure(
     for link in [&bridge, &veth] {
         no_ipv6(link)?;
     }
-    inside(spec, namespace, moved, tools).await
+    uplink::ensure(spec, names, moved, tools).await?;
+    inside(spec, names, namespace, moved, tools).await
 }
 
 /// The address that the host has on the bridge: the gateway, where there is one.
 fn bridge_address(spec: &NetworkSpec) -> Option<String> {
     match spec.kind {
-        NetworkKind::Nat => Some(format!("{}/{}", spec.gateway, spec.cidr.prefix_len())),
-        NetworkKind::Isolated => None,
+        NetworkKind::Nat => spec.gateway.map(|gateway| format!("{gateway}/{}", spec.cidr.prefix_len())),
+        NetworkKind::Isolated | NetworkKind::Bridged => None,
     }
 }
 
@@ -183,30 +212,46 @@ async fn addresses(link: &str, tools: &Tools<'_>) -> Result<Vec<String>, Error> 
     Ok(v4.map(|a| format!("{}/{}", a.local, a.prefixlen)).collect())
 }
 
+/// Addresses of an interface by which others reach the host: not those of the link alone.
+pub async fn reachable_addresses(link: &str, tools: &Tools<'_>) -> Result<Vec<String>, Error> {
+    let link = show(link, tools).await?;
+    let global = link.map(|l| l.addr_info).unwrap_or_default().into_iter().filter(|a| a.scope == "global");
+    Ok(global.map(|a| format!("{}/{}", a.local, a.prefixlen)).collect())
+}
+
 /// Sets the namespace's end up: the service's addresses and, for `nat`, the way out for DNS.
-async fn inside(spec: &NetworkSpec, namespace: &Namespace, moved: bool, tools: &Tools<'_>) -> Result<(), Error> {
+async fn inside(
+    spec: &NetworkSpec,
+    names: &Names,
+    namespace: &Namespace,
+    moved: bool,
+    tools: &Tools<'_>,
+) -> Result<(), Error> {
     let forget = if moved { "address flush dev eth0 scope global\n" } else { "" };
     let mut batch = format!(
         "link set dev lo up\n{forget}\
-         link set dev eth0 mtu {} up\n\
+         link set dev eth0 address {} mtu {} up\n\
          address replace {}/{} dev eth0\n\
          address replace {METADATA_ADDRESS}/32 dev lo\n",
+        names.service_mac(),
         spec.mtu,
         spec.service_address,
         spec.cidr.prefix_len(),
     );
-    if spec.kind == NetworkKind::Nat {
-        let _ = writeln!(batch, "route replace default via {} dev eth0", spec.gateway);
+    if let (NetworkKind::Nat, Some(gateway)) = (spec.kind, spec.gateway) {
+        let _ = writeln!(batch, "route replace default via {gateway} dev eth0");
     }
+    // Guests that knew another hardware address learn the one that it is given.
+    namespace.run(|| sysctl("net/ipv4/conf/eth0/arp_notify", "1")).await?;
     let ip = tools.cmd("nsenter").arg(namespace.nsenter_arg()).args(["ip", "-batch", "-"]);
     ip.stdin(batch).run(tools.cancel).await?;
     // A new namespace takes its settings from the host's first one, which may forward.
     namespace.run(|| sysctl("net/ipv4/ip_forward", "0")).await
 }
 
-/// Removes both links; a success when they are not there.
+/// Removes the links; an uplink that was a port of the bridge is free again. A success when they are not there.
 pub async fn remove(names: &Names, tools: &Tools<'_>) -> Result<(), Error> {
-    for link in [names.veth(), names.bridge()] {
+    for link in [names.veth(), names.port(), names.bridge()] {
         remove_link(&link, tools).await?;
     }
     Ok(())
@@ -225,7 +270,7 @@ pub async fn remove_link(name: &str, tools: &Tools<'_>) -> Result<(), Error> {
 
 /// Guests have no IPv6 in Kring's networks yet, and a bridge that takes a link-local address would
 /// let them reach the host past every rule.
-fn no_ipv6(link: &str) -> Result<(), Error> {
+pub fn no_ipv6(link: &str) -> Result<(), Error> {
     let name = format!("net/ipv6/conf/{link}/disable_ipv6");
     match sysctl(&name, "1") {
         // The kernel has no IPv6 at all.
@@ -256,6 +301,7 @@ mod tests {
         let first = Names::choice(id, 0);
         assert_eq!((first.bridge().as_str(), first.veth().as_str()), ("kr-ab12cd34", "kv-ab12cd34"));
         assert_eq!(first.bridge_mac(), "02:6b:ab:12:cd:34");
+        assert_eq!(first.service_mac(), "02:6c:ab:12:cd:34");
         let choices: std::collections::HashSet<_> = (0..100).map(|n| Names::choice(id, n).suffix).collect();
         assert_eq!(choices.len(), 100);
         assert!(choices.iter().all(|s| s.len() == 8));

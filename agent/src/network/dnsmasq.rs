@@ -66,17 +66,24 @@ pub fn config(spec: &NetworkSpec, dir: &NetworkDir, pid_file: &Path, upstream: &
     line(format_args!("dhcp-lease-max={}", 1_u64 << (32 - spec.cidr.prefix_len()).min(20)));
     line(format_args!("dhcp-range={},static,{},12h", spec.cidr.network(), spec.cidr.netmask()));
     line(format_args!("dhcp-hostsdir={}", dir.dhcp().display()));
-    line(format_args!("dhcp-option=option:dns-server,{service}"));
+    // The service of a segment outside has no way out itself: guests ask the network's resolvers directly.
+    let resolvers: Vec<String> = spec.dns.iter().map(Ipv4Addr::to_string).collect();
+    match (spec.kind, resolvers.is_empty()) {
+        (NetworkKind::Bridged, false) => {
+            line(format_args!("dhcp-option=option:dns-server,{}", resolvers.join(",")));
+        }
+        _ => line(format_args!("dhcp-option=option:dns-server,{service}")),
+    }
     line(format_args!("dhcp-option=option:mtu,{}", spec.mtu));
-    match spec.kind {
-        NetworkKind::Nat => {
-            let gateway = spec.gateway;
+    let gateway = spec.gateway.filter(|_| spec.kind != NetworkKind::Isolated);
+    match gateway {
+        Some(gateway) => {
             line(format_args!("dhcp-option=option:router,{gateway}"));
             // A guest that takes option 121 passes over option 3 (RFC 3442): the default route is in both.
             let routes = format!("{METADATA_ADDRESS}/32,{service},0.0.0.0/0,{gateway}");
             line(format_args!("dhcp-option=option:classless-static-route,{routes}"));
         }
-        NetworkKind::Isolated => {
+        None => {
             // An option without a value is not sent; without this line dnsmasq names itself as router.
             line(format_args!("dhcp-option=option:router"));
             line(format_args!("dhcp-option=option:classless-static-route,{METADATA_ADDRESS}/32,{service}"));
@@ -93,11 +100,11 @@ pub fn user() -> &'static str {
 }
 
 /// Resolvers for a network: its own, else the configured ones, else those of the host. None for an
-/// isolated network: its namespace reaches nobody.
+/// isolated network and one on a segment outside: their namespaces reach nobody.
 #[must_use]
 pub fn upstream(spec: &NetworkSpec, configured: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
     match spec.kind {
-        NetworkKind::Isolated => Vec::new(),
+        NetworkKind::Isolated | NetworkKind::Bridged => Vec::new(),
         NetworkKind::Nat if !spec.dns.is_empty() => spec.dns.clone(),
         NetworkKind::Nat if !configured.is_empty() => configured.to_vec(),
         NetworkKind::Nat => {

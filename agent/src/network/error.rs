@@ -58,6 +58,25 @@ pub enum Error {
     /// The network is not on this host.
     #[error("network {0} is not set up on this host")]
     Unknown(NetworkId),
+    /// The host has no such interface.
+    #[error("the host has no interface {0}, which the network lies on")]
+    NoUplink(String),
+    /// An interface cannot carry a network.
+    #[error("the interface {uplink} cannot carry the network: {why}")]
+    Uplink {
+        /// The interface.
+        uplink: String,
+        /// Why, and what can be done.
+        why: String,
+    },
+    /// A specification lacks what its kind needs.
+    #[error("network {network_id} has not {what}, which its kind needs")]
+    Incomplete {
+        /// The network.
+        network_id: NetworkId,
+        /// What it lacks.
+        what: &'static str,
+    },
     /// Something took too long.
     #[error("waited too long until {0}")]
     TooLong(&'static str),
@@ -68,7 +87,8 @@ impl From<Error> for shared::Error {
         let code = match error {
             Error::Program(error) => return error.into(),
             Error::File(error) => return error.into(),
-            Error::BadMac(_) | Error::BadAddress { .. } => Code::InvalidRequest,
+            Error::BadMac(_) | Error::BadAddress { .. } | Error::Incomplete { .. } => Code::InvalidRequest,
+            Error::NoUplink(_) | Error::Uplink { .. } => Code::InvalidState,
             Error::Unknown(_) => Code::NotFound,
             Error::NoName(_) => Code::Exhausted,
             Error::TooLong(_) => Code::DeadlineExceeded,

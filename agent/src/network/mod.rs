@@ -25,6 +25,7 @@ mod repair;
 mod restore;
 mod token;
 mod tools;
+mod uplink;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -160,6 +161,14 @@ impl Networks {
         spec: &NetworkSpec,
         cancel: &CancellationToken,
     ) -> Result<String, Error> {
+        let lacks = match spec.kind {
+            NetworkKind::Nat => spec.gateway.is_none().then_some("a gateway"),
+            NetworkKind::Bridged => spec.uplink.is_none().then_some("an uplink"),
+            NetworkKind::Isolated => None,
+        };
+        if let Some(what) = lacks {
+            return Err(Error::Incomplete { network_id: spec.network_id, what });
+        }
         let tools = self.tools(cancel);
         let dir = self.network_dir(spec.network_id);
         let known = dir.record()?;
@@ -190,6 +199,9 @@ impl Networks {
             detour::open(spec, &parts.names, &tools).await?;
         }
         nat::apply(&self.records()?, &tools).await?;
+        if spec.kind == NetworkKind::Bridged {
+            nat::apply_bridged(&self.records()?, &tools).await?;
+        }
         self.listen(live, spec.network_id, &parts).await?;
         if moved {
             parts.dir.write_record(&Record { complete: true, ..record })?;
@@ -279,8 +291,20 @@ impl Networks {
         nat::close_iptables(&parts.names.bridge(), &tools).await?;
         let others: Vec<Record> = self.records()?.into_iter().filter(|r| r.spec.network_id != network_id).collect();
         nat::apply(&others, &tools).await?;
+        if record.spec.kind == NetworkKind::Bridged {
+            nat::apply_bridged(&others, &tools).await?;
+        }
         // Last: while the record is there the network counts as there, and is taken down again.
         Ok(parts.dir.remove()?)
+    }
+
+    /// The bridge of a network that is set up.
+    ///
+    /// # Errors
+    /// `Unknown` when it is not.
+    pub fn bridge_of(&self, network_id: NetworkId) -> Result<String, Error> {
+        let record = self.network_dir(network_id).record()?.ok_or(Error::Unknown(network_id))?;
+        Ok(Names { suffix: record.suffix }.bridge())
     }
 
     /// The networks that are set up.

@@ -9,6 +9,10 @@
 //! what the host began, a ping of the gateway, and the questions that the namespace passes on to a
 //! resolver that runs on the host.
 //!
+//! A `bridged` network is not routed by the host either. What its guests and the segment outside say to
+//! each other about DHCP is dropped between bridge and uplink ([`bridged_ruleset`]): addresses are given by
+//! the host's own service alone.
+//!
 //! Another table's "drop" wins over an "accept" here. Where iptables' FORWARD chain drops by default
 //! (Docker sets it so) rules are put at its beginning for each bridge, see [`open_iptables`].
 
@@ -18,7 +22,7 @@ use shared::api::network::NetworkKind;
 
 use super::bridge::Names;
 use super::files::Record;
-use super::{Error, Tools};
+use super::{Error, Tools, uplink};
 
 /// The table.
 pub const TABLE: &str = "kring";
@@ -35,9 +39,12 @@ pub fn ruleset(networks: &[Record]) -> String {
         let _ = writeln!(forward, "    iifname \"{bridge}\" oifname \"{bridge}\" accept");
         match spec.kind {
             NetworkKind::Nat => {
-                let (gateway, service) = (spec.gateway, spec.service_address);
+                let service = spec.service_address;
                 let _ = writeln!(input, "    iifname \"{bridge}\" ct state established,related accept");
-                let _ = writeln!(input, "    iifname \"{bridge}\" ip daddr {gateway} icmp type echo-request accept");
+                if let Some(gateway) = spec.gateway {
+                    let _ =
+                        writeln!(input, "    iifname \"{bridge}\" ip daddr {gateway} icmp type echo-request accept");
+                }
                 for protocol in ["udp", "tcp"] {
                     let _ = writeln!(input, "    iifname \"{bridge}\" ip saddr {service} {protocol} dport 53 accept");
                 }
@@ -49,7 +56,7 @@ pub fn ruleset(networks: &[Record]) -> String {
                     "    ip saddr {cidr} ip daddr != {{ {cidr}, 224.0.0.0/4, 255.255.255.255 }} oifname != \"{bridge}\" masquerade"
                 );
             }
-            NetworkKind::Isolated => {
+            NetworkKind::Isolated | NetworkKind::Bridged => {
                 let _ = writeln!(forward, "    iifname \"{bridge}\" drop");
                 let _ = writeln!(forward, "    oifname \"{bridge}\" drop");
             }
@@ -65,6 +72,36 @@ pub fn ruleset(networks: &[Record]) -> String {
            chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n{source}  }}\n\
          }}\n"
     )
+}
+
+/// The script for `nft -f` that replaces the table of what crosses bridges. `port_of` tells through which
+/// port a network is joined to its uplink.
+#[must_use]
+pub fn bridged_ruleset(networks: &[Record], port_of: impl Fn(&Record) -> Option<String>) -> String {
+    let mut forward = String::new();
+    for port in networks.iter().filter(|n| n.spec.kind == NetworkKind::Bridged).filter_map(port_of) {
+        let _ = writeln!(forward, "    oifname \"{port}\" ether type ip udp dport 67 drop");
+        let _ = writeln!(forward, "    iifname \"{port}\" ether type ip udp sport 67 drop");
+    }
+    format!(
+        "table bridge {TABLE}\n\
+         delete table bridge {TABLE}\n\
+         table bridge {TABLE} {{\n  \
+           chain forward {{\n    type filter hook forward priority filter; policy accept;\n{forward}  }}\n\
+         }}\n"
+    )
+}
+
+/// Puts the rules between bridges and uplinks in force; removes the table when no network needs it.
+pub async fn apply_bridged(networks: &[Record], tools: &Tools<'_>) -> Result<(), Error> {
+    if networks.iter().all(|n| n.spec.kind != NetworkKind::Bridged) {
+        // It may not be there, nor be known to the kernel.
+        tools.cmd("nft").args(["delete", "table", "bridge", TABLE]).run_any(tools.cancel).await?;
+        return Ok(());
+    }
+    let port_of = |n: &Record| uplink::plugged(&n.spec, &Names { suffix: n.suffix.clone() });
+    tools.cmd("nft").args(["-f", "-"]).stdin(bridged_ruleset(networks, port_of)).run(tools.cancel).await?;
+    Ok(())
 }
 
 /// Whether the table is there.
@@ -92,7 +129,7 @@ fn iptables_rules(kind: NetworkKind, bridge: &str) -> Vec<Vec<String>> {
     };
     match kind {
         NetworkKind::Nat => vec![rule(&["-i", bridge]), rule(&["-o", bridge])],
-        NetworkKind::Isolated => vec![rule(&["-i", bridge, "-o", bridge])],
+        NetworkKind::Isolated | NetworkKind::Bridged => vec![rule(&["-i", bridge, "-o", bridge])],
     }
 }
 
@@ -140,10 +177,15 @@ mod tests {
     use crate::libvirt::xml::domain::tests::network;
 
     #[test]
-    fn both_kinds_have_their_rules() {
+    fn every_kind_has_its_rules() {
         let nat = Record { spec: network(), suffix: "ab12cd34".into(), complete: true };
         let mut isolated = Record { spec: network(), suffix: "00000001".into(), complete: true };
         isolated.spec.kind = NetworkKind::Isolated;
-        insta::assert_snapshot!("ruleset", ruleset(&[nat, isolated]));
+        let mut bridged = Record { spec: network(), suffix: "00000002".into(), complete: true };
+        (bridged.spec.kind, bridged.spec.uplink) = (NetworkKind::Bridged, Some("eth1".into()));
+        let all = [nat, isolated, bridged];
+        insta::assert_snapshot!("ruleset", ruleset(&all));
+        let port_of = |record: &Record| Some(Names { suffix: record.suffix.clone() }.port());
+        insta::assert_snapshot!("ruleset_bridged", bridged_ruleset(&all, port_of));
     }
 }

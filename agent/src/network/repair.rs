@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use shared::api::network::NetworkKind;
 use shared::id::NetworkId;
 use tokio_util::sync::CancellationToken;
 
 use super::files::Record;
-use super::{Error, Networks, bridge, nat};
+use super::{Error, Networks, bridge, nat, uplink};
 
 impl Networks {
     /// Looks after the networks every so often, until `stop`.
@@ -59,7 +60,12 @@ impl Networks {
             return Ok(());
         }
         tracing::warn!("somebody has removed the host's rules for guests' networks; they are put in force again");
-        nat::apply(&self.records()?, &tools).await
+        let records = self.records()?;
+        nat::apply(&records, &tools).await?;
+        if records.iter().any(|r| r.spec.kind == NetworkKind::Bridged) {
+            nat::apply_bridged(&records, &tools).await?;
+        }
+        Ok(())
     }
 
     async fn repair_one(&self, network_id: NetworkId, cancel: &CancellationToken) -> Result<(), Error> {
@@ -73,6 +79,8 @@ impl Networks {
             "namespace"
         } else if parts.dnsmasq.running().is_none() {
             "dnsmasq"
+        } else if record.spec.kind == NetworkKind::Bridged && uplink::plugged(&record.spec, &parts.names).is_none() {
+            "uplink"
         } else {
             return Ok(());
         };

@@ -78,6 +78,7 @@ impl Networks {
                 result = result.and(Namespace::new(path).remove());
             }
         }
-        result.and(nat::apply(&[], &tools).await)
+        result = result.and(nat::apply(&[], &tools).await);
+        result.and(nat::apply_bridged(&[], &tools).await)
     }
 }

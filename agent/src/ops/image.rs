@@ -22,6 +22,6 @@ pub async fn ensure(app: &Arc<App>, cx: &TaskCx, command: EnsureImage) -> Result
 /// # Errors
 /// `in_use` while a volume on this host is based on it.
 pub async fn delete(app: &Arc<App>, cx: &TaskCx, command: DeleteImage) -> Result<Empty> {
-    app.images.delete(cx, command.image_id).await?;
+    app.images.delete(app, cx, command.image_id, &command.storages).await?;
     Ok(Empty {})
 }

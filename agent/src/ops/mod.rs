@@ -55,6 +55,10 @@ pub fn prepare(path: &str, body: &[u8]) -> Result<Prepared> {
         shared::wire::vm::DeleteVm => vm::delete;
         shared::wire::vm::AttachVolume => vm::attach_volume;
         shared::wire::vm::DetachVolume => vm::detach_volume;
+        shared::wire::vm::PrepareMigration => vm::prepare;
+        shared::wire::vm::MigrateVm => vm::migrate;
+        shared::wire::vm::SettleMigration => vm::settle;
+        shared::wire::vm::AbandonMigration => vm::abandon;
         shared::wire::vm::ReadConsoleLog => vm::read_console_log;
     }
 }

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use async_trait::async_trait;
 use shared::id::{VmId, VolumeId};
 use shared::wire::event::AgentEvent;
-use shared::wire::vm::{PowerState, VmReport, digest};
+use shared::wire::vm::{PowerState, VmReport, Whereabouts, digest};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::libvirt::metadata::Identity;
+use crate::libvirt::migration::Migration;
 use crate::libvirt::xml::device::Disk;
 use crate::libvirt::xml::domain::DomainSpec;
 use crate::libvirt::{Consoles, Digest, Error, Hypervisor, Listing, ShutdownBy, Versions};
@@ -136,6 +137,21 @@ impl Hypervisor for Fake {
     }
     async fn consoles(&self, _: VmId) -> Result<Consoles, Error> {
         Ok(Consoles { serial: None, vnc_port: Some(self.vnc.load(Ordering::SeqCst)) })
+    }
+    async fn prepare_incoming(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn migrate(&self, vm_id: VmId, _: Migration) -> Result<(), Error> {
+        Err(Error::NoDomain(vm_id))
+    }
+    async fn migration_progress(&self, _: VmId) -> Result<Option<u8>, Error> {
+        Ok(None)
+    }
+    async fn abort_migration(&self, _: VmId) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn whereabouts(&self, vm_id: VmId) -> Result<Whereabouts, Error> {
+        Ok(Whereabouts { power: self.power(vm_id), moving: false })
     }
     async fn remove_filters(&self) -> Result<(), Error> {
         Ok(())

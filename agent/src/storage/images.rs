@@ -7,6 +7,7 @@
 
 mod download;
 mod guard;
+mod on_shared;
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,12 +17,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use shared::api::image::DiskFormat;
+use shared::api::storage::StorageKind;
 use shared::id::{ImageId, VolumeId};
+use shared::wire::host::StorageSpec;
 use shared::wire::image::{ImageInfo, ImageSpec};
 use shared::{Code, Error, Result};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, Semaphore};
 
 use super::FileError;
+use super::shared::Claim;
 use crate::app::App;
 use crate::config::{Config, ImageConfig};
 use crate::identity::replace_file;
@@ -101,23 +105,36 @@ impl Images {
         self.held(spec, info, alone.downgrade())
     }
 
-    /// Removes an image; a success when it is not there.
+    /// Removes an image, from shared storages that can be used as well; a success when it is not there.
     ///
     /// # Errors
-    /// `in_use` while a volume on this host is based on it.
-    pub async fn delete(&self, cx: &TaskCx, id: ImageId) -> Result<()> {
+    /// `in_use` while a volume on this host, or on one of the storages, is based on it.
+    pub async fn delete(&self, app: &App, cx: &TaskCx, id: ImageId, storages: &[StorageSpec]) -> Result<()> {
         let lock = self.lock(id);
         let _alone = cx.until_cancelled(async { Ok::<_, Error>(lock.write_owned().await) }).await?;
-        if let Some(volume) = self.users(id)?.first() {
-            let message = format!("volumes on the host are based on the image, such as {volume}");
-            return Err(Error::new(Code::InUse, message));
+        let mut dirs = vec![self.dir.clone()];
+        for storage in storages {
+            match cx.until_cancelled(app.looks.at(storage, Claim::No)).await {
+                Ok(()) => dirs.push(on_shared::folder(storage)),
+                Err(error) => {
+                    tracing::warn!(storage.id = %storage.storage_id, image.id = %id, error = error.chain(), "an image stays on a storage that cannot be used");
+                }
+            }
         }
-        // The description goes first: without it the file is not in the cache.
-        for end in ["json", "json.tmp", "part.json", "part", "qcow2", "raw"] {
-            super::remove_file(&self.file(id, end))?;
+        for dir in &dirs {
+            if let Some(volume) = users(dir, id)?.first() {
+                let message = format!("volumes on the host are based on the image, such as {volume}");
+                return Err(Error::new(Code::InUse, message));
+            }
         }
-        // It is empty or it is not there.
-        let _ = fs::remove_dir(self.file(id, "users"));
+        for dir in &dirs {
+            // The description goes first: without it the file is not in the cache.
+            for end in ["json", "json.tmp", "part.json", "part", "qcow2", "raw"] {
+                super::remove_file(&file(dir, id, end))?;
+            }
+            // It is empty or it is not there.
+            let _ = fs::remove_dir(file(dir, id, "users"));
+        }
         Ok(())
     }
 
@@ -134,8 +151,8 @@ impl Images {
     ///
     /// # Errors
     /// When the note cannot be written.
-    pub fn add_user(&self, id: ImageId, volume: VolumeId, path: &Path) -> Result<()> {
-        let users = self.file(id, "users");
+    pub fn add_user(&self, id: ImageId, volume: VolumeId, path: &Path, storage: &StorageSpec) -> Result<()> {
+        let users = file(&self.dir_on(storage), id, "users");
         let note = users.join(volume.to_string());
         let write = || {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(&users)?;
@@ -148,42 +165,23 @@ impl Images {
     ///
     /// # Errors
     /// When its note stays.
-    pub fn remove_user(&self, volume: VolumeId) -> Result<()> {
-        for name in super::names(&self.dir)?.iter().filter(|n| n.ends_with(".users")) {
-            super::remove_file(&self.dir.join(name).join(volume.to_string()))?;
+    pub fn remove_user(&self, volume: VolumeId, storage: &StorageSpec) -> Result<()> {
+        let dir = self.dir_on(storage);
+        for name in super::names(&dir)?.iter().filter(|n| n.ends_with(".users")) {
+            super::remove_file(&dir.join(name).join(volume.to_string()))?;
         }
         Ok(())
     }
 
-    /// Volumes that are based on an image. A note of a volume that never came to be is removed, but
-    /// only while the folder of its storage is there to be looked at.
-    fn users(&self, id: ImageId) -> Result<Vec<String>> {
-        let folder = self.file(id, "users");
-        let mut users = Vec::new();
-        for name in super::names(&folder)? {
-            let note = folder.join(&name);
-            let Ok(volume) = fs::read_link(&note) else { continue };
-            let gone = fs::symlink_metadata(&volume).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
-            if gone && volume.parent().is_some_and(Path::is_dir) {
-                super::remove_file(&note)?;
-            } else {
-                users.push(name);
-            }
+    fn dir_on(&self, storage: &StorageSpec) -> PathBuf {
+        match storage.kind {
+            StorageKind::Local => self.dir.clone(),
+            StorageKind::Shared => on_shared::folder(storage),
         }
-        Ok(users)
     }
 
-    /// What the cache knows of an image; `None` when it is not there, or not whole.
     fn cached(&self, id: ImageId) -> Result<Option<ImageInfo>> {
-        let note = self.file(id, "json");
-        let text = match fs::read(&note) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(FileError::new("could not read", &note, e).into()),
-        };
-        let Ok(info) = serde_json::from_slice::<ImageInfo>(&text) else { return Ok(None) };
-        let whole = fs::symlink_metadata(self.path(id, info.format)).is_ok_and(|m| m.len() == info.size.0);
-        Ok(whole.then_some(info))
+        described(&self.dir, id)
     }
 
     fn held(&self, spec: &ImageSpec, info: ImageInfo, lock: OwnedRwLockReadGuard<()>) -> Result<Held> {
@@ -228,8 +226,43 @@ impl Images {
     }
 
     fn file(&self, id: ImageId, end: &str) -> PathBuf {
-        self.dir.join(format!("{id}.{end}"))
+        file(&self.dir, id, end)
     }
+}
+
+fn file(dir: &Path, id: ImageId, end: &str) -> PathBuf {
+    dir.join(format!("{id}.{end}"))
+}
+
+/// Volumes that are based on an image of a cache. A note of a volume that never came to be is removed, but
+/// only while the folder of its storage is there to be looked at.
+fn users(dir: &Path, id: ImageId) -> Result<Vec<String>> {
+    let folder = file(dir, id, "users");
+    let mut users = Vec::new();
+    for name in super::names(&folder)? {
+        let note = folder.join(&name);
+        let Ok(volume) = fs::read_link(&note) else { continue };
+        let gone = fs::symlink_metadata(&volume).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        if gone && volume.parent().is_some_and(Path::is_dir) {
+            super::remove_file(&note)?;
+        } else {
+            users.push(name);
+        }
+    }
+    Ok(users)
+}
+
+/// What a cache knows of an image; `None` when it is not there, or not whole.
+fn described(dir: &Path, id: ImageId) -> Result<Option<ImageInfo>> {
+    let note = file(dir, id, "json");
+    let text = match fs::read(&note) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(FileError::new("could not read", &note, e).into()),
+    };
+    let Ok(info) = serde_json::from_slice::<ImageInfo>(&text) else { return Ok(None) };
+    let whole = fs::symlink_metadata(file(dir, id, info.format.as_str())).is_ok_and(|m| m.len() == info.size.0);
+    Ok(whole.then_some(info))
 }
 
 /// Checks what an image is against what a command expects of it.

@@ -1,5 +1,5 @@
-//! Storage of kind `local`: volumes are files `<path>/volumes/<volume-id>.<qcow2|raw>` on the host's
-//! own disk.
+//! Volumes as files `<path>/volumes/<volume-id>.<qcow2|raw>`: on the host's own disk, or on a shared
+//! storage, which is looked at before each use (see [`super::shared`]).
 //!
 //! A volume is made under a temporary name and renamed when it is complete, so what has the final
 //! name is whole. Temporary files of a volume go with the volume.
@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use nix::libc::O_NOFOLLOW;
 use shared::api::image::DiskFormat;
+use shared::api::storage::StorageKind;
 use shared::id::{StorageId, VolumeId};
 use shared::units::Bytes;
 use shared::wire::host::{StorageReport, StorageSpec};
 use shared::wire::volume::VolumeSpec;
 use shared::{Code, Error, Result};
 
+use super::shared::Claim;
 use super::{FileError, qemu_img};
 use crate::app::App;
 use crate::config::is_plain_absolute;
@@ -44,6 +46,7 @@ pub async fn ensure(app: &Arc<App>, cx: &TaskCx, spec: &VolumeSpec) -> Result<Pa
         return Err(Error::invalid("size", format!("must be a multiple of {SECTOR} bytes, and not zero")));
     }
     let path = volume_path(&spec.storage, spec.volume_id, spec.format)?;
+    look(app, cx, &spec.storage).await?;
     open_folder(&app.config.agent.data_dir, &spec.storage)?;
     if exists(&path)? {
         compare(app, cx, spec, &path).await?;
@@ -70,7 +73,7 @@ async fn make(app: &Arc<App>, cx: &TaskCx, spec: &VolumeSpec, path: &Path, temp:
         qemu_img::create(temp, spec.format, spec.size, None, cx).await?;
         return publish(temp, path);
     };
-    let base = app.images.ensure(app, cx, image).await?;
+    let base = app.images.ensure_on(app, cx, image, &spec.storage).await?;
     if spec.size < base.info.virtual_size {
         let message = format!("is smaller than its image, which has {}", base.info.virtual_size);
         return Err(Error::invalid("size", message));
@@ -78,7 +81,7 @@ async fn make(app: &Arc<App>, cx: &TaskCx, spec: &VolumeSpec, path: &Path, temp:
     cx.progress(90, "makes a volume");
     match spec.format {
         DiskFormat::Qcow2 => {
-            app.images.add_user(image.image_id, spec.volume_id, path)?;
+            app.images.add_user(image.image_id, spec.volume_id, path, &spec.storage)?;
             qemu_img::create(temp, spec.format, spec.size, Some((&base.path, base.info.format)), cx).await?;
         }
         DiskFormat::Raw => {
@@ -114,7 +117,9 @@ async fn compare(app: &App, cx: &TaskCx, spec: &VolumeSpec, path: &Path) -> Resu
     }
     let base_fits = match (&info.backing_filename, &spec.base) {
         (None, None) => true,
-        (Some(file), Some(image)) => FORMATS.into_iter().any(|format| *file == app.images.path(image.image_id, format)),
+        (Some(file), Some(image)) => {
+            FORMATS.into_iter().any(|format| *file == app.images.path_on(image.image_id, format, &spec.storage))
+        }
         _ => false,
     };
     if base_fits { Ok(()) } else { Err(Error::new(Code::Conflict, "the volume exists with another base")) }
@@ -126,6 +131,7 @@ async fn compare(app: &App, cx: &TaskCx, spec: &VolumeSpec, path: &Path) -> Resu
 /// `in_use` while a domain has it as a disk.
 pub async fn delete(app: &Arc<App>, cx: &TaskCx, id: VolumeId, storage: &StorageSpec) -> Result<()> {
     let folder = folder(storage)?;
+    cx.until_cancelled(app.looks.at(storage, Claim::No)).await?;
     let paths: Vec<PathBuf> = FORMATS.iter().map(|f| folder.join(format!("{id}.{}", f.as_str()))).collect();
     let mut present = false;
     for path in &paths {
@@ -144,7 +150,17 @@ pub async fn delete(app: &Arc<App>, cx: &TaskCx, id: VolumeId, storage: &Storage
     for name in names(&folder)?.into_iter().filter(|name| name.starts_with(&prefix)) {
         remove(&folder.join(name))?;
     }
-    app.images.remove_user(id)
+    app.images.remove_user(id, storage)
+}
+
+/// Looks at a storage before it is used. One that this host has used before is never claimed anew.
+///
+/// # Errors
+/// Those of [`super::shared::Looks::at`].
+pub async fn look(app: &App, cx: &TaskCx, storage: &StorageSpec) -> Result<()> {
+    let seen = fs::symlink_metadata(note(&app.config.agent.data_dir, storage)).is_ok();
+    let claim = if seen { Claim::No } else { Claim::IfEmpty };
+    cx.until_cancelled(app.looks.at(storage, claim)).await
 }
 
 /// Volumes of a storage, complete ones only.
@@ -166,7 +182,7 @@ pub fn list(storage: &StorageSpec) -> Result<Vec<VolumeId>> {
 pub fn report(data_dir: &Path, storage: &StorageSpec) -> Result<StorageReport> {
     let folder = open_folder(data_dir, storage)?;
     let (total, available) = space(&folder)?;
-    Ok(StorageReport { storage_id: storage.storage_id, total, available })
+    Ok(StorageReport { storage_id: storage.storage_id, total, available, error: None })
 }
 
 /// Size of the file system of a path and what is free on it for ordinary users.
@@ -187,19 +203,27 @@ pub fn known_storages(data_dir: &Path) -> Result<Vec<StorageSpec>> {
     let notes = data_dir.join("storages");
     let mut known = Vec::new();
     for name in names(&notes)? {
-        let Ok(storage_id) = name.parse::<StorageId>() else { continue };
+        let (id, kind) = match name.strip_suffix(SHARED) {
+            Some(id) => (id, StorageKind::Shared),
+            None => (name.as_str(), StorageKind::Local),
+        };
+        let Ok(storage_id) = id.parse::<StorageId>() else { continue };
         if let Ok(path) = fs::read_link(notes.join(&name)) {
-            known.push(StorageSpec { storage_id, path: path.to_string_lossy().into_owned() });
+            known.push(StorageSpec { storage_id, path: path.to_string_lossy().into_owned(), kind });
         }
     }
     Ok(known)
 }
 
-/// Removes all volumes of a storage, in use or not, and its folder when nothing else is in it.
+/// Removes all volumes of a storage, in use or not, and its folder when nothing else is in it. What lies on
+/// a shared storage belongs to the other hosts as well, and stays.
 ///
 /// # Errors
 /// When a file cannot be removed.
 pub fn purge(storage: &StorageSpec) -> Result<usize> {
+    if storage.kind == StorageKind::Shared {
+        return Ok(0);
+    }
     let folder = folder(storage)?;
     let mut removed = 0;
     for name in names(&folder)? {
@@ -224,13 +248,21 @@ fn folder(storage: &StorageSpec) -> Result<PathBuf> {
     Ok(path.join("volumes"))
 }
 
+/// End of the name of a shared storage's note.
+const SHARED: &str = ".shared";
+
+/// Where this host notes that it has used a storage.
+fn note(data_dir: &Path, storage: &StorageSpec) -> PathBuf {
+    let end = if storage.kind == StorageKind::Shared { SHARED } else { "" };
+    data_dir.join("storages").join(format!("{}{end}", storage.storage_id))
+}
+
 /// Makes the folder when it is missing, and a note of it for a later purge.
 fn open_folder(data_dir: &Path, storage: &StorageSpec) -> Result<PathBuf> {
     let folder = folder(storage)?;
     let make = |path: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
     make(&folder, 0o711).map_err(|e| FileError::new("could not make", &folder, e))?;
-    let notes = data_dir.join("storages");
-    let note = notes.join(storage.storage_id.to_string());
+    let (notes, note) = (data_dir.join("storages"), note(data_dir, storage));
     if fs::read_link(&note).ok().as_deref() != Some(Path::new(&storage.path)) {
         let write = || {
             make(&notes, 0o755)?;
@@ -266,7 +298,7 @@ mod tests {
     use super::*;
 
     fn storage(path: &str) -> StorageSpec {
-        StorageSpec { storage_id: StorageId::new(), path: path.into() }
+        StorageSpec { storage_id: StorageId::new(), path: path.into(), kind: StorageKind::Local }
     }
 
     #[test]
@@ -293,6 +325,9 @@ mod tests {
         }
         assert_eq!(list(&spec).unwrap(), [id]);
         assert_eq!(known_storages(data.path()).unwrap(), std::slice::from_ref(&spec));
+        let others = StorageSpec { kind: StorageKind::Shared, ..spec.clone() };
+        assert_eq!(purge(&others).unwrap(), 0);
+        assert_eq!(list(&spec).unwrap(), [id]);
         assert_eq!(purge(&spec).unwrap(), 3);
         assert_eq!(names(&folder).unwrap(), ["notes.txt"]);
     }

@@ -1,4 +1,5 @@
-//! What lies on disks: the image cache and the volumes of storages. One file per kind.
+//! What lies on disks: the image cache and the volumes of storages. [`local`] makes volumes as files, which
+//! serves both kinds of storage; [`shared`] checks a mount point before each use.
 //!
 //! Paths are built only from a folder of the configuration or of a storage and from ids, never from
 //! names. A file of Kring appears under its final name only when it is complete.
@@ -6,11 +7,12 @@
 pub mod images;
 pub mod local;
 pub mod qemu_img;
+pub mod shared;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use shared::{Code, Error};
+use ::shared::{Code, Error};
 
 /// Why something on a disk could not be done.
 #[derive(Debug, thiserror::Error)]

@@ -52,27 +52,56 @@ pub async fn start_with(config: Config) -> Running {
 }
 
 fn join(dir: &Path) {
-    if dir.exists() {
-        return;
+    if !dir.exists() {
+        Authority::new().join(dir);
     }
-    std::fs::create_dir_all(dir).unwrap();
-    let id = HostId::new();
-    let mut ca = rcgen::CertificateParams::new(vec![]).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let leaf = rcgen::CertificateParams::new(vec![shared::wire::host_dns_name(id)]).unwrap();
-    let cert = leaf.signed_by(&key, &issuer).unwrap();
-    for (name, text) in [
-        ("key.pem", key.serialize_pem()),
-        ("cert.pem", cert.pem()),
-        ("ca.pem", ca_pem),
-        ("controllers", "https://192.0.2.1:1\n".into()),
-        ("host-id", id.to_string()),
-    ] {
-        std::fs::write(dir.join(name), text).unwrap();
+}
+
+/// The controllers' certificate authority.
+pub struct Authority {
+    pem: String,
+    key_pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut ca = rcgen::CertificateParams::new(vec![]).unwrap();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        Self { pem: ca.self_signed(&key).unwrap().pem(), key_pem: key.serialize_pem() }
+    }
+
+    /// Makes one that several hosts read from a folder.
+    pub fn make(dir: &Path) {
+        let new = Self::new();
+        std::fs::write(dir.join("ca.key"), new.key_pem).unwrap();
+        std::fs::write(dir.join("ca.pem"), new.pem).unwrap();
+    }
+
+    /// Reads what [`Authority::make`] has made.
+    pub fn read(dir: &Path) -> Self {
+        let text = |name| std::fs::read_to_string(dir.join(name)).unwrap();
+        Self { pem: text("ca.pem"), key_pem: text("ca.key") }
+    }
+
+    /// Writes the identity of a new host.
+    pub fn join(&self, dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        let id = HostId::new();
+        let issuer =
+            rcgen::Issuer::from_ca_cert_pem(&self.pem, rcgen::KeyPair::from_pem(&self.key_pem).unwrap()).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec![shared::wire::host_dns_name(id)]).unwrap();
+        let cert = leaf.signed_by(&key, &issuer).unwrap();
+        for (name, text) in [
+            ("key.pem", key.serialize_pem()),
+            ("cert.pem", cert.pem()),
+            ("ca.pem", self.pem.clone()),
+            ("controllers", "https://192.0.2.1:1\n".into()),
+            ("host-id", id.to_string()),
+        ] {
+            std::fs::write(dir.join(name), text).unwrap();
+        }
     }
 }
 
@@ -127,6 +156,7 @@ impl Host {
         let storage = StorageSpec {
             storage_id: "01939f00-0000-7000-8000-00000000f001".parse::<StorageId>().unwrap(),
             path: self.dir.path().join("storage").display().to_string(),
+            kind: Default::default(),
         };
         let mut volume = VolumeSpec {
             volume_id: VolumeId::new(),
@@ -181,10 +211,12 @@ pub fn network(kind: NetworkKind, n: u8) -> NetworkSpec {
         network_id: format!("01939f00-0000-7000-8000-0000ab12cd{n:02x}").parse::<NetworkId>().unwrap(),
         kind,
         cidr: format!("10.77.{n}.0/24").parse().unwrap(),
-        gateway: format!("10.77.{n}.1").parse().unwrap(),
+        gateway: Some(format!("10.77.{n}.1").parse().unwrap()),
         service_address: format!("10.77.{n}.2").parse().unwrap(),
         dns: vec![],
         mtu: 1400,
+        uplink: None,
+        vlan: None,
     }
 }
 

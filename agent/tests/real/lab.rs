@@ -65,6 +65,65 @@ pub fn on_host(name: &str, test: impl Future<Output = ()>) {
     assert!(inside.success(), "the test failed on its host");
 }
 
+/// Runs `outside` in this process, with a folder, and `inside` on two hosts of their own, with the same folder
+/// and the host's number, as soon as there is a file `go` in it; they end when `outside` has ended. Skipped as
+/// [`on_host`] is.
+pub fn on_two_hosts<I: Future<Output = ()>, O: Future<Output = ()>>(
+    name: &str,
+    inside: impl FnOnce(PathBuf, usize) -> I,
+    outside: impl FnOnce(PathBuf) -> O,
+) {
+    const FOLDER: &str = "KRING_LAB_FOLDER";
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if let Some(number) = std::env::var_os(INSIDE) {
+        let _ = tracing_subscriber::fmt().with_env_filter("warn,agent=info").with_test_writer().try_init();
+        agent::identity::tls::install_provider();
+        let dir = PathBuf::from(std::env::var_os(FOLDER).unwrap());
+        let runtime = runtime();
+        runtime.block_on(inside(dir, number.to_str().unwrap().parse().unwrap()));
+        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        return;
+    }
+    if let Some(missing) = missing() {
+        println!("skipped: {missing} is missing");
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("kring-real-").tempdir_in("/var/tmp").unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let hosts: Vec<Host> = (0..2).map(|n| Host(format!("two{n}-{}", std::process::id()))).collect();
+    for host in &hosts {
+        let up = lab("host-ns.sh").args(["up", &host.0]).output().unwrap();
+        assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+    }
+    let (folder, program) = (dir.path().to_owned(), std::env::current_exe().unwrap());
+    let test = name.to_string();
+    let names: Vec<String> = hosts.iter().map(|host| host.0.clone()).collect();
+    let children = std::thread::spawn(move || {
+        while !folder.join("go").exists() && !folder.join("stop").exists() {
+            std::thread::yield_now();
+        }
+        let children: Vec<_> = names
+            .iter()
+            .enumerate()
+            .map(|(n, name)| {
+                let variables = [format!("{INSIDE}={n}"), format!("{FOLDER}={}", folder.display())];
+                let mut command = lab("host-ns.sh");
+                command.args(["exec", name, "env"]).args(variables).arg(&program);
+                command.args([&test, "--exact", "--nocapture", "--test-threads=1"]).spawn().unwrap()
+            })
+            .collect();
+        children.into_iter().all(|mut child| child.wait().is_ok_and(|status| status.success()))
+    });
+    let ended =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime().block_on(outside(dir.path().to_owned()))));
+    std::fs::write(dir.path().join("stop"), "").unwrap();
+    let good = children.join().unwrap();
+    if let Err(panic) = ended {
+        std::panic::resume_unwind(panic);
+    }
+    assert!(good, "a host has failed");
+}
+
 /// The disk image of the test guest, built when it is not in the cache.
 pub fn guest_image(uefi: bool) -> PathBuf {
     let built = lab("guest/build.sh").args(uefi.then_some("--uefi")).output().unwrap();
@@ -90,6 +149,6 @@ pub fn outside() -> &'static str {
 /// What is on the host of Kring's networks; "0" when there is nothing.
 pub fn left_over() -> String {
     sh(
-        "ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep netns/kring- /proc/self/mounts",
+        "ip -o link | grep -c 'k[rv]-'; nft list tables | grep kring; pgrep dnsmasq; grep '/[.]tmp.*netns/kring-' /proc/self/mounts",
     )
 }

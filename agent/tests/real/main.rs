@@ -7,4 +7,5 @@ mod faults;
 mod fencing;
 mod lab;
 mod life;
+mod migrate;
 mod networks;

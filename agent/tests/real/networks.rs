@@ -1,8 +1,9 @@
 //! Networks: what guests get of them, what is repaired, what comes back.
 
 use ::agent::ops::{network as network_ops, vm as vm_ops};
+use shared::Code;
 use shared::api::network::NetworkKind;
-use shared::wire::network::EnsureNetwork;
+use shared::wire::network::{DeleteNetwork, EnsureNetwork, NetworkSpec};
 use shared::wire::vm::{DeleteVm, PowerState};
 
 use crate::agent::{Host, cx, ensure, network, start, until};
@@ -47,7 +48,7 @@ fn real_networks_are_repaired() {
         // Other addresses, same network.
         let mut moved = net.clone();
         (moved.cidr, moved.gateway, moved.service_address) =
-            ("10.78.0.0/16".parse().unwrap(), "10.78.0.1".parse().unwrap(), "10.78.0.2".parse().unwrap());
+            ("10.78.0.0/16".parse().unwrap(), Some("10.78.0.1".parse().unwrap()), "10.78.0.2".parse().unwrap());
         network_ops::ensure(app, &cx(), EnsureNetwork { network: moved }).await.unwrap();
         let addresses = sh("ip -br addr show dev kr-ab12cd03; nft list table ip kring");
         assert!(addresses.contains("10.78.0.1/16") && !addresses.contains("10.77.3"), "{addresses}");
@@ -272,5 +273,64 @@ fn real_a_guest_cannot_answer_dhcp() {
         vm_ops::delete(app, &cx(), DeleteVm { vm_id: vm.vm_id }).await.unwrap();
         app.networks.purge(&cx().cancel).await.unwrap();
         host.agent.stop().await;
+    });
+}
+
+/// Another machine on the segment outside: what a second host, its guests and their router are to this one.
+fn segment_outside() {
+    sh("ip netns add peer; ip link add eth1 type veth peer name eth0 netns peer; \
+        ip -n peer addr add 10.77.30.99/24 dev eth0; ip -n peer link set eth0 up");
+}
+
+#[test]
+fn real_bridged_network() {
+    on_host("networks::real_bridged_network", async {
+        segment_outside();
+        let host = Host::start().await;
+        let app = host.app();
+        let mut net = network(NetworkKind::Bridged, 30);
+        let refusal = async |net: &NetworkSpec| {
+            network_ops::ensure(app, &cx(), EnsureNetwork { network: net.clone() }).await.unwrap_err()
+        };
+        net.uplink = Some("eth9".into());
+        let none = refusal(&net).await;
+        assert!(none.code == Code::InvalidState && none.message.contains("no interface eth9"), "{none}");
+        net.uplink = Some("eth1".into());
+        sh("ip addr add 192.0.2.9/24 dev eth1");
+        let busy = refusal(&net).await;
+        assert!(busy.message.contains("192.0.2.9/24") && busy.message.contains("cut off"), "{busy}");
+        sh("ip addr del 192.0.2.9/24 dev eth1");
+
+        let mut vm = host.vm(&net, "10.77.30.10", Some(&guest_image(false)));
+        vm.cloud_init.user_data = Some("#!/bin/sh\nping -c 1 -W 5 10.77.30.99 && echo OUTSIDE-REACHED\n".to_string());
+        vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
+        let ready = host.console_says(vm.vm_id, "KRING-GUEST ready").await;
+        assert!(ready.contains("posted=yes"), "{ready}");
+        let console = host.console(vm.vm_id);
+        assert!(console.contains("OUTSIDE-REACHED") && console.contains("ip=10.77.30.10"), "{console}");
+        // From outside the guest is reached, and this host's service is not.
+        assert_eq!(sh("ip netns exec peer ping -c 1 -W 5 10.77.30.10 >&2 && echo yes"), "yes");
+        assert_eq!(sh("ip netns exec peer ping -c 2 -W 1 10.77.30.2 >&2 && echo yes"), "");
+        let ports = sh("bridge -d link show | grep -c 'isolated on'");
+        assert_eq!(ports, "2", "{}", sh("bridge -d link show"));
+        assert!(sh("nft list table bridge kring").contains("oifname \"eth1\""));
+        sh("ip link set eth1 nomaster");
+        until("the uplink is plugged in again", || (!sh("bridge link show dev eth1").is_empty()).then_some(())).await;
+
+        // A bridge of the operator's that has the host's address is used as it is.
+        sh("ip link add br0 type bridge; ip addr add 10.88.0.1/24 dev br0; ip link set br0 up");
+        let second = NetworkSpec { uplink: Some("br0".into()), ..network(NetworkKind::Bridged, 31) };
+        network_ops::ensure(app, &cx(), EnsureNetwork { network: second.clone() }).await.unwrap();
+        network_ops::ensure(app, &cx(), EnsureNetwork { network: second.clone() }).await.unwrap();
+        assert!(sh("ip -br link show master br0").starts_with("kp-ab12cd1f@"), "{}", sh("ip -br link"));
+        assert!(sh("ip -br addr show dev br0").contains("10.88.0.1/24"));
+
+        vm_ops::delete(app, &cx(), DeleteVm { vm_id: vm.vm_id }).await.unwrap();
+        for network_id in [net.network_id, second.network_id] {
+            network_ops::delete(app, &cx(), DeleteNetwork { network_id }).await.unwrap();
+        }
+        assert_eq!(left_over(), "0");
+        assert_eq!(sh("nft list tables | grep kring; ip -br link show master br0; ip -o link | grep -c 'k[up]-'"), "0");
+        assert_eq!(sh("bridge link show dev eth1"), "");
     });
 }

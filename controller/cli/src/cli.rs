@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    account, cluster, completion, controller, dev, event, host, image, instance_type, job, login, network, service,
-    setting, status, storage, token, vm, volume, zone,
+    account, cluster, completion, controller, dev, doctor, event, host, image, instance_type, job, login, network,
+    service, setting, status, storage, token, vm, volume, zone,
 };
 use crate::input;
 
@@ -156,6 +156,8 @@ pub enum Command {
     Status(status::Status),
     /// A cloud to try things on: a controller with simulated hosts, until Ctrl-C
     Dev(dev::Dev),
+    /// What is not as it should be, and what to do
+    Doctor(doctor::Doctor),
     /// Save a controller's address and token, and check them
     Login(login::Login),
     /// The saved controllers

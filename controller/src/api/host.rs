@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use shared::api::host::{CreateJoinToken as TokenBody, Host, JoinToken, UpdateHost as UpdateBody};
+use shared::api::job::{Job, JobRef};
 use shared::api::page::{ListParams, Page};
 use shared::id::{HostId, JoinTokenId};
 
 use super::Api;
-use super::extract::{Id, Json, JsonOrDefault, List};
+use super::extract::{Id, Json, JsonOrDefault, List, Wait};
 use super::reply::{self, Answer};
 use crate::cx::Cx;
-use crate::messages::host::{CreateJoinToken, DeleteHost, GetHost, ListHosts, ReconnectHost, UpdateHost};
+use crate::messages::host::{CreateJoinToken, DeleteHost, GetHost, ListHosts, MaintainHost, ReconnectHost, UpdateHost};
 
 /// Lists hosts.
 #[utoipa::path(get, path = "/hosts", tag = "hosts", params(ListParams), responses((status = 200, body = Page<Host>)))]
@@ -40,6 +41,13 @@ pub async fn update_host(
 #[utoipa::path(post, path = "/hosts/{id}/reconnect", tag = "hosts", params(("id" = HostId, Path)), responses((status = 200, body = Host)))]
 pub async fn reconnect_host(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<HostId>) -> Answer {
     reply::ok(&api.call(&cx, ReconnectHost { id }).await?)
+}
+
+/// Takes a host out for maintenance: moves its VMs to other hosts, some at a time. What cannot be moved stays, and
+/// the job says why; `PATCH` with `admin_state` `enabled` ends it.
+#[utoipa::path(post, path = "/hosts/{id}/maintain", tag = "hosts", params(("id" = HostId, Path)), responses((status = 202, body = JobRef), (status = 200, body = Job)))]
+pub async fn maintain_host(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(id): Id<HostId>) -> Answer {
+    reply::job(&api, &cx, wait, api.call(&cx, MaintainHost { id }).await?).await
 }
 
 /// Forgets a host that has no VMs; its certificate is no longer accepted.

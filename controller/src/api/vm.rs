@@ -5,7 +5,9 @@ use std::sync::Arc;
 use axum::extract::State;
 use shared::api::job::{Job, JobRef};
 use shared::api::page::{ListParams, Page};
-use shared::api::vm::{CreateVm as Body, PlacementReport, StopVm as StopBody, UpdateVm as UpdateBody, Vm};
+use shared::api::vm::{
+    CreateVm as Body, MigrateVm as MigrateBody, PlacementReport, StopVm as StopBody, UpdateVm as UpdateBody, Vm,
+};
 use shared::id::VmId;
 
 use super::Api;
@@ -13,8 +15,8 @@ use super::extract::{Id, Json, JsonOrDefault, List, Wait};
 use super::reply::{self, Answer};
 use crate::cx::Cx;
 use crate::messages::vm::{
-    CreateVm, DeleteVm, ExpungeVm, GetVm, ListVms, PauseVm, PlanVm, RebootVm, RecoverVm, ResumeVm, StartVm, StopVm,
-    UpdateVm,
+    CreateVm, DeleteVm, ExpungeVm, GetVm, ListVms, MigrateVm, PauseVm, PlanVm, RebootVm, RecoverVm, ResumeVm, StartVm,
+    StopVm, UpdateVm,
 };
 
 /// Lists VMs.
@@ -91,6 +93,18 @@ pub async fn pause_vm(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(id): I
 #[utoipa::path(post, path = "/vms/{id}/resume", tag = "vms", params(("id" = VmId, Path)), responses((status = 202, body = JobRef), (status = 200, body = Job)))]
 pub async fn resume_vm(State(api): State<Arc<Api>>, cx: Cx, wait: Wait, Id(id): Id<VmId>) -> Answer {
     reply::job(&api, &cx, wait, api.call(&cx, ResumeVm { id }).await?).await
+}
+
+/// Moves a running or paused VM to another host, while it runs.
+#[utoipa::path(post, path = "/vms/{id}/migrate", tag = "vms", params(("id" = VmId, Path)), request_body = MigrateBody, responses((status = 202, body = JobRef), (status = 200, body = Job)))]
+pub async fn migrate_vm(
+    State(api): State<Arc<Api>>,
+    cx: Cx,
+    wait: Wait,
+    Id(id): Id<VmId>,
+    JsonOrDefault(body): JsonOrDefault<MigrateBody>,
+) -> Answer {
+    reply::job(&api, &cx, wait, api.call(&cx, MigrateVm { id, body }).await?).await
 }
 
 /// Brings a deleted VM back, stopped.

@@ -64,11 +64,11 @@ pub async fn join(tx: &mut Tx, host: &Host) -> Result<()> {
     tx.touch_reach(host.id);
     let done = sqlx::query(
         "INSERT INTO host (id, name, cluster_id, address, admin_state, connection, connection_reason, arch, vcpus_total,
-             vcpus_reserved, memory_total, memory_reserved, facts, created_at, version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $12, 0)
+             vcpus_reserved, memory_total, memory_reserved, facts, created_at, nics, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $12, $13, 0)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address, connection = excluded.connection,
              connection_reason = excluded.connection_reason, arch = excluded.arch, vcpus_total = excluded.vcpus_total,
-             memory_total = excluded.memory_total, facts = excluded.facts, version = host.version + 1",
+             memory_total = excluded.memory_total, facts = excluded.facts, nics = excluded.nics, version = host.version + 1",
     )
     .bind(host.id.to_string())
     .bind(host.name.to_string())
@@ -82,9 +82,15 @@ pub async fn join(tx: &mut Tx, host: &Host) -> Result<()> {
     .bind(host.capacity.memory_total.as_i64())
     .bind(json(&host.facts)?)
     .bind(host.created_at.ms())
+    .bind(nics(&host.facts))
     .execute(tx.conn())
     .await;
     name_taken(done, "host", &host.name)
+}
+
+/// The names of a host's network interfaces as the placement looks for them.
+fn nics(facts: &HostFacts) -> String {
+    facts.nics.iter().fold(String::from(" "), |all, nic| all + &nic.name + " ")
 }
 
 /// One host.
@@ -180,24 +186,35 @@ pub async fn set_facts(
     id: HostId,
     facts: &HostFacts,
     capacity: (u32, Bytes),
-    (boot_id, agent_id): (Uuid, Uuid),
     now: Timestamp,
 ) -> Result<()> {
     tx.touch_reach(id);
     sqlx::query(
-        "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, boot_id = $6, agent_id = $7,
-             last_seen_at = $8, version = version + 1 WHERE id = $1",
+        "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, last_seen_at = $6,
+             nics = $7, version = version + 1 WHERE id = $1",
     )
     .bind(id.to_string())
     .bind(json(facts)?)
     .bind(facts.arch.clone())
     .bind(i64::from(capacity.0))
     .bind(capacity.1.as_i64())
-    .bind(boot_id.to_string())
-    .bind(agent_id.to_string())
     .bind(now.ms())
+    .bind(nics(facts))
     .execute(tx.conn())
     .await?;
+    Ok(())
+}
+
+/// Notes which life of a host's kernel and agent was compared.
+pub async fn set_process(tx: &mut Tx, id: HostId, (boot_id, agent_id): (Uuid, Uuid), now: Timestamp) -> Result<()> {
+    tx.touch_reach(id);
+    sqlx::query("UPDATE host SET boot_id = $2, agent_id = $3, last_seen_at = $4, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(boot_id.to_string())
+        .bind(agent_id.to_string())
+        .bind(now.ms())
+        .execute(tx.conn())
+        .await?;
     Ok(())
 }
 
@@ -263,6 +280,16 @@ pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result
 /// Removes a host; false when there is none. A foreign key stands in the way while it has VMs or volumes.
 pub async fn delete(tx: &mut Tx, id: HostId) -> Result<bool> {
     tx.touch_reach(id);
+    // What lies on a shared storage is reached by another host from now on.
+    sqlx::query(
+        "UPDATE volume SET host_id = (SELECT MIN(s.host_id) FROM storage_host s
+             WHERE s.storage_id = volume.storage_id AND s.host_id <> $1 AND s.error IS NULL)
+         WHERE host_id = $1 AND vm_id IS NULL AND EXISTS (SELECT 1 FROM storage_host s JOIN storage ON storage.id = s.storage_id
+             WHERE s.storage_id = volume.storage_id AND s.host_id <> $1 AND s.error IS NULL AND storage.kind = 'shared')",
+    )
+    .bind(id.to_string())
+    .execute(tx.conn())
+    .await?;
     for sql in
         ["DELETE FROM storage_host WHERE host_id = $1 AND reserved = 0", "DELETE FROM image_host WHERE host_id = $1"]
     {

@@ -34,6 +34,8 @@ pub const LIST: ListSpec = ListSpec {
         Field::text("cidr", "network.cidr"),
         Field::text("gateway", "network.gateway"),
         Field::int("mtu", "network.mtu"),
+        Field::text("uplink", "network.uplink"),
+        Field::int("vlan", "network.vlan"),
         Field::time("created_at", "network.created_at"),
     ],
     id: "id",
@@ -46,8 +48,8 @@ pub const LIST: ListSpec = ListSpec {
 pub async fn insert(tx: &mut Tx, network: &Network) -> Result<()> {
     let done = sqlx::query(
         "INSERT INTO network (id, name, account_id, cluster_id, kind, cidr, gateway, service_address, dns, mtu, next_ip, state,
-             created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'ready', $12)",
+             created_at, uplink, vlan)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'ready', $12, $13, $14)",
     )
     .bind(network.id.to_string())
     .bind(network.name.to_string())
@@ -55,12 +57,14 @@ pub async fn insert(tx: &mut Tx, network: &Network) -> Result<()> {
     .bind(network.cluster_id.to_string())
     .bind(word(&network.kind))
     .bind(network.cidr.to_string())
-    .bind(network.gateway.to_string())
+    .bind(network.gateway.map(|ip| ip.to_string()).unwrap_or_default())
     .bind(network.service_address.to_string())
     .bind(json(&network.dns)?)
     .bind(i64::from(network.mtu))
     .bind(i64::from(u32::from(network.cidr.network()) + 1))
     .bind(network.created_at.ms())
+    .bind(network.uplink.clone())
+    .bind(network.vlan.map(i64::from))
     .execute(tx.conn())
     .await;
     name_taken(done, "network", &network.name)
@@ -85,6 +89,22 @@ pub async fn overlapping(conn: &mut Conn, cluster: ClusterId, cidr: Ipv4Net) -> 
         }
     }
     Ok(None)
+}
+
+/// The network of the cluster that lies on the same segment outside. Hold the cluster before asking.
+pub async fn on_segment(
+    conn: &mut Conn,
+    cluster: ClusterId,
+    uplink: &str,
+    vlan: Option<u16>,
+) -> Result<Option<Network>> {
+    let row = sqlx::query("SELECT * FROM network WHERE cluster_id = $1 AND uplink = $2 AND COALESCE(vlan, 0) = $3")
+        .bind(cluster.to_string())
+        .bind(uplink.to_string())
+        .bind(i64::from(vlan.unwrap_or(0)))
+        .fetch_optional(conn)
+        .await?;
+    row.as_ref().map(from_row).transpose()
 }
 
 /// Lets no new card into a network that has none, before it is deleted. `not_found`, `in_use` or, when
@@ -166,10 +186,10 @@ pub async fn lease_ip(tx: &mut Tx, id: NetworkId, wanted: Option<Ipv4Addr>) -> R
     };
     if !range.allows(wanted.into()) {
         let text = format!(
-            "{wanted} is not for guests: give one of {} to {}, but neither the gateway {} nor the service address {}",
+            "{wanted} is not for guests: give one of {} to {}, but neither the gateway{} nor the service address {}",
             Ipv4Addr::from(range.first),
             Ipv4Addr::from(range.last),
-            network.gateway,
+            network.gateway.map(|ip| format!(" {ip}")).unwrap_or_default(),
             network.service_address
         );
         return Err(Fault::invalid("ip", text).into());
@@ -197,7 +217,8 @@ impl Range {
         Self {
             first: u32::from(network.cidr.network()) + 1,
             last: u32::from(network.cidr.broadcast()) - 1,
-            reserved: [network.gateway.into(), network.service_address.into()],
+            // Without a gateway nothing more is kept than the service address.
+            reserved: [network.gateway.unwrap_or(network.service_address).into(), network.service_address.into()],
         }
     }
 
@@ -260,11 +281,22 @@ pub fn from_row(row: &AnyRow) -> Result<Network> {
         cluster_id: row.parse("cluster_id")?,
         kind: row.word("kind")?,
         cidr: row.parse("cidr")?,
-        gateway: row.parse("gateway")?,
+        gateway: match row.text("gateway")?.as_str() {
+            "" => None,
+            _ => Some(row.parse("gateway")?),
+        },
         service_address: row.parse("service_address")?,
         dns: row.json("dns")?,
         mtu: u16::try_from(mtu)
             .map_err(|_| super::Error::Column { column: "mtu".to_string(), value: mtu.to_string() })?,
+        uplink: row.opt_text("uplink")?,
+        vlan: match row.opt_int("vlan")? {
+            None => None,
+            Some(vlan) => Some(
+                u16::try_from(vlan)
+                    .map_err(|_| super::Error::Column { column: "vlan".to_string(), value: vlan.to_string() })?,
+            ),
+        },
         created_at: row.time("created_at")?,
         links: Default::default(),
     })

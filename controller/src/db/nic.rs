@@ -44,6 +44,18 @@ pub async fn of_vms(conn: &mut Conn, vms: &[VmId]) -> Result<HashMap<VmId, Vec<N
     Ok(of_vm)
 }
 
+/// Interfaces that a host must have for the networks of a VM's cards.
+pub async fn uplinks(conn: &mut Conn, vm: VmId) -> Result<Vec<String>> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT network.uplink FROM nic JOIN network ON network.id = nic.network_id
+         WHERE nic.vm_id = $1 AND network.uplink IS NOT NULL",
+    )
+    .bind(vm.to_string())
+    .fetch_all(conn)
+    .await?;
+    rows.iter().map(|row| row.text("uplink")).collect()
+}
+
 /// How many cards are in a network.
 pub async fn count_in(conn: &mut Conn, network: NetworkId) -> Result<i64> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM nic WHERE network_id = $1")

@@ -40,6 +40,7 @@ pub const LIST: ListSpec = ListSpec {
         Field::text("nics.ip", "nic.ip").through("nic WHERE nic.vm_id = vm.id"),
         Field::text("nics.mac", "nic.mac").through("nic WHERE nic.vm_id = vm.id"),
         Field::id("nics.network_id", "nic.network_id").through("nic WHERE nic.vm_id = vm.id"),
+        Field::int("auto_start", "vm.auto_start"),
         Field::time("state_since", "vm.state_since").sortable(),
         Field::text("last_known_state", "vm.last_known_state"),
         Field::time("deleted_at", "vm.deleted_at"),
@@ -61,6 +62,8 @@ pub struct VmRow {
     pub ssh_keys: Vec<String>,
     /// cloud-init user data.
     pub user_data: Option<String>,
+    /// The host that it is moving to, until it is known where it is.
+    pub moving_to: Option<HostId>,
     /// For compare-and-set.
     pub version: i64,
 }
@@ -70,8 +73,8 @@ pub async fn insert(tx: &mut Tx, row: &VmRow, generation: u64) -> Result<()> {
     let vm = &row.vm;
     let done = sqlx::query(
         "INSERT INTO vm (id, name, account_id, state, state_since, hostname, vcpus, memory, instance_type_id, image_id,
-             root_volume_id, firmware, host_id, holds_compute, ssh_keys, user_data, created_at, generation, version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 0)",
+             root_volume_id, firmware, host_id, holds_compute, ssh_keys, user_data, created_at, generation, auto_start, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, 0)",
     )
     .bind(vm.id.to_string())
     .bind(vm.name.to_string())
@@ -91,6 +94,7 @@ pub async fn insert(tx: &mut Tx, row: &VmRow, generation: u64) -> Result<()> {
     .bind(row.user_data.clone())
     .bind(vm.created_at.ms())
     .bind(generation as i64)
+    .bind(i64::from(vm.auto_start))
     .execute(tx.conn())
     .await;
     name_taken(done, "vm", &vm.name)
@@ -158,6 +162,33 @@ pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, i64)>> 
     rows.iter().map(|row| Ok((row.parse("id")?, row.int("version")?))).collect()
 }
 
+/// The VMs on a host that run, or may do so in a moment: name and state.
+pub async fn active_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, Name, VmState)>> {
+    let rows = sqlx::query(
+        "SELECT id, name, state FROM vm WHERE host_id = $1
+             AND state NOT IN ('stopped', 'deleted', 'expunging', 'deleting', 'crashed', 'unknown') ORDER BY id",
+    )
+    .bind(host.to_string())
+    .fetch_all(conn)
+    .await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, row.parse("name")?, row.parse("state")?))).collect()
+}
+
+/// The VMs on a host that are to be started because they ran when it went down.
+pub async fn start_due(conn: &mut Conn, host: HostId) -> Result<Vec<VmId>> {
+    let rows = sqlx::query("SELECT id FROM vm WHERE host_id = $1 AND start_due = 1 AND state = 'stopped' ORDER BY id")
+        .bind(host.to_string())
+        .fetch_all(conn)
+        .await?;
+    rows.iter().map(|row| row.parse("id")).collect()
+}
+
+/// Notes that a VM is to be started as soon as its host is ready; any change of its state forgets it.
+pub async fn set_start_due(tx: &mut Tx, id: VmId) -> Result<()> {
+    sqlx::query("UPDATE vm SET start_due = 1 WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(())
+}
+
 /// VMs that were deleted before a time, oldest first.
 pub async fn deleted_before(conn: &mut Conn, before: Timestamp, max: u32) -> Result<Vec<VmRow>> {
     let rows =
@@ -188,8 +219,18 @@ pub async fn change(
         let text = format!("vm {} is {state}: this is possible only when it is {}", before.vm.name, list(from));
         return Err(Fault::new(Code::InvalidState, text).into());
     }
+    if state == VmState::Unknown
+        && to.is_transitional()
+        && let Some(target) = before.moving_to
+    {
+        let text = format!(
+            "vm {} was moving to host {target} when a host went away: it is not known yet on which of them it runs",
+            before.vm.name
+        );
+        return Err(Fault::new(Code::InvalidState, text).into());
+    }
     let done = sqlx::query(
-        "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1,
+        "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1, start_due = 0,
              last_known_state = CASE WHEN $4 = 'unknown' THEN state END
          WHERE id = $1 AND state = $2 AND version = $3 AND generation <= $6",
     )
@@ -226,6 +267,16 @@ fn list(states: &[VmState]) -> String {
 /// Puts a VM on a host, or takes it off.
 pub async fn set_host(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()> {
     sqlx::query("UPDATE vm SET host_id = $2, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(host.map(|host| host.to_string()))
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+/// Notes which host a VM is moving to, or that it is known where it is.
+pub async fn set_moving_to(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()> {
+    sqlx::query("UPDATE vm SET moving_to = $2, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(host.map(|host| host.to_string()))
         .execute(tx.conn())
@@ -288,15 +339,17 @@ pub async fn set_holds(tx: &mut Tx, id: VmId, holds: bool) -> Result<()> {
 }
 
 /// Renames or resizes a VM, when it is still in the version that was looked at.
-pub async fn update(tx: &mut Tx, before: &VmRow, name: &Name, vcpus: u32, memory: Bytes) -> Result<()> {
+pub async fn update(tx: &mut Tx, before: &VmRow, after: &Changed) -> Result<()> {
     let done = sqlx::query(
-        "UPDATE vm SET name = $3, vcpus = $4, memory = $5, version = version + 1 WHERE id = $1 AND version = $2",
+        "UPDATE vm SET name = $3, vcpus = $4, memory = $5, auto_start = $6, version = version + 1
+         WHERE id = $1 AND version = $2",
     )
     .bind(before.vm.id.to_string())
     .bind(before.version)
-    .bind(name.to_string())
-    .bind(i64::from(vcpus))
-    .bind(memory.as_i64())
+    .bind(after.name.to_string())
+    .bind(i64::from(after.vcpus))
+    .bind(after.memory.as_i64())
+    .bind(i64::from(after.auto_start))
     .execute(tx.conn())
     .await;
     if let Ok(done) = &done
@@ -308,7 +361,20 @@ pub async fn update(tx: &mut Tx, before: &VmRow, name: &Name, vcpus: u32, memory
         )
         .into());
     }
-    name_taken(done, "vm", name)
+    name_taken(done, "vm", &after.name)
+}
+
+/// What users may change of a VM.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    /// Its name.
+    pub name: Name,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory: Bytes,
+    /// Whether it is started again when its host has restarted.
+    pub auto_start: bool,
 }
 
 /// Sets or clears the time of deletion; the name is free while it is set.
@@ -354,6 +420,7 @@ pub fn from_row(row: &AnyRow) -> Result<Vm> {
         root_volume_id: row.parse("root_volume_id")?,
         firmware: row.word::<Firmware>("firmware")?,
         host_id: row.opt_parse("host_id")?,
+        auto_start: row.int("auto_start")? != 0,
         nics: Vec::new(),
         state_since: row.time("state_since")?,
         last_known_state: row.opt_parse("last_known_state")?,
@@ -369,6 +436,7 @@ fn row_from(row: &AnyRow) -> Result<VmRow> {
         holds_compute: row.int("holds_compute")? != 0,
         ssh_keys: row.json("ssh_keys")?,
         user_data: row.opt_text("user_data")?,
+        moving_to: row.opt_parse("moving_to")?,
         version: row.int("version")?,
     })
 }

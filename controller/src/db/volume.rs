@@ -132,6 +132,16 @@ pub async fn release_from_vm(tx: &mut Tx, id: VolumeId) -> Result<()> {
     Ok(())
 }
 
+/// Notes the host that a volume lies on, or is reached through.
+pub async fn set_host(tx: &mut Tx, id: VolumeId, host: HostId) -> Result<()> {
+    sqlx::query("UPDATE volume SET host_id = $2, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(host.to_string())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
 /// What a volume becomes.
 #[derive(Clone, Copy, Debug)]
 pub struct Change<'a> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use shared::api::host::{CreateJoinToken as TokenBody, Host, HostConnection, JoinToken, UpdateHost as UpdateBody};
+use shared::api::job::JobRef;
 use shared::id::{HostId, JoinTokenId, ResourceId};
 use shared::wire::TaskReport;
 use shared::wire::event::AgentEvent;
@@ -23,6 +24,11 @@ changes!(
 changes!(
     /// Forgets a host that has no VMs; its certificate is no longer accepted.
     "host.DeleteHost" to "host" => (), DeleteHost(HostId), Operate
+);
+
+changes!(
+    /// Takes a host out for maintenance: its VMs are moved away, and it takes none.
+    "host.MaintainHost" to "host" => JobRef, MaintainHost(HostId), Operate
 );
 
 /// A host wants to join. The id is that of its earlier life, or new.

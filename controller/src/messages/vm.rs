@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use shared::api::job::JobRef;
 use shared::api::vm::{
-    ConsoleKind, ConsoleLog, CreateVm as Body, PlacementReport, StopVm as StopBody, UpdateVm as UpdateBody, Vm,
+    ConsoleKind, ConsoleLog, CreateVm as Body, MigrateVm as MigrateBody, PlacementReport, StopVm as StopBody,
+    UpdateVm as UpdateBody, Vm,
 };
 use shared::id::{HostId, ResourceId, VmId, VolumeId};
 use shared::wire::vm::VmReport;
@@ -33,6 +34,10 @@ changes!(
 changes!(
     /// Lets a paused VM run on.
     "vm.ResumeVm" to "vm" => JobRef, ResumeVm(VmId), Write
+);
+changes!(
+    /// Moves a running or paused VM to another host.
+    "vm.MigrateVm" to "vm" => JobRef, MigrateVm(VmId, body: MigrateBody), Operate
 );
 changes!(
     /// Renames a VM, or resizes a stopped one.
@@ -114,6 +119,9 @@ pub struct VmObserved {
     /// which may have been overtaken: it only says where to look.
     #[serde(default)]
     pub as_of: Option<i64>,
+    /// Whether the host has restarted since it was last compared: what ran there has ended with it.
+    #[serde(default)]
+    pub rebooted: bool,
 }
 // Answers whether it was looked at: a VM that a job holds is left to the job, and must be reported again.
 request!("vm.VmObserved" to "vm" => bool, VmObserved, about |m| m.id.uuid());

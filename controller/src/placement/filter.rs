@@ -7,6 +7,7 @@
 use shared::api::host::{HostAdminState, HostConnection};
 use shared::api::vm::{FilterReport, PlacementReport};
 use shared::id::StorageId;
+use shared::units::Bytes;
 use shared::{Code, Error};
 
 use crate::db::placement::{Arch, Place, PlaceStorage, Request};
@@ -25,8 +26,11 @@ struct Filter {
 const FILTERS: &[Filter] = &[
     Filter {
         name: "host",
-        reason: |_| "another host was asked for".to_string(),
-        keep: |p, r| r.host.is_none_or(|host| host == p.host_id),
+        reason: |r| match r.not_host {
+            None => "another host was asked for".to_string(),
+            Some(_) => "another host was asked for, or the VM is on it".to_string(),
+        },
+        keep: |p, r| r.host.is_none_or(|host| host == p.host_id) && r.not_host != Some(p.host_id),
     },
     Filter {
         name: "network",
@@ -45,6 +49,11 @@ const FILTERS: &[Filter] = &[
     },
     Filter { name: "arch", reason: |_| "the host has another architecture".to_string(), keep: |p, _| runs_images(p) },
     Filter {
+        name: "uplink",
+        reason: |r| format!("the host has not every interface that the networks lie on: {}", r.uplinks.join(", ")),
+        keep: |p, r| r.uplinks.iter().all(|uplink| p.nics.split(' ').any(|nic| nic == uplink)),
+    },
+    Filter {
         name: "vcpus",
         reason: |r| format!("fewer than {} vcpus are left", r.vcpus),
         keep: |p, r| p.vcpus.0.saturating_sub(p.vcpus.1) >= r.vcpus,
@@ -56,7 +65,13 @@ const FILTERS: &[Filter] = &[
     },
     Filter {
         name: "storage",
-        reason: |r| format!("no storage has {} left", r.disk),
+        reason: |r| match r.storage {
+            _ if !r.on.is_empty() => {
+                "the VM's storages cannot be used there, or have no room for its disks".to_string()
+            }
+            None => format!("no storage has {} left", r.disk),
+            Some(_) => format!("the storage cannot be used there, or has no {} left", r.disk),
+        },
         keep: |p, r| storage(p, r).is_some(),
     },
 ];
@@ -136,7 +151,14 @@ fn causes(report: &PlacementReport) -> Vec<String> {
 /// The storage with the most left, of those that have room.
 fn storage(place: &Place, request: &Request) -> Option<PlaceStorage> {
     let left = |s: &PlaceStorage| ((s.total.0 as f64 * request.storage_overcommit) as u64).saturating_sub(s.reserved.0);
-    place.storages.iter().copied().filter(|s| left(s) >= request.disk.0).max_by_key(left)
+    if let Some((first, _)) = request.on.first() {
+        let has =
+            |(id, bytes): &(StorageId, Bytes)| place.storages.iter().any(|s| s.storage_id == *id && left(s) >= bytes.0);
+        let first = place.storages.iter().copied().find(|s| s.storage_id == *first);
+        return first.filter(|_| request.on.iter().all(has));
+    }
+    let wanted = place.storages.iter().copied().filter(|s| request.storage.is_none_or(|id| id == s.storage_id));
+    wanted.filter(|s| left(s) >= request.disk.0).max_by_key(left)
 }
 
 /// 0 to 1: how much of the scarcer of processors and memory is left.
@@ -159,6 +181,7 @@ pub(super) mod testing {
             admin_state: HostAdminState::Enabled,
             connection: HostConnection::Connected,
             arch: Arch::X86,
+            nics: " eth0 eth1 ".to_string(),
             vcpus: (8, 0),
             memory: (shared::units::Bytes::gib(8), shared::units::Bytes(0)),
             storages: vec![PlaceStorage {
@@ -176,6 +199,10 @@ pub(super) mod testing {
             disk: shared::units::Bytes::gib(10),
             cluster: None,
             host: None,
+            storage: None,
+            on: Vec::new(),
+            not_host: None,
+            uplinks: vec!["eth1".to_string()],
             storage_overcommit: 1.0,
         }
     }
@@ -183,8 +210,6 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use shared::units::Bytes;
-
     use super::testing::{place, request};
     use super::*;
 
@@ -205,13 +230,32 @@ mod tests {
         place.storages.push(PlaceStorage { storage_id: other, ..place.storages[0] });
         place.storages[0].reserved = Bytes::gib(1);
         assert_eq!(takes(&place, &request()), Some(other));
+        let certain = Request { storage: Some(place.storages[0].storage_id), ..request() };
+        assert_eq!(takes(&place, &certain), Some(place.storages[0].storage_id));
         place.storages[1].reserved = Bytes::gib(95);
         assert_eq!(takes(&place, &request()), Some(place.storages[0].storage_id));
     }
 
     #[test]
+    fn a_vm_that_moves_needs_all_its_storages_and_another_host() {
+        let mut place = place(1);
+        let (local, nas) = (place.storages[0].storage_id, StorageId::from_uuid(uuid::Uuid::from_u128(8)));
+        let moving = |on: &[(StorageId, u64)]| Request {
+            on: on.iter().map(|(id, gib)| (*id, Bytes::gib(*gib))).collect(),
+            ..request()
+        };
+        assert_eq!(takes(&place, &moving(&[(local, 90)])), Some(local));
+        assert_eq!(takes(&place, &moving(&[(local, 101)])), None);
+        assert_eq!(takes(&place, &moving(&[(local, 1), (nas, 0)])), None);
+        place.storages.push(PlaceStorage { storage_id: nas, total: Bytes::gib(1), reserved: Bytes::gib(1) });
+        assert_eq!(takes(&place, &moving(&[(nas, 0), (local, 1)])), Some(nas));
+        let there = Request { not_host: Some(place.host_id), ..moving(&[(nas, 0)]) };
+        assert_eq!(takes(&place, &there), None);
+    }
+
+    #[test]
     fn a_refusal_counts_what_each_filter_dropped() {
-        let mut places: Vec<_> = (1..=7).map(place).collect();
+        let mut places: Vec<_> = (1..=8).map(place).collect();
         places[0].connection = HostConnection::Disconnected;
         places[1].admin_state = HostAdminState::Maintenance;
         places[2].vcpus.1 = 7;
@@ -219,6 +263,7 @@ mod tests {
         places[4].storages[0].reserved = Bytes::gib(95);
         places[5].storages.clear();
         places[6].arch = Arch::Other;
+        places[7].nics = " eth0 eth10 ".to_string();
         assert!(places.iter().all(|place| takes(place, &request()).is_none()));
         let report = report(places.iter(), &request());
         let dropped: Vec<_> = report.filters.iter().map(|f| (f.filter.as_str(), f.dropped)).collect();
@@ -228,12 +273,13 @@ mod tests {
             ("connection", 1),
             ("admin_state", 1),
             ("arch", 1),
+            ("uplink", 1),
             ("vcpus", 1),
             ("memory", 1),
             ("storage", 2),
         ];
         assert_eq!(dropped, expected);
         let error = refusal(&report);
-        assert_eq!((error.code, error.causes.len()), (Code::NoHostFits, 6));
+        assert_eq!((error.code, error.causes.len()), (Code::NoHostFits, 7));
     }
 }

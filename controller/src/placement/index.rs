@@ -66,6 +66,11 @@ impl Index {
         let Some(mut place) = self.remove(host) else { return };
         place.vcpus.1 = place.vcpus.1.saturating_add(request.vcpus);
         place.memory.1 = place.memory.1 + request.memory;
+        for (id, bytes) in &request.on {
+            if let Some(storage) = place.storages.iter_mut().find(|s| s.storage_id == *id) {
+                storage.reserved = storage.reserved + *bytes;
+            }
+        }
         if let Some(storage) = place.storages.iter_mut().find(|s| s.storage_id == storage) {
             storage.reserved = storage.reserved + request.disk;
         }

@@ -71,7 +71,7 @@ pub const ALL: &[Definition] = &[
     Definition { name: "cluster", flows: |_| (), register: cluster::register },
     Definition { name: "controller", flows: |_| (), register: controller::register },
     Definition { name: "event", flows: |_| (), register: event::register },
-    Definition { name: "host", flows: |_| (), register: host::register },
+    Definition { name: "host", flows: host::flows, register: host::register },
     Definition { name: "image", flows: image::flows, register: image::register },
     Definition { name: "instance_type", flows: |_| (), register: instance_type::register },
     Definition { name: "job", flows: |_| (), register: job::register },

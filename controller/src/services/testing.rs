@@ -100,6 +100,7 @@ impl TestSystem {
         ring.install(1, &[me]);
         let tls = pki.agent_client_config(16).unwrap();
         let deps = Arc::new(Deps {
+            mover: Default::default(),
             db: db.db.clone(),
             agents: Agents::new(
                 tls,

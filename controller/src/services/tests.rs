@@ -10,6 +10,7 @@ use shared::api::storage::{CreateStorage as StorageBody, StorageKind};
 use shared::api::zone::CreateZone as ZoneBody;
 use shared::id::{ClusterId, InstanceTypeId, StorageId, ZoneId};
 use shared::units::Bytes;
+use shared::wire::host::StorageReport;
 use shared::{Code, Error};
 
 use super::testing::{TestSystem, systems, systems_without, with_key};
@@ -160,7 +161,8 @@ async fn an_instance_type_has_sizes_that_a_machine_can_have() {
 async fn report(system: &TestSystem, id: StorageId) {
     let host = system.seed.host.id;
     let reported = system.context.deps.db.write(move |tx| {
-        Box::pin(async move { crate::db::storage::report(tx, id, host, Bytes::gib(10), Bytes::gib(9)).await })
+        let said = StorageReport { storage_id: id, total: Bytes::gib(10), available: Bytes::gib(9), error: None };
+        Box::pin(async move { crate::db::storage::report(tx, host, &said).await })
     });
     reported.await.unwrap();
 }

@@ -114,7 +114,17 @@ async fn bench() -> Bench {
         clock.clone(),
     );
     let data_dir = dir.path().to_path_buf();
-    let deps = Arc::new(Deps { db, agents, pki, ring, placement, clock, data_dir, settings: Settings::default() });
+    let deps = Arc::new(Deps {
+        db,
+        agents,
+        pki,
+        ring,
+        placement,
+        clock,
+        data_dir,
+        settings: Settings::default(),
+        mover: Default::default(),
+    });
     let engine = engine(&deps);
     Bench { _dir: dir, deps, engine }
 }
@@ -399,6 +409,7 @@ fn other_controller(bench: &Bench) -> (Arc<Deps>, Arc<Engine>) {
     let ring = Ring::new(ControllerId::new());
     let Deps { db, agents, pki, placement, clock, data_dir, .. } = bench.deps.as_ref();
     let deps = Arc::new(Deps {
+        mover: Default::default(),
         db: db.clone(),
         agents: Arc::clone(agents),
         pki: Arc::clone(pki),

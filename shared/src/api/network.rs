@@ -18,6 +18,20 @@ pub enum NetworkKind {
     Nat,
     /// A bridge on the host without a way out.
     Isolated,
+    /// A segment outside that the hosts are plugged into: guests on several hosts share it.
+    Bridged,
+}
+
+impl NetworkKind {
+    /// The word as JSON has it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Isolated => "isolated",
+            Self::Bridged => "bridged",
+        }
+    }
 }
 
 /// A network.
@@ -36,9 +50,10 @@ pub struct Network {
     /// Addresses.
     #[schema(value_type = String, example = "10.77.0.0/24")]
     pub cidr: Ipv4Net,
-    /// Address of the gateway (for `nat`, the host's bridge).
-    #[schema(value_type = String)]
-    pub gateway: Ipv4Addr,
+    /// Address of the gateway: for `nat` the host's bridge, for `bridged` a router outside, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub gateway: Option<Ipv4Addr>,
     /// Address of the DHCP, DNS and metadata service on each host.
     #[schema(value_type = String)]
     pub service_address: Ipv4Addr,
@@ -47,6 +62,12 @@ pub struct Network {
     pub dns: Vec<Ipv4Addr>,
     /// Largest packet.
     pub mtu: u16,
+    /// For `bridged`: the interface of the hosts that the network lies on, such as `eth1` or `br0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
+    /// For `bridged`: the VLAN on the uplink, 1 to 4094; untagged when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
     /// When it was made.
     pub created_at: Timestamp,
     /// What can be done with it now.
@@ -71,7 +92,7 @@ pub struct CreateNetwork {
     /// The cluster; default the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<ClusterId>,
-    /// Gateway; default the first address.
+    /// Gateway; default the first address, and for `bridged` none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub gateway: Option<Ipv4Addr>,
@@ -82,4 +103,10 @@ pub struct CreateNetwork {
     /// Largest packet, 576 to 9000; default 1500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// For `bridged`: the interface of the hosts that the network lies on, such as `eth1` or `br0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
+    /// For `bridged`: the VLAN on the uplink, 1 to 4094; untagged when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
 }

@@ -9,11 +9,14 @@ use crate::time::Timestamp;
 use crate::units::Bytes;
 
 /// Kinds of storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StorageKind {
     /// A folder on each host's own disk.
+    #[default]
     Local,
+    /// A file system that several hosts have mounted at the same path.
+    Shared,
 }
 
 /// What one host has of a storage.
@@ -25,7 +28,21 @@ pub struct StorageHost {
     pub total: Bytes,
     /// Bytes free on it, as last reported.
     pub available: Bytes,
-    /// Bytes promised to volumes there.
+    /// Bytes promised to volumes there; of a shared storage they are counted once, in its `capacity`.
+    pub reserved: Bytes,
+    /// Why the host cannot use it now; absent when it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What a shared storage has, once for all hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StorageCapacity {
+    /// Bytes of the file system.
+    pub total: Bytes,
+    /// Bytes free on it, as last reported.
+    pub available: Bytes,
+    /// Bytes promised to volumes.
     pub reserved: Bytes,
 }
 
@@ -44,6 +61,9 @@ pub struct Storage {
     pub path: String,
     /// What each host has of it.
     pub hosts: Vec<StorageHost>,
+    /// For a shared storage: what it has, once for all hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<StorageCapacity>,
     /// When it was made.
     pub created_at: Timestamp,
     /// What can be done with it now.
@@ -64,6 +84,6 @@ pub struct CreateStorage {
     pub kind: StorageKind,
     /// The cluster whose hosts have it.
     pub cluster_id: ClusterId,
-    /// Absolute path of the folder on the hosts.
+    /// Absolute path on the hosts: of the folder, or of the mount point of a shared storage.
     pub path: String,
 }

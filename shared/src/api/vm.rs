@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Links;
 use crate::api::image::Firmware;
-use crate::id::{AccountId, HostId, ImageId, InstanceTypeId, NetworkId, NicId, VmId, VolumeId};
+use crate::id::{AccountId, HostId, ImageId, InstanceTypeId, NetworkId, NicId, StorageId, VmId, VolumeId};
 use crate::name::Name;
 pub use crate::state::vm::VmState;
 use crate::time::Timestamp;
@@ -59,6 +59,9 @@ pub struct Vm {
     /// The host that runs it, or that holds its disks while it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_id: Option<HostId>,
+    /// Whether it is started again when its host has restarted while it ran.
+    #[serde(default = "yes")]
+    pub auto_start: bool,
     /// Its network cards, in order.
     pub nics: Vec<Nic>,
     /// Since when it is in this state.
@@ -127,16 +130,22 @@ pub struct CreateVm {
     /// A certain host; default the placement's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_id: Option<HostId>,
+    /// The storage of the root volume; default the one with the most left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_id: Option<StorageId>,
     /// Whether to start it. Default true.
     #[serde(default = "yes")]
     pub start: bool,
+    /// Whether it is started again when its host has restarted while it ran. Default true.
+    #[serde(default = "yes")]
+    pub auto_start: bool,
 }
 
 const fn yes() -> bool {
     true
 }
 
-/// `PATCH /v1/vms/{id}`: rename at any time, resize while stopped.
+/// `PATCH /v1/vms/{id}`: rename at any time, resize while stopped, say whether it starts with its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateVm {
@@ -149,6 +158,9 @@ pub struct UpdateVm {
     /// New guest memory in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
+    /// Whether it is started again when its host has restarted while it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_start: Option<bool>,
 }
 
 /// What to do when a guest does not stop by itself.
@@ -174,6 +186,15 @@ pub struct StopVm {
     /// How long the guest may take, 1 to 3600 seconds; default from the setting `vm.stop_timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u32>,
+}
+
+/// `POST /v1/vms/{id}/migrate`; the body may be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateVm {
+    /// The host to move to; default the placement's choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<HostId>,
 }
 
 /// `POST /v1/vms/{id}/console`: a one-time ticket for a WebSocket.

@@ -6,7 +6,7 @@
 //!    │ (no start)     │ ▲ │ ▲                 └──────▲        │ ▲
 //!    └──▶ stopped     │ │ │ └── resuming ◀── paused  │  start │ │ recover
 //!                     │ │ └──── pausing ───▶ paused ─┘◀───────┘ │
-//!                     │ └── rebooting / starting                │
+//!                     │ └── rebooting / starting / migrating    │
 //!                     ▼                                         │
 //!            crashed, unknown              deleting ──▶ deleted ┘──▶ expunging (row gone)
 //! ```
@@ -38,6 +38,8 @@ state_enum! {
         Paused = "paused",
         /// On its way from paused to running.
         Resuming = "resuming",
+        /// Moving to another host while it runs, or is paused.
+        Migrating = "migrating",
         /// On its way to deleted.
         Deleting = "deleting",
         /// Deleted but recoverable: domain gone, disks kept until it is expunged.
@@ -63,11 +65,12 @@ impl VmState {
             Creating => &[Running, Stopped, Unknown, Deleting],
             Stopped => &[Starting, Running, Paused, Deleting, Unknown],
             Starting => &[Running, Stopped, Paused, Crashed, Unknown],
-            Running => &[Stopping, Stopped, Rebooting, Pausing, Paused, Deleting, Crashed, Unknown],
+            Migrating => &[Running, Paused, Stopped, Crashed, Unknown],
+            Running => &[Stopping, Stopped, Rebooting, Pausing, Migrating, Paused, Deleting, Crashed, Unknown],
             Stopping => &[Stopped, Running, Paused, Crashed, Unknown],
             Rebooting => &[Running, Stopped, Paused, Crashed, Unknown],
             Pausing => &[Paused, Running, Stopped, Crashed, Unknown],
-            Paused => &[Resuming, Running, Stopping, Stopped, Deleting, Crashed, Unknown],
+            Paused => &[Resuming, Migrating, Running, Stopping, Stopped, Deleting, Crashed, Unknown],
             Resuming => &[Running, Paused, Stopped, Crashed, Unknown],
             Deleting => &[Deleted, Running, Stopped, Paused, Crashed, Unknown],
             Deleted => &[Stopped, Expunging],
@@ -88,6 +91,7 @@ impl VmState {
             | Self::Rebooting
             | Self::Pausing
             | Self::Resuming
+            | Self::Migrating
             | Self::Deleting
             | Self::Expunging => true,
             Self::Stopped | Self::Running | Self::Paused | Self::Deleted | Self::Crashed | Self::Unknown => false,
@@ -107,6 +111,7 @@ impl VmState {
             | Self::Pausing
             | Self::Paused
             | Self::Resuming
+            | Self::Migrating
             | Self::Deleting
             | Self::Crashed
             | Self::Unknown => true,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::api::storage::StorageKind;
 use crate::id::{HostId, ImageId, NetworkId, StorageId, VolumeId};
 use crate::name::Name;
 use crate::units::Bytes;
@@ -54,6 +55,29 @@ pub struct NicFact {
     pub mtu: u32,
 }
 
+/// How well one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Grade {
+    /// As it should be.
+    Good,
+    /// It works, but not as well as it could.
+    Poor,
+    /// It does not work.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Finding {
+    /// How well it is.
+    pub grade: Grade,
+    /// What was looked at, such as `libvirt`.
+    pub what: String,
+    /// What was found, and what to do.
+    pub text: String,
+}
+
 /// What an agent found on its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
@@ -90,6 +114,10 @@ pub struct HostFacts {
     pub virt_reason: String,
     /// Version of the agent.
     pub agent_version: String,
+    /// What is not as it should be, with what to do.
+    pub findings: Vec<Finding>,
+    /// The host's clock when this was found, in milliseconds since the epoch; 0 when it was not told.
+    pub clock_ms: i64,
 }
 
 /// `POST /agent/v1/join`, without a client certificate.
@@ -163,6 +191,9 @@ pub struct StorageReport {
     pub total: Bytes,
     /// Bytes free for ordinary users.
     pub available: Bytes,
+    /// Why a shared storage cannot be used on this host; its volumes are then not listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A storage that the agent shall look at; sent with `POST /v1/commands/host/inspect`.
@@ -170,8 +201,11 @@ pub struct StorageReport {
 pub struct StorageSpec {
     /// The storage.
     pub storage_id: StorageId,
-    /// Absolute path of its folder; made when it is missing.
+    /// Absolute path of its folder, made when it is missing; or of the mount point of a shared storage.
     pub path: String,
+    /// Its kind.
+    #[serde(default)]
+    pub kind: StorageKind,
 }
 
 /// Asks for the facts and everything of Kring that is on the host.

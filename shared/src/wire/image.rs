@@ -6,6 +6,7 @@ use crate::api::image::DiskFormat;
 use crate::id::{ImageId, ResourceId};
 use crate::units::Bytes;
 use crate::wire::Empty;
+use crate::wire::host::StorageSpec;
 
 /// Where the content of an image is fetched from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ pub struct ImageInfo {
 pub struct DeleteImage {
     /// The image.
     pub image_id: ImageId,
+    /// Shared storages that it is removed from as well, where they can be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub storages: Vec<StorageSpec>,
 }
 
 super::agent_commands! {

@@ -19,14 +19,21 @@ pub struct NetworkSpec {
     pub kind: NetworkKind,
     /// Addresses.
     pub cidr: Ipv4Net,
-    /// Gateway; for `nat` the bridge has it, for `isolated` nobody.
-    pub gateway: Ipv4Addr,
+    /// Gateway; for `nat` the bridge has it, for `isolated` nobody, for `bridged` a router outside, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
     /// Address of DHCP and DNS.
     pub service_address: Ipv4Addr,
     /// Resolvers that questions are passed on to; empty: the host's own.
     pub dns: Vec<Ipv4Addr>,
     /// Largest packet.
     pub mtu: u16,
+    /// For `bridged`: the host's interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
+    /// For `bridged`: the VLAN on it; untagged when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
 }
 
 /// Sets a network up; repairs what is missing.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::image::Firmware;
 use crate::api::vm::StopMode;
-use crate::id::{NicId, ResourceId, VmId, VolumeId};
+use crate::id::{HostId, NetworkId, NicId, ResourceId, VmId, VolumeId};
 use crate::units::Bytes;
 use crate::wire::network::NetworkSpec;
 use crate::wire::volume::VolumeSpec;
@@ -191,6 +191,96 @@ pub struct VmReport {
     pub generation: u64,
 }
 
+/// Makes a host ready to take a VM over while it runs: networks, leases, seed, volumes. Shared volumes must
+/// be there; those on the host's own disk are made, of the same size and on the same base. A VM that runs
+/// here already is left alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrepareMigration {
+    /// The VM as it must be.
+    pub vm: VmSpec,
+    /// The host that will send it: no other is let in.
+    pub from: HostId,
+}
+
+/// Where the parts of a VM are on the host that takes it over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Landing {
+    /// The bridge of each network.
+    pub bridges: Vec<(NetworkId, String)>,
+    /// The seed image.
+    pub seed: String,
+    /// File that the serial line is logged to.
+    pub serial_log: String,
+    /// Beginning of the paths of the sockets that guest memory and disks come in by.
+    pub sockets: String,
+    /// Version of libvirt there.
+    #[serde(default)]
+    pub libvirt_version: String,
+}
+
+/// Moves a VM that runs, or is paused, to a host that was made ready. When it fails the VM goes on here. The
+/// way to the other host is that host's agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateVm {
+    /// The VM as it is.
+    pub vm: VmSpec,
+    /// The host to move to.
+    pub to: HostId,
+    /// Where that host's agent listens: `address:port`.
+    pub address: String,
+    /// What that host answered to [`PrepareMigration`].
+    pub landing: Landing,
+}
+
+/// What is to be done about a migration that may be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Settle {
+    /// Nothing: only look.
+    Look,
+    /// On the host that sends: end it, so that the VM goes on there, unless it has moved already.
+    Abort,
+    /// On the host that sends, once it is known that the VM is not on the other one: let it go on.
+    GoOn,
+}
+
+/// Asks where a VM is in a migration; a success also when there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettleMigration {
+    /// The VM.
+    pub vm_id: VmId,
+    /// What is to be done.
+    pub act: Settle,
+}
+
+/// What a host has of a VM in a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whereabouts {
+    /// What the domain is doing; absent when there is none.
+    pub power: Option<PowerState>,
+    /// Whether it is coming in, or was sent and waits for word: it does not run here as long as that is so.
+    pub moving: bool,
+}
+
+impl Whereabouts {
+    /// Whether the VM is here, and nowhere else.
+    #[must_use]
+    pub const fn is_here(self) -> bool {
+        match self.power {
+            Some(PowerState::Running | PowerState::Paused) => !self.moving,
+            Some(PowerState::Stopped | PowerState::Crashed) | None => false,
+        }
+    }
+}
+
+/// Takes back what [`PrepareMigration`] did besides volumes. Refused with `in_use` while there is an active
+/// domain, be it one that is coming in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbandonMigration {
+    /// The VM.
+    pub vm_id: VmId,
+}
+
 /// A number that is equal for equal sets of VMs in equal states. The order does not matter.
 #[must_use]
 pub fn digest<'a>(vms: impl IntoIterator<Item = (&'a VmId, &'a PowerState)>) -> u64 {
@@ -213,5 +303,9 @@ super::agent_commands! {
     DeleteVm = "vm/delete" => crate::wire::Empty, |c| c.vm_id.uuid();
     AttachVolume = "vm/attach_volume" => crate::wire::Empty, |c| c.vm_id.uuid();
     DetachVolume = "vm/detach_volume" => crate::wire::Empty, |c| c.vm_id.uuid();
+    PrepareMigration = "vm/prepare_migration" => Landing, |c| c.vm.vm_id.uuid();
+    MigrateVm = "vm/migrate" => crate::wire::Empty, |c| c.vm.vm_id.uuid();
+    SettleMigration = "vm/settle_migration" => Whereabouts, |c| c.vm_id.uuid();
+    AbandonMigration = "vm/abandon_migration" => crate::wire::Empty, |c| c.vm_id.uuid();
     ReadConsoleLog = "vm/read_console_log" => crate::api::vm::ConsoleLog, |c| c.vm_id.uuid();
 }

@@ -88,7 +88,7 @@ impl Host {
     pub(super) fn start(shared: Arc<Shared>, spec: HostSpec, identity: Identity, address: SocketAddr) -> Arc<Self> {
         shared.names.set(&identity);
         let life = Life::new(shared.stop.child_token());
-        Arc::new(Self {
+        let host = Arc::new(Self {
             id: identity.host_id,
             name: spec.name.clone(),
             address,
@@ -106,7 +106,14 @@ impl Host {
             controllers: Mutex::default(),
             pings: Pings::default(),
             shared,
-        })
+        });
+        lock(&host.shared.neighbours).insert(host.id, Arc::downgrade(&host));
+        host
+    }
+
+    /// Another host that this one can reach.
+    pub(super) fn neighbour(&self, id: HostId) -> Option<Arc<Self>> {
+        lock(&self.shared.neighbours).get(&id)?.upgrade()
     }
 
     /// Cancelled when nobody listens any more; `None` when nobody does.

@@ -113,6 +113,8 @@ pub(crate) struct Shared {
     pub history: history::History,
     controllers: Mutex<VecDeque<String>>,
     images: Mutex<HashMap<String, shared::Result<ImageInfo>>>,
+    /// Hosts by id, for those that reach each other.
+    pub neighbours: Mutex<HashMap<HostId, Weak<Host>>>,
     wire: OnceLock<Wire>,
     /// The hosts by their addresses, which differ in the address alone.
     called: RwLock<HashMap<IpAddr, Weak<Host>>>,
@@ -202,6 +204,7 @@ impl Sim {
             called: RwLock::default(),
             port: OnceCell::new(),
             born: Instant::now(),
+            neighbours: Mutex::default(),
             options,
         };
         Self {

@@ -12,8 +12,8 @@ use shared::wire::host::{InspectHost, Inventory, StorageReport};
 use shared::wire::image::{DeleteImage, EnsureImage, ImageInfo, ImageSpec};
 use shared::wire::network::{DeleteNetwork, EnsureNetwork};
 use shared::wire::vm::{
-    AttachVolume, DeleteVm, DetachVolume, EnsureVm, PauseVm, PowerState, ReadConsoleLog, RebootVm, ResumeVm, StopVm,
-    VmReport,
+    AbandonMigration, AttachVolume, DeleteVm, DetachVolume, EnsureVm, Landing, MigrateVm, PauseVm, PowerState,
+    PrepareMigration, ReadConsoleLog, RebootVm, ResumeVm, SettleMigration, StopVm, VmReport, Whereabouts,
 };
 use shared::wire::volume::{CreateVolume, DeleteVolume};
 use shared::wire::{AgentCommand, Empty};
@@ -65,6 +65,10 @@ commands! {
     DeleteVm => delete_vm;
     AttachVolume => attach_volume;
     DetachVolume => detach_volume;
+    PrepareMigration => prepare_migration;
+    MigrateVm => migrate_vm;
+    SettleMigration => settle_migration;
+    AbandonMigration => abandon_migration;
     ReadConsoleLog => read_console_log;
 }
 
@@ -102,7 +106,7 @@ async fn inspect(host: &Arc<Host>, _cx: &TaskCx, command: InspectHost) -> Result
     inventory.volumes.retain(|(storage, _)| storages.contains(storage));
     let (total, available) = host.disk();
     inventory.storages =
-        storages.into_iter().map(|storage_id| StorageReport { storage_id, total, available }).collect();
+        storages.into_iter().map(|storage_id| StorageReport { storage_id, total, available, error: None }).collect();
     Ok(inventory)
 }
 
@@ -241,6 +245,72 @@ async fn delete_vm(host: &Arc<Host>, cx: &TaskCx, command: DeleteVm) -> Result<E
         host.state().vms.remove(&vm_id);
         host.push(AgentEvent::VmGone { vm_id });
     }
+    Ok(Empty {})
+}
+
+async fn prepare_migration(host: &Arc<Host>, cx: &TaskCx, command: PrepareMigration) -> Result<Landing> {
+    host.state().check_libvirt()?;
+    let (networks, volumes, images) = parts(&command.vm);
+    host.state().networks.extend(networks);
+    if !host.state().vms.contains_key(&command.vm.vm_id) {
+        for image in images {
+            cached(host, image).await?;
+        }
+        for volume in volumes {
+            host.state().ensure_volume(volume)?;
+        }
+    }
+    halfway(host, cx).await?;
+    host.state().expected.insert(command.vm.vm_id, command.from);
+    Ok(Landing {
+        bridges: Vec::new(),
+        seed: String::new(),
+        serial_log: String::new(),
+        sockets: String::new(),
+        libvirt_version: String::new(),
+    })
+}
+
+/// The domain goes over whole: it is on one host or on the other at any time.
+async fn migrate_vm(host: &Arc<Host>, cx: &TaskCx, command: MigrateVm) -> Result<Empty> {
+    let vm_id = command.vm.vm_id;
+    if !is_active(present(host, cx, vm_id)?) {
+        return Err(Error::new(Code::InvalidState, "the VM does not run on this host"));
+    }
+    let target = host.neighbour(command.to);
+    let target = target.ok_or_else(|| Error::new(Code::HostUnreachable, "the other host is not there"))?;
+    if target.state().expected.get(&vm_id) != Some(&host.id) {
+        return Err(Error::new(Code::Forbidden, "the VM is not expected there"));
+    }
+    target.state().check_libvirt()?;
+    let domain = host.state().vms.remove(&vm_id);
+    if let Some(domain) = domain {
+        target.state().vms.insert(vm_id, domain);
+        target.push(AgentEvent::VmChanged { vm: target.state().report(vm_id)? });
+        host.push(AgentEvent::VmGone { vm_id });
+    }
+    halfway(host, cx).await?;
+    Ok(Empty {})
+}
+
+async fn settle_migration(host: &Arc<Host>, cx: &TaskCx, command: SettleMigration) -> Result<Whereabouts> {
+    halfway(host, cx).await?;
+    host.state().check_libvirt()?;
+    let there = host.state().vms.contains_key(&command.vm_id);
+    let power = if there { Some(present(host, cx, command.vm_id)?) } else { None };
+    Ok(Whereabouts { power, moving: false })
+}
+
+async fn abandon_migration(host: &Arc<Host>, cx: &TaskCx, command: AbandonMigration) -> Result<Empty> {
+    let vm_id = command.vm_id;
+    host.state().check_libvirt()?;
+    if host.state().vms.get(&vm_id).is_some_and(|domain| is_active(domain.power)) {
+        return Err(Error::new(Code::InUse, "the VM is active on this host"));
+    }
+    halfway(host, cx).await?;
+    let mut state = host.state();
+    state.expected.remove(&vm_id);
+    state.vms.remove(&vm_id);
     Ok(Empty {})
 }
 

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shared::api::image::DiskFormat;
-use shared::id::{ImageId, NetworkId, StorageId, VmId, VolumeId};
+use shared::api::storage::StorageKind;
+use shared::id::{HostId, ImageId, NetworkId, StorageId, VmId, VolumeId};
 use shared::units::Bytes;
 use shared::wire::image::{ImageInfo, ImageSpec};
 use shared::wire::vm::{DiskSpec, PowerState, VmReport, VmSpec};
@@ -57,6 +58,9 @@ pub struct State {
     pub images: BTreeMap<ImageId, ImageInfo>,
     /// Networks that are set up.
     pub networks: BTreeSet<NetworkId>,
+    /// VMs that may come from other hosts.
+    #[serde(default)]
+    pub expected: BTreeMap<VmId, HostId>,
     /// Bytes free on the disk; as many as there are in all when absent.
     pub available: Option<Bytes>,
     /// Why libvirt does not answer.
@@ -118,6 +122,10 @@ impl State {
     pub fn ensure_volume(&mut self, spec: &VolumeSpec) -> Result<()> {
         if spec.size.0 == 0 || !spec.size.0.is_multiple_of(512) {
             return Err(Error::invalid("size", "must be a multiple of 512 bytes, and not zero"));
+        }
+        if spec.storage.kind == StorageKind::Shared {
+            // It lies on no host of its own, and every host finds it.
+            return Ok(());
         }
         let wanted = Volume {
             storage_id: spec.storage.storage_id,

@@ -83,7 +83,8 @@ fn order(generation: u64) -> Order {
 }
 
 fn vm(start: bool) -> EnsureVm {
-    let storage = StorageSpec { storage_id: StorageId::new(), path: "/var/lib/kring/volumes".into() };
+    let storage =
+        StorageSpec { storage_id: StorageId::new(), path: "/var/lib/kring/volumes".into(), kind: Default::default() };
     let base = ImageSpec {
         image_id: ImageId::new(),
         origin: ImageOrigin::Url { url: "http://images.example/a.qcow2".into() },
@@ -129,7 +130,7 @@ async fn a_vm_comes_and_goes_and_what_is_used_is_kept() {
 
     let volume = &ensure.vm.disks[0].volume;
     let delete_volume = DeleteVolume { volume_id: volume.volume_id, storage: volume.storage.clone() };
-    let delete_image = DeleteImage { image_id: volume.base.as_ref().unwrap().image_id };
+    let delete_image = DeleteImage { image_id: volume.base.as_ref().unwrap().image_id, storages: vec![] };
     assert_eq!(bench.send(order(3), &delete_volume).await.unwrap_err().code, Code::InUse);
     assert_eq!(bench.send(order(3), &delete_image).await.unwrap_err().code, Code::InUse);
 

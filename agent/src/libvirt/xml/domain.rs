@@ -156,10 +156,12 @@ pub(crate) mod tests {
             network_id: "01939f00-0000-7000-8000-0000ab12cd34".parse().unwrap(),
             kind: NetworkKind::Nat,
             cidr: "10.77.0.0/24".parse().unwrap(),
-            gateway: "10.77.0.1".parse().unwrap(),
+            gateway: Some("10.77.0.1".parse().unwrap()),
             service_address: "10.77.0.2".parse().unwrap(),
             dns: vec!["192.0.2.53".parse().unwrap()],
             mtu: 1500,
+            uplink: None,
+            vlan: None,
         }
     }
 
@@ -170,6 +172,7 @@ pub(crate) mod tests {
             storage: StorageSpec {
                 storage_id: "01939f00-0000-7000-8000-000000000003".parse().unwrap(),
                 path: "/srv/kring".into(),
+                kind: Default::default(),
             },
             format: DiskFormat::Qcow2,
             size: Bytes::gib(1),

@@ -52,7 +52,7 @@ pub async fn ensure(app: &Arc<App>, cx: &TaskCx, command: EnsureVm) -> Result<Vm
 }
 
 /// What no host can make sense of, said before anything is touched.
-fn check(vm: &VmSpec) -> Result<()> {
+pub(super) fn check(vm: &VmSpec) -> Result<()> {
     if vm.disks.is_empty() {
         return Err(Error::invalid("vm.disks", "a VM needs a root volume"));
     }
@@ -103,7 +103,7 @@ async fn build(app: &Arc<App>, cx: &TaskCx, command: &EnsureVm) -> Result<VmRepo
 }
 
 /// Sets the networks of all cards up; answers with their bridges.
-async fn ensure_networks(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<HashMap<NetworkId, String>> {
+pub(super) async fn ensure_networks(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<HashMap<NetworkId, String>> {
     let mut bridges = HashMap::new();
     for nic in &vm.nics {
         if let Entry::Vacant(entry) = bridges.entry(nic.network.network_id) {
@@ -113,7 +113,7 @@ async fn ensure_networks(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<Has
     Ok(bridges)
 }
 
-async fn ensure_volumes(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<Vec<PathBuf>> {
+pub(super) async fn ensure_volumes(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for disk in &vm.disks {
         files.push(local::ensure(app, cx, &disk.volume).await?);
@@ -121,7 +121,7 @@ async fn ensure_volumes(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<Vec<
     Ok(files)
 }
 
-async fn add_leases(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<()> {
+pub(super) async fn add_leases(app: &Arc<App>, cx: &TaskCx, vm: &VmSpec) -> Result<()> {
     for nic in &vm.nics {
         cx.until_cancelled(app.networks.add_nic(vm.vm_id, &vm.cloud_init.hostname, nic)).await?;
     }

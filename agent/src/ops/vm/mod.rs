@@ -7,6 +7,7 @@
 mod console_log;
 mod delete;
 mod ensure;
+mod migrate;
 mod power;
 mod stop;
 mod volume;
@@ -14,6 +15,7 @@ mod volume;
 pub use console_log::read_console_log;
 pub use delete::delete;
 pub use ensure::ensure;
+pub use migrate::{abandon, migrate, prepare, settle};
 pub use power::{pause, resume};
 pub use stop::{reboot, stop};
 pub use volume::{attach_volume, detach_volume};

@@ -127,7 +127,7 @@ async fn an_image_is_downloaded_once_whoever_asks() {
     let other = ensure(&world, &ImageSpec { sha256: Some("00".repeat(32)), ..image.clone() }).await;
     assert_eq!(other.unwrap_err().code, Code::ChecksumMismatch, "what is in the cache is checked as well");
     for _ in 0..2 {
-        ops::image::delete(&world.running.app, &cx(), DeleteImage { image_id: id }).await.unwrap();
+        ops::image::delete(&world.running.app, &cx(), DeleteImage { image_id: id, storages: vec![] }).await.unwrap();
     }
     assert!(cache(&world).is_empty());
 }
@@ -252,7 +252,7 @@ async fn an_image_comes_from_the_controller() {
 
 fn volume(world: &World, format: DiskFormat, size: Bytes, base: Option<ImageSpec>) -> VolumeSpec {
     let path = world.dir.path().join("pool").to_str().unwrap().to_string();
-    let storage = StorageSpec { storage_id: StorageId::new(), path };
+    let storage = StorageSpec { storage_id: StorageId::new(), path, kind: Default::default() };
     VolumeSpec { volume_id: VolumeId::new(), storage, format, size, base }
 }
 
@@ -287,7 +287,7 @@ async fn volumes_are_made_over_their_image_and_keep_it() {
     assert_eq!(local::list(&thin.storage).unwrap().len(), 3, "nothing is left of those that failed");
 
     let image_id = image.image_id;
-    let in_use = ops::image::delete(app, &cx(), DeleteImage { image_id }).await.unwrap_err();
+    let in_use = ops::image::delete(app, &cx(), DeleteImage { image_id, storages: vec![] }).await.unwrap_err();
     assert!(in_use.code == Code::InUse && in_use.message.contains(&thin.volume_id.to_string()), "{in_use}");
     let path = local::volume_path(&thin.storage, thin.volume_id, DiskFormat::Qcow2).unwrap();
     world.fake.disks.lock().unwrap().push(path);
@@ -297,7 +297,7 @@ async fn volumes_are_made_over_their_image_and_keep_it() {
         ops::volume::delete(app, &cx(), delete(volume)).await.unwrap();
     }
     assert!(local::list(&thin.storage).unwrap().is_empty());
-    ops::image::delete(app, &cx(), DeleteImage { image_id }).await.unwrap();
+    ops::image::delete(app, &cx(), DeleteImage { image_id, storages: vec![] }).await.unwrap();
 }
 
 async fn qemu_img(args: &[&str]) {

@@ -40,9 +40,12 @@ pub enum Command {
     /// Let hosts keep their vms, but take no new ones
     #[command(after_help = "Examples:\n  kring host disable h1")]
     Disable(Which),
-    /// Take hosts out for maintenance: they keep no vms and take none
-    #[command(after_help = "Examples:\n  kring host maintenance h1\n  kring host enable h1   (afterwards)")]
-    Maintenance(Which),
+    /// Take hosts out for maintenance: their vms move to other hosts, and they take none
+    #[command(
+        alias = "maintenance",
+        after_help = "Examples:\n  kring host maintain h1\n  kring host enable h1   (afterwards)"
+    )]
+    Maintain(Which),
     /// Give a host another name
     #[command(after_help = "Examples:\n  kring host rename h1 rack1-h1")]
     Rename {
@@ -90,7 +93,10 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
         Command::Show { host } => verbs::show::<Host>(ctx, &host).await,
         Command::Enable(which) => set(ctx, which, HostAdminState::Enabled, "is enabled").await,
         Command::Disable(which) => set(ctx, which, HostAdminState::Disabled, "is disabled").await,
-        Command::Maintenance(which) => set(ctx, which, HostAdminState::Maintenance, "is in maintenance").await,
+        Command::Maintain(which) => {
+            let make = |name: &str, id: Uuid| Change::action(Noun::HOST, name, id, "maintain", "is in maintenance");
+            change_each(ctx, Noun::HOST, &which.hosts, &which.change, make).await
+        }
         Command::Rename { host, new_name, change: args } => {
             let id = resolve::id(&ctx.client, Noun::HOST, &host).await?;
             let request = body(&UpdateHost { name: Some(new_name), admin_state: None })?;

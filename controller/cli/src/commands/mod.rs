@@ -6,6 +6,7 @@ pub mod completion;
 pub mod console;
 pub mod controller;
 pub mod dev;
+pub mod doctor;
 pub mod event;
 pub mod host;
 pub mod image;
@@ -52,6 +53,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Ring(command) => Box::pin(controller::run_ring(&ctx()?, command)).await,
         Command::Status(command) => Box::pin(status::run(&ctx()?, command)).await,
         Command::Dev(command) => Box::pin(dev::run(&global, command)).await,
+        Command::Doctor(command) => Box::pin(doctor::run(&ctx()?, command)).await,
         Command::Login(command) => Box::pin(login::run(&global, command)).await,
         Command::Context(command) => login::contexts(&global, command),
         Command::Completion(command) => completion::run(&command),

@@ -47,6 +47,8 @@ enum KindArg {
     Nat,
     /// There is no way out
     Isolated,
+    /// Guests are on a segment outside, over an interface of the hosts
+    Bridged,
 }
 
 /// `kring network create`.
@@ -55,7 +57,8 @@ enum KindArg {
 Examples:
   kring network create lan --cidr 10.77.0.0/24
   kring network create backend --cidr 10.78.0.0/24 --kind isolated
-  kring network create lan --cidr 10.77.0.0/24 --dns 9.9.9.9 --mtu 1400")]
+  kring network create lan --cidr 10.77.0.0/24 --dns 9.9.9.9 --mtu 1400
+  kring network create office --cidr 192.168.7.0/24 --kind bridged --uplink eth1 --vlan 7 --gateway 192.168.7.1")]
 pub struct Create {
     /// Its name
     name: Name,
@@ -68,7 +71,7 @@ pub struct Create {
     /// Cluster whose hosts have it: name or id; not needed when there is one
     #[arg(long)]
     cluster: Option<String>,
-    /// Address of the gateway; the first one when not given
+    /// Address of the gateway; the first one when not given, and for a bridged network none
     #[arg(long, value_name = "ADDRESS")]
     gateway: Option<Ipv4Addr>,
     /// Resolver that guests' questions go to; the host's own when not given
@@ -77,6 +80,12 @@ pub struct Create {
     /// Largest packet, 576 to 9000
     #[arg(long)]
     mtu: Option<u16>,
+    /// For a bridged network: the interface of the hosts that it lies on, such as eth1 or br0
+    #[arg(long, value_name = "INTERFACE")]
+    uplink: Option<String>,
+    /// For a bridged network: the VLAN on the uplink, 1 to 4094
+    #[arg(long)]
+    vlan: Option<u16>,
 }
 
 /// Runs a verb.
@@ -102,12 +111,15 @@ async fn make(ctx: &Ctx, args: Create) -> Result<()> {
         kind: match args.kind {
             KindArg::Nat => NetworkKind::Nat,
             KindArg::Isolated => NetworkKind::Isolated,
+            KindArg::Bridged => NetworkKind::Bridged,
         },
         cidr: args.cidr,
         cluster_id,
         gateway: args.gateway,
         dns: args.dns,
         mtu: args.mtu,
+        uplink: args.uplink,
+        vlan: args.vlan,
     };
     verbs::create_direct::<Network>(ctx, &name, id.uuid(), body(&request)?).await
 }
@@ -118,10 +130,14 @@ impl Resource for Network {
         Column::new("name", |network, _| Cell::new(&network.name)),
         Column::new("kind", |network, _| Cell::new(format!("{:?}", network.kind).to_lowercase())),
         Column::new("cidr", |network, _| Cell::new(network.cidr)),
-        Column::new("gateway", |network, _| Cell::new(network.gateway)),
+        Column::new("gateway", |network, _| Cell::new(network.gateway.map(|ip| ip.to_string()).unwrap_or_default())),
         Column::wide("service", |network, _| Cell::new(network.service_address)),
         Column::wide("dns", |network, _| {
             Cell::new(network.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        }),
+        Column::wide("uplink", |network, _| {
+            let vlan = network.vlan.map(|vlan| format!(".{vlan}")).unwrap_or_default();
+            Cell::new(network.uplink.as_ref().map(|uplink| format!("{uplink}{vlan}")).unwrap_or_default())
         }),
         Column::wide_number("mtu", |network, _| Cell::new(network.mtu)),
         Column::new("cluster", |network, view| view.name(network.cluster_id)),

@@ -1,9 +1,9 @@
 //! `kring vm`: virtual machines.
 
 use clap::{Args, Subcommand};
-use shared::api::vm::{StopMode, StopVm, UpdateVm, Vm};
+use shared::api::vm::{MigrateVm, StopMode, StopVm, UpdateVm, Vm};
 use shared::api::volume::{AttachVolume, Volume};
-use shared::id::{ResourceId as _, VmId};
+use shared::id::{HostId, ResourceId as _, VmId};
 use shared::name::Name;
 use shared::units::Bytes;
 use uuid::Uuid;
@@ -61,10 +61,13 @@ pub enum Command {
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Move running or paused vms to another host, while they run
+    #[command(after_help = "Examples:\n  kring vm migrate web\n  kring vm migrate web --host kvm2")]
+    Migrate(Migrate),
     /// Give a stopped vm other sizes
     #[command(after_help = "Examples:\n  kring vm resize web --vcpus 4 --memory 8GiB")]
     Resize(Resize),
-    /// Change the name and sizes of a vm at once
+    /// Change name, sizes and whether it starts with its host, at once
     #[command(after_help = "Examples:\n  kring vm update web --name web-big --memory 8GiB")]
     Update(Update),
     /// Delete vms; they can be recovered until they are expunged
@@ -107,6 +110,19 @@ pub struct Which {
     pub change: ChangeArgs,
 }
 
+/// Where vms are moved to.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// Names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
+    /// The host to move to: name or id; the placement chooses when not given
+    #[arg(long)]
+    host: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
 /// How vms are stopped.
 #[derive(Debug, Args)]
 pub struct Stop {
@@ -143,7 +159,7 @@ pub struct Resize {
 
 /// New name and sizes.
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").args(["name", "vcpus", "memory"]).required(true).multiple(true)))]
+#[command(group(clap::ArgGroup::new("what").args(["name", "vcpus", "memory", "auto_start"]).required(true).multiple(true)))]
 pub struct Update {
     /// Name or id
     vm: String,
@@ -156,6 +172,9 @@ pub struct Update {
     /// Memory, such as 8GiB
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
+    /// Whether it starts again by itself when its host has restarted: true or false
+    #[arg(long, value_name = "BOOL")]
+    auto_start: Option<bool>,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -182,14 +201,25 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
         Command::Reboot(stop) => halt(ctx, stop, "reboot", "rebooted").await,
         Command::Pause(which) => act(ctx, which, "pause", "paused").await,
         Command::Resume(which) => act(ctx, which, "resume", "resumed").await,
+        Command::Migrate(args) => {
+            let host_id = match &args.host {
+                Some(given) => Some(HostId::from_uuid(resolve::id(&ctx.client, Noun::HOST, given).await?)),
+                None => None,
+            };
+            let body = body(&MigrateVm { host_id })?;
+            let make = |name: &str, id: Uuid| {
+                Change::action(Noun::VM, name, id, "migrate", "migrated").with_body(body.clone())
+            };
+            change_each(ctx, Noun::VM, &args.vms, &args.change, make).await
+        }
         Command::Rename { vm, new_name, change } => {
             update(ctx, &vm, UpdateVm { name: Some(new_name), ..UpdateVm::default() }, "renamed", &change).await
         }
         Command::Resize(Resize { vm, vcpus, memory, change }) => {
-            update(ctx, &vm, UpdateVm { vcpus, memory, name: None }, "resized", &change).await
+            update(ctx, &vm, UpdateVm { vcpus, memory, ..UpdateVm::default() }, "resized", &change).await
         }
-        Command::Update(Update { vm, name, vcpus, memory, change }) => {
-            update(ctx, &vm, UpdateVm { name, vcpus, memory }, "updated", &change).await
+        Command::Update(Update { vm, name, vcpus, memory, auto_start, change }) => {
+            update(ctx, &vm, UpdateVm { name, vcpus, memory, auto_start }, "updated", &change).await
         }
         Command::Delete(Which { vms, change }) => {
             change_each(ctx, Noun::VM, &vms, &change, |name, id| Change::delete(Noun::VM, name, id, "deleted")).await

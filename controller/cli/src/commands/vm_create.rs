@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use shared::api::vm::{CreateNic, CreateVm, MAX_USER_DATA};
-use shared::id::{HostId, ImageId, InstanceTypeId, NetworkId, ResourceId as _, VmId};
+use shared::id::{HostId, ImageId, InstanceTypeId, NetworkId, ResourceId as _, StorageId, VmId};
 use shared::name::Name;
 use shared::units::Bytes;
 
@@ -60,9 +60,15 @@ pub struct Create {
     /// Put it on this host: name or id
     #[arg(long)]
     pub host: Option<String>,
+    /// Storage of its root volume: name or id; the one with the most left when not given
+    #[arg(long)]
+    pub storage: Option<String>,
     /// Make it, but do not start it
     #[arg(long)]
     pub no_start: bool,
+    /// Do not start it again by itself when its host has restarted
+    #[arg(long)]
+    pub no_auto_start: bool,
     #[command(flatten)]
     pub change: ChangeArgs,
 }
@@ -120,6 +126,10 @@ pub async fn run(ctx: &Ctx, args: Create) -> Result<()> {
         Some(given) => Some(HostId::from_uuid(resolve::id(client, Noun::HOST, given).await?)),
         None => None,
     };
+    let storage = match &args.storage {
+        Some(given) => Some(StorageId::from_uuid(resolve::id(client, Noun::STORAGE, given).await?)),
+        None => None,
+    };
     let mut nics = Vec::new();
     for nic in &args.networks {
         let network = resolve::id(client, Noun::NETWORK, &nic.network).await?;
@@ -142,7 +152,9 @@ pub async fn run(ctx: &Ctx, args: Create) -> Result<()> {
         ssh_keys,
         user_data,
         host_id: host,
+        storage_id: storage,
         start: !args.no_start,
+        auto_start: !args.no_auto_start,
     };
     let created = Change::create(Noun::VM, args.name.as_str(), id.uuid(), body(&request)?);
     change(ctx, created, &args.change).await

@@ -17,7 +17,7 @@ fn network(seed: &Seed, name: &str, cidr: &str, service: u32) -> Network {
         id: NetworkId::new(),
         name: name.parse().unwrap(),
         cidr,
-        gateway: at(1),
+        gateway: Some(at(1)),
         service_address: at(service),
         ..seed.network.clone()
     }
@@ -91,7 +91,7 @@ async fn run(db: &TestDb, seed: &Seed, network: Network, ops: Vec<Op>) -> Vec<(O
 
 fn check(network: &Network, outcomes: &[(Op, Result<Ipv4Addr, Code>)]) {
     let guests: BTreeSet<Ipv4Addr> =
-        network.cidr.hosts().filter(|ip| *ip != network.gateway && *ip != network.service_address).collect();
+        network.cidr.hosts().filter(|ip| Some(*ip) != network.gateway && *ip != network.service_address).collect();
     let mut taken = BTreeSet::new();
     for (op, outcome) in outcomes {
         match (op, outcome) {

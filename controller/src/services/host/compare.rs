@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use shared::api::host::HostConnection;
+use shared::api::host::{HostAdminState, HostConnection};
 use shared::id::{HostId, VmId};
-use shared::wire::host::{InspectHost, Inventory, Pong, StorageSpec};
+use shared::wire::host::{Finding, Grade, InspectHost, Inventory, StorageSpec};
 use shared::wire::vm::VmReport;
 use shared::{Error, Result};
 
@@ -20,7 +20,7 @@ use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;
 use crate::db::{self, host::HostRow};
 use crate::messages::host::{HostConnectionChanged, HostMissed};
-use crate::messages::vm::{VmLost, VmObserved};
+use crate::messages::vm::{StartVm, VmLost, VmObserved};
 use crate::services::{Context, announce};
 use crate::specs;
 
@@ -31,7 +31,7 @@ const NOT_YET: i64 = -1;
 /// How long a host may take to say what is there.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Compares; answers whether nothing was left to jobs.
+/// Compares; answers whether all is as it should be: nothing was left to jobs, and each storage can be used.
 pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool> {
     let cx = cx.within(TIMEOUT);
     let row = find(&context, id).await?;
@@ -46,8 +46,18 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool
         db::vm::on_host(&mut conn, id).await?
     };
     let inventory = inspect(&context, &cx, &row, &storages).await?;
-    write_down(&context, &row, &pong, &inventory).await?;
-    let complete = hand_over(&context, &cx, id, known, &inventory.vms).await?;
+    write_down(&context, &row, &inventory).await?;
+    let rebooted = row.boot_id.is_some_and(|boot_id| boot_id != pong.boot_id);
+    let complete = hand_over(&context, &cx, id, known, &inventory.vms, rebooted).await?;
+    if complete || !rebooted {
+        // Not before every VM was told of it: what ran when the host went down is known by this alone.
+        let (now, process) = (context.deps.clock.now(), (pong.boot_id, pong.agent_id));
+        context
+            .deps
+            .db
+            .write(move |tx| Box::pin(async move { db::host::set_process(tx, id, process, now).await }))
+            .await?;
+    }
     orphans::settle(&context, &cx, &row, &inventory, &storages).await?;
     let row = find(&context, id).await?;
     if row.host.connection != HostConnection::Connected {
@@ -56,7 +66,12 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool
         // What was owed because the host was away may succeed now.
         context.deps.db.write(move |tx| Box::pin(async move { db::cleanup::hasten(tx, now).await })).await?;
     }
-    Ok(complete)
+    // A storage that cannot be used is looked at again with the next ping.
+    let storages_good = inventory.storages.iter().all(|storage| storage.error.is_none());
+    if storages_good && row.host.admin_state != HostAdminState::Maintenance {
+        start_due(&context, id).await?;
+    }
+    Ok(complete && storages_good)
 }
 
 /// A host has missed its pings: what its VMs do is unknown.
@@ -73,6 +88,19 @@ pub(super) async fn missed(context: Context, cx: Cx, message: HostMissed) -> Res
     let lost = vms.into_iter().map(|(id, _)| VmLost { id, host_id: message.id }).collect();
     for result in context.bus()?.call_all(&cx, PARALLEL, lost).await {
         result?;
+    }
+    Ok(())
+}
+
+/// Starts the VMs that ran when the host went down.
+async fn start_due(context: &Context, id: HostId) -> Result<()> {
+    let due = {
+        let mut conn = context.deps.db.read().await?;
+        db::vm::start_due(&mut conn, id).await?
+    };
+    for vm in due {
+        tracing::info!(vm.id = %vm, host.id = %id, "the host has restarted; a vm that ran on it is started");
+        context.bus()?.notify(&Cx::system(TIMEOUT), StartVm { id: vm });
     }
     Ok(())
 }
@@ -94,18 +122,18 @@ async fn inspect(context: &Context, cx: &Cx, row: &HostRow, storages: &[StorageS
 }
 
 /// Writes down what the host is and what its storages and image cache hold.
-async fn write_down(context: &Context, row: &HostRow, pong: &Pong, inventory: &Inventory) -> Result<()> {
+async fn write_down(context: &Context, row: &HostRow, inventory: &Inventory) -> Result<()> {
     let (id, cluster) = (row.host.id, row.host.cluster_id);
     let (settings, now) = (context.deps.settings.clone(), context.deps.clock.now());
-    let facts = inventory.facts.clone();
+    let mut facts = inventory.facts.clone();
+    facts.findings.extend(clock(facts.clock_ms, now.ms()));
     let (storages, images) = (inventory.storages.clone(), inventory.images.clone());
-    let process = (pong.boot_id, pong.agent_id);
     let written = context.deps.db.write(move |tx| {
         Box::pin(async move {
             let total = capacity(tx.conn(), &settings, cluster, &facts).await?;
-            db::host::set_facts(tx, id, &facts, total, process, now).await?;
+            db::host::set_facts(tx, id, &facts, total, now).await?;
             for report in &storages {
-                db::storage::report(tx, report.storage_id, id, report.total, report.available).await?;
+                db::storage::report(tx, id, report).await?;
             }
             let known = db::image::of_host(tx.conn(), id).await?;
             for image in known.iter().filter(|image| !images.contains(image)) {
@@ -123,6 +151,20 @@ async fn write_down(context: &Context, row: &HostRow, pong: &Pong, inventory: &I
     Ok(written.await?)
 }
 
+/// A clock that is further off than this will make certificates and tokens fail.
+const MOST_SKEW_MS: i64 = 30_000;
+
+/// What is wrong with a host's clock.
+fn clock(theirs: i64, ours: i64) -> Option<Finding> {
+    let ahead_s = (theirs - ours) / 1000;
+    if theirs == 0 || (theirs - ours).abs() <= MOST_SKEW_MS {
+        return None;
+    }
+    let side = if ahead_s > 0 { "ahead of" } else { "behind" };
+    let text = format!("is {} s {side} the controller's: set it (timedatectl, chrony)", ahead_s.abs());
+    Some(Finding { grade: Grade::Bad, what: "clock".to_string(), text })
+}
+
 /// Tells the owner of each VM, of the database's and of the host's, what the host says of it.
 async fn hand_over(
     context: &Context,
@@ -130,6 +172,7 @@ async fn hand_over(
     id: HostId,
     known: Vec<(VmId, i64)>,
     reports: &[VmReport],
+    rebooted: bool,
 ) -> Result<bool> {
     let mut of_vm: HashMap<VmId, (i64, Option<VmReport>)> =
         known.into_iter().map(|(vm, version)| (vm, (version, None))).collect();
@@ -139,7 +182,7 @@ async fn hand_over(
     }
     let observed = of_vm
         .into_iter()
-        .map(|(vm, (version, report))| VmObserved { id: vm, host_id: id, report, as_of: Some(version) })
+        .map(|(vm, (version, report))| VmObserved { id: vm, host_id: id, report, as_of: Some(version), rebooted })
         .collect();
     let mut complete = true;
     for result in context.bus()?.call_all(cx, PARALLEL, observed).await {

@@ -42,7 +42,7 @@ pub(super) async fn settle(
 ) -> Result<()> {
     let orphans = find(context, inventory).await?;
     for image_id in orphans.images {
-        remove(context, cx, row, &DeleteImage { image_id }).await?;
+        remove(context, cx, row, &DeleteImage { image_id, storages: Vec::new() }).await?;
     }
     for network_id in orphans.networks {
         remove(context, cx, row, &DeleteNetwork { network_id }).await?;

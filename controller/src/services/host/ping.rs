@@ -163,10 +163,11 @@ impl Driver {
         }
     }
 
-    /// What jobs held is compared again with the next ping: only then is the digest a known one.
+    /// What jobs held, or a storage that cannot be used, is compared again with the next ping.
     async fn compare(&self, id: HostId, digest: Option<u64>) -> shared::Result<()> {
         let complete = self.context.bus()?.call(&Cx::system(FOLLOW_UP), CompareHost { id }).await?;
-        self.schedule().compared(id, self.rhythm(), Instant::now());
+        let pause = if complete { self.rhythm().compare } else { Duration::ZERO };
+        self.schedule().compare_at(id, Instant::now() + pause);
         if complete {
             self.schedule().agrees(id, digest);
         }

@@ -151,10 +151,10 @@ impl Schedule {
         }
     }
 
-    /// Remembers that the host was compared.
-    pub(super) fn compared(&mut self, id: HostId, rhythm: Rhythm, now: Instant) {
+    /// From then on the host is compared whatever it answers.
+    pub(super) fn compare_at(&mut self, id: HostId, at: Instant) {
         if let Some(known) = self.hosts.get_mut(&id) {
-            known.compare_at = now + rhythm.compare;
+            known.compare_at = at;
         }
     }
 
@@ -270,7 +270,7 @@ mod tests {
         let (mut schedule, id) = one();
         let later = Instant::now() + RHYTHM.compare;
         assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Compare(Some(7)));
-        schedule.compared(id, RHYTHM, later);
+        schedule.compare_at(id, later + RHYTHM.compare);
         assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Nothing);
     }
 

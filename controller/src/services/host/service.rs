@@ -33,6 +33,7 @@ pub(super) async fn list(context: Context, message: ListHosts) -> Result<Page<Ho
 
 pub(super) async fn update(context: Context, cx: Cx, message: UpdateHost) -> Result<Host> {
     let UpdateHost { id, body } = message;
+    let body_enables = body.admin_state.is_some_and(|state| state != HostAdminState::Maintenance);
     let changed = context.mutate(&cx, move |tx, now| {
         Box::pin(async move {
             let row = db::host::get(tx.conn(), id).await?.ok_or_else(|| Error::not_found("host", id))?;
@@ -47,6 +48,10 @@ pub(super) async fn update(context: Context, cx: Cx, message: UpdateHost) -> Res
         })
     });
     changed.await?;
+    if body_enables {
+        // VMs that were to be started when the host came back, and could not, are started now.
+        context.bus()?.notify(&Cx::system(COMPARE), CompareHost { id });
+    }
     get(context, GetHost { id }).await
 }
 
@@ -85,10 +90,10 @@ pub(super) async fn events(context: Context, cx: Cx, message: HostEvents) -> Res
     for event in message.events {
         match event {
             AgentEvent::VmChanged { vm } => {
-                observed.push(VmObserved { id: vm.vm_id, host_id, report: Some(vm), as_of: None });
+                observed.push(VmObserved { id: vm.vm_id, host_id, report: Some(vm), as_of: None, rebooted: false });
             }
             AgentEvent::VmGone { vm_id } => {
-                observed.push(VmObserved { id: vm_id, host_id, report: None, as_of: None });
+                observed.push(VmObserved { id: vm_id, host_id, report: None, as_of: None, rebooted: false });
             }
             // Not waited for: the comparison runs in this host's queue, which is here now.
             AgentEvent::AgentStarted => bus.notify(&Cx::system(COMPARE), CompareHost { id: host_id }),
@@ -108,6 +113,7 @@ pub(super) fn with_links(mut host: Host) -> Host {
     add("self", "GET", path.clone());
     add("update", "PATCH", path.clone());
     add("reconnect", "POST", format!("{path}/reconnect"));
+    add("maintain", "POST", format!("{path}/maintain"));
     if host.admin_state != HostAdminState::Enabled || host.capacity.vcpus_reserved == 0 {
         add("delete", "DELETE", path);
     }

@@ -187,6 +187,6 @@ impl Step<State> for Fetch {
             Ok::<_, Error>(hosts)
         })
         .await?;
-        on_hosts(cx, hosts, &DeleteImage { image_id: state.image.id }).await
+        on_hosts(cx, hosts, &DeleteImage { image_id: state.image.id, storages: Vec::new() }).await
     }
 }

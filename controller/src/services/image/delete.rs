@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::file;
 use crate::db::{self, Tx};
 use crate::services::{announce, on_hosts};
+use crate::specs;
 use crate::workflow::{At, Flow, Step, StepCx};
 
 /// Removes an image that nothing is based on.
@@ -104,12 +105,18 @@ impl Step<State> for RemoveFromHosts {
     }
 
     async fn apply(&self, cx: &StepCx, state: &mut State) -> Result<()> {
-        let hosts = db::soon(async {
+        let (mut hosts, shared) = db::soon(async {
             let mut conn = cx.deps.db.read().await?;
-            db::image::connected_hosts(&mut conn, state.image_id).await
+            let hosts = db::image::connected_hosts(&mut conn, state.image_id).await?;
+            Ok::<_, db::Error>((hosts, db::storage::shared_with_host(&mut conn).await?))
         })
         .await?;
-        on_hosts(cx, hosts, &DeleteImage { image_id: state.image_id }).await
+        // On a shared storage it lies once, and any host that can use that removes it.
+        let storages = shared.iter().map(|(storage, _)| specs::storage(storage)).collect();
+        hosts.extend(shared.into_iter().map(|(_, host)| host));
+        hosts.sort_unstable_by_key(|host| host.id);
+        hosts.dedup_by_key(|host| host.id);
+        on_hosts(cx, hosts, &DeleteImage { image_id: state.image_id, storages }).await
     }
 }
 

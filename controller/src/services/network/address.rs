@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use shared::api::network::{CreateNetwork, NetworkKind};
 use shared::{Error, Result};
 
 /// Ranges that no host of the Internet has: RFC 1918, and the shared range of RFC 6598.
@@ -19,14 +20,15 @@ const MAX_DNS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Address of the gateway.
-    pub(super) gateway: Ipv4Addr,
+    pub(super) gateway: Option<Ipv4Addr>,
     /// Address of DHCP, DNS and metadata.
     pub(super) service_address: Ipv4Addr,
 }
 
 /// Checks a range and decides who has which address in it: the gateway the first one, unless another
-/// was asked for, and the service the last one that the gateway does not have.
-pub(super) fn plan(cidr: Ipv4Net, gateway: Option<Ipv4Addr>) -> Result<Plan> {
+/// was asked for (a segment outside may have none), and the service the last one that the gateway does not
+/// have.
+pub(super) fn plan(kind: NetworkKind, cidr: Ipv4Net, gateway: Option<Ipv4Addr>) -> Result<Plan> {
     if !(8..=29).contains(&cidr.prefix_len()) {
         return Err(Error::invalid("cidr", "must be /8 to /29, such as 10.77.0.0/24"));
     }
@@ -45,13 +47,47 @@ pub(super) fn plan(cidr: Ipv4Net, gateway: Option<Ipv4Addr>) -> Result<Plan> {
     }
     let first = u32::from(cidr.network()) + 1;
     let last = u32::from(cidr.broadcast()) - 1;
-    let gateway = gateway.map_or(first, u32::from);
+    let gateway = match (gateway, kind) {
+        (None, NetworkKind::Bridged) => return Ok(Plan { gateway: None, service_address: last.into() }),
+        (None, NetworkKind::Nat | NetworkKind::Isolated) => first,
+        (Some(ip), _) => u32::from(ip),
+    };
     if !(first..=last).contains(&gateway) {
         let text = format!("must be one of {} to {}", Ipv4Addr::from(first), Ipv4Addr::from(last));
         return Err(Error::invalid("gateway", text));
     }
     let service = if gateway == last { last - 1 } else { last };
-    Ok(Plan { gateway: gateway.into(), service_address: service.into() })
+    Ok(Plan { gateway: Some(gateway.into()), service_address: service.into() })
+}
+
+/// Checks what a network says of the segment outside: what reaches the hosts' commands is decided here.
+pub(super) fn check_uplink(body: &CreateNetwork) -> Result<()> {
+    let Some(uplink) = &body.uplink else {
+        if body.kind == NetworkKind::Bridged {
+            return Err(Error::invalid(
+                "uplink",
+                "a bridged network needs one: an interface of the hosts, such as eth1",
+            ));
+        }
+        return match body.vlan {
+            Some(_) => Err(Error::invalid("vlan", "only a bridged network has one")),
+            None => Ok(()),
+        };
+    };
+    if body.kind != NetworkKind::Bridged {
+        return Err(Error::invalid("uplink", "only a bridged network has one"));
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let name = (1..=15).contains(&uplink.len()) && uplink.bytes().all(plain) && !uplink.starts_with(['.', '-']);
+    if !name || ["kr-", "kv-", "ku-", "kp-", "vnet"].iter().any(|own| uplink.starts_with(own)) || uplink == "lo" {
+        let text =
+            "must be the name of an interface: 1 to 15 letters, digits, '.', '_' and '-', and none of Kring's own";
+        return Err(Error::invalid("uplink", text));
+    }
+    match body.vlan {
+        Some(vlan) if !(1..=4094).contains(&vlan) => Err(Error::invalid("vlan", "must be 1 to 4094")),
+        _ => Ok(()),
+    }
 }
 
 /// Checks resolvers: hosts must be able to ask them.
@@ -74,7 +110,7 @@ mod tests {
     use super::*;
 
     fn refused(cidr: &str, gateway: Option<&str>) -> Option<String> {
-        let plan = plan(cidr.parse().unwrap(), gateway.map(|ip| ip.parse().unwrap()));
+        let plan = plan(NetworkKind::Nat, cidr.parse().unwrap(), gateway.map(|ip| ip.parse().unwrap()));
         plan.err().map(|error| error.fields[0].field.clone())
     }
 
@@ -94,6 +130,39 @@ mod tests {
     }
 
     #[test]
+    fn only_a_bridged_network_has_an_uplink_and_it_is_an_interface() {
+        let field = |kind, uplink: Option<&str>, vlan| {
+            let body = CreateNetwork {
+                id: None,
+                name: "n".parse().unwrap(),
+                kind,
+                cidr: "10.0.0.0/24".parse().unwrap(),
+                cluster_id: None,
+                gateway: None,
+                dns: Vec::new(),
+                mtu: None,
+                uplink: uplink.map(str::to_string),
+                vlan,
+            };
+            check_uplink(&body).err().map(|error| error.fields[0].field.clone())
+        };
+        let bridged = NetworkKind::Bridged;
+        for good in ["eth1", "br0", "bond0.12", "enp3s0f1"] {
+            assert_eq!(field(bridged, Some(good), Some(4094)), None, "{good}");
+        }
+        for bad in ["", "lo", "kr-00000000", "eth1; reboot", "a/b", "-x", "0123456789abcdef"] {
+            assert_eq!(field(bridged, Some(bad), None).as_deref(), Some("uplink"), "{bad}");
+        }
+        assert_eq!(field(bridged, None, None).as_deref(), Some("uplink"));
+        assert_eq!(field(bridged, Some("eth1"), Some(0)).as_deref(), Some("vlan"));
+        assert_eq!(field(NetworkKind::Nat, Some("eth1"), None).as_deref(), Some("uplink"));
+        assert_eq!(field(NetworkKind::Isolated, None, Some(5)).as_deref(), Some("vlan"));
+        assert_eq!(field(NetworkKind::Nat, None, None), None);
+        let open = plan(bridged, "10.0.0.0/24".parse().unwrap(), None).unwrap();
+        assert_eq!((open.gateway, open.service_address.to_string().as_str()), (None, "10.0.0.254"));
+    }
+
+    #[test]
     fn resolvers_must_be_reachable_and_few() {
         let parse = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<Ipv4Addr>>();
         assert_eq!(check_dns(&parse(&["9.9.9.9", "192.168.0.1"])), Ok(()));
@@ -107,11 +176,12 @@ mod tests {
             let cidr = Ipv4Net::new(Ipv4Addr::new(10, 9, third, 0), len).unwrap();
             let asked = Ipv4Addr::from(u32::from(cidr.network()) + offset);
             let hosts: Vec<_> = cidr.hosts().collect();
-            prop_assert_eq!(plan(cidr, Some(asked)).is_ok(), hosts.contains(&asked));
+            prop_assert_eq!(plan(NetworkKind::Bridged, cidr, Some(asked)).is_ok(), hosts.contains(&asked));
             for gateway in [None, Some(asked)] {
-                if let Ok(plan) = plan(cidr, gateway) {
-                    prop_assert!(plan.gateway != plan.service_address);
-                    prop_assert!(hosts.contains(&plan.gateway) && hosts.contains(&plan.service_address));
+                if let Ok(plan) = plan(NetworkKind::Nat, cidr, gateway) {
+                    let gateway = plan.gateway.unwrap();
+                    prop_assert!(gateway != plan.service_address);
+                    prop_assert!(hosts.contains(&gateway) && hosts.contains(&plan.service_address));
                 }
             }
         }

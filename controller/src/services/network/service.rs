@@ -7,7 +7,7 @@ use shared::api::network::Network;
 use shared::api::page::Page;
 use shared::{Code, Error, Result};
 
-use super::address::{check_dns, plan};
+use super::address::{check_dns, check_uplink, plan};
 use super::delete::{Delete, State};
 use crate::cx::Cx;
 use crate::db;
@@ -20,7 +20,8 @@ const DEFAULT_MTU: u16 = 1500;
 
 pub(super) async fn create(context: Context, cx: Cx, message: CreateNetwork) -> Result<Network> {
     let (body, account_id) = (message.body, owner(&cx)?);
-    let plan = plan(body.cidr, body.gateway)?;
+    let plan = plan(body.kind, body.cidr, body.gateway)?;
+    check_uplink(&body)?;
     check_dns(&body.dns)?;
     let mtu = body.mtu.unwrap_or(DEFAULT_MTU);
     if !MTU.contains(&mtu) {
@@ -45,6 +46,8 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateNetwork) -> 
                 service_address: plan.service_address,
                 dns: body.dns,
                 mtu,
+                uplink: body.uplink,
+                vlan: body.vlan,
                 created_at: existing.as_ref().map_or(now, |n| n.created_at),
                 links: Default::default(),
             };
@@ -62,6 +65,11 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateNetwork) -> 
             if let Some(other) = db::network::overlapping(tx.conn(), cluster_id, network.cidr).await? {
                 return Err(overlaps(&network, &other).into());
             }
+            if let Some(uplink) = &network.uplink
+                && let Some(other) = db::network::on_segment(tx.conn(), cluster_id, uplink, network.vlan).await?
+            {
+                return Err(same_segment(&network, &other).into());
+            }
             db::network::insert(tx, &network).await?;
             announce(tx, network.id, "created", Some(account_id), &json!({ "name": network.name }), now).await?;
             Ok(network)
@@ -78,6 +86,17 @@ fn overlaps(network: &Network, other: &Network) -> Error {
         "another network of the cluster".to_string()
     };
     Error::new(Code::Conflict, format!("{} overlaps {whose}: choose another range", network.cidr))
+}
+
+/// Two networks on one segment would hear each other's guests.
+fn same_segment(network: &Network, other: &Network) -> Error {
+    let whose =
+        if other.account_id == network.account_id { other.name.to_string() } else { "another network".to_string() };
+    let text = match network.vlan {
+        Some(vlan) => format!("{whose} lies on VLAN {vlan} of the uplink already: choose another VLAN"),
+        None => format!("{whose} lies on the uplink already: choose another uplink, or a VLAN on it"),
+    };
+    Error::new(Code::Conflict, text)
 }
 
 pub(super) async fn get(context: Context, _: Cx, message: GetNetwork) -> Result<Network> {

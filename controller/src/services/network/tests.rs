@@ -23,6 +23,8 @@ fn network(name: &str, cidr: &str) -> CreateNetwork {
         gateway: None,
         dns: Vec::new(),
         mtu: None,
+        uplink: None,
+        vlan: None,
     };
     CreateNetwork { id: NetworkId::new(), body }
 }
@@ -34,7 +36,7 @@ async fn a_network_gets_what_was_left_open_and_is_made_once() {
         let made = system.by_tenant(wanted.clone()).await.unwrap();
         assert_eq!((made.cluster_id, made.mtu), (system.seed.cluster.id, 1500));
         assert_eq!(
-            (made.gateway.to_string(), made.service_address.to_string()),
+            (made.gateway.unwrap().to_string(), made.service_address.to_string()),
             ("10.80.0.1".into(), "10.80.0.254".into())
         );
         assert_eq!(system.by_tenant(GetNetwork { id: made.id }).await.unwrap(), made);
@@ -88,6 +90,27 @@ async fn what_cannot_be_is_refused_and_the_field_named() {
         };
         let foreign = system.bus.call(&call_of(AccountId::new(), false), stranger).await.unwrap_err();
         assert!(foreign.code == Code::Conflict && !foreign.message.contains("net ("), "{foreign}");
+    }
+}
+
+#[tokio::test]
+async fn a_segment_outside_carries_one_network() {
+    for system in systems().await {
+        let on = |name: &str, cidr: &str, uplink: &str, vlan| {
+            let mut wanted = network(name, cidr);
+            (wanted.body.kind, wanted.body.uplink, wanted.body.vlan) =
+                (NetworkKind::Bridged, Some(uplink.into()), vlan);
+            wanted
+        };
+        let made = system.by_tenant(on("lan", "10.80.0.0/24", "eth1", None)).await.unwrap();
+        assert_eq!((made.gateway, made.uplink.as_deref(), made.vlan), (None, Some("eth1"), None));
+        assert_eq!(system.by_tenant(GetNetwork { id: made.id }).await.unwrap(), made);
+        let second = system.by_tenant(on("lan2", "10.81.0.0/24", "eth1", None)).await.unwrap_err();
+        assert!(second.code == Code::Conflict && second.message.contains("lan lies on the uplink"), "{second}");
+        system.by_tenant(on("lan3", "10.82.0.0/24", "eth1", Some(7))).await.unwrap();
+        let fourth = system.by_tenant(on("lan4", "10.83.0.0/24", "eth1", Some(7))).await.unwrap_err();
+        assert!(fourth.message.contains("VLAN 7"), "{fourth}");
+        system.by_tenant(on("lan5", "10.84.0.0/24", "eth2", None)).await.unwrap();
     }
 }
 

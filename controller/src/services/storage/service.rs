@@ -1,23 +1,28 @@
 //! Handlers of the storage service.
 
+use std::time::Duration;
+
 use serde_json::json;
 use shared::api::Link;
 use shared::api::page::Page;
-use shared::api::storage::{Storage, StorageKind};
+use shared::api::storage::{Storage, StorageCapacity, StorageKind};
 use shared::{Code, Error, Result};
 
 use crate::cx::Cx;
 use crate::db;
+use crate::messages::host::CompareHost;
 use crate::messages::storage::{CreateStorage, DeleteStorage, GetStorage, ListStorages};
 use crate::services::{Context, announce, same_or_conflict, still_used};
 
+/// How long a host's comparison may take.
+const COMPARE: Duration = Duration::from_secs(90);
 /// Longest path of a storage; room is left for the names of volumes below it.
 const MAX_PATH: usize = 1024;
 
 pub(super) async fn create(context: Context, cx: Cx, message: CreateStorage) -> Result<Storage> {
     let body = message.body;
     match body.kind {
-        StorageKind::Local => check_path(&body.path)?,
+        StorageKind::Local | StorageKind::Shared => check_path(&body.path)?,
     }
     let storage = context.mutate(&cx, move |tx, now| {
         Box::pin(async move {
@@ -28,11 +33,16 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateStorage) -> 
                 cluster_id: body.cluster_id,
                 path: body.path,
                 hosts: Vec::new(),
+                capacity: match body.kind {
+                    StorageKind::Local => None,
+                    StorageKind::Shared => Some(StorageCapacity::default()),
+                },
                 created_at: now,
                 links: Default::default(),
             };
             if let Some(existing) = db::storage::get(tx.conn(), storage.id).await? {
-                let same = Storage { created_at: existing.created_at, hosts: existing.hosts.clone(), ..storage };
+                let (created_at, capacity) = (existing.created_at, existing.capacity);
+                let same = Storage { created_at, capacity, hosts: existing.hosts.clone(), ..storage };
                 same_or_conflict("storage", &existing, &same)?;
                 return Ok(existing);
             }
@@ -43,7 +53,16 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateStorage) -> 
             Ok(storage)
         })
     });
-    Ok(with_links(storage.await?))
+    let storage = storage.await?;
+    // The hosts look at it now, and not with the next change there.
+    let hosts = {
+        let mut conn = context.deps.db.read().await?;
+        db::host::connected(&mut conn, storage.cluster_id).await?
+    };
+    for host in hosts {
+        context.bus()?.notify(&Cx::system(COMPARE), CompareHost { id: host.id });
+    }
+    Ok(with_links(storage))
 }
 
 /// What a storage's path may be: what reaches file systems, XML and tables is decided here.

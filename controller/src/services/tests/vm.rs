@@ -9,11 +9,11 @@ use shared::api::volume::{AttachVolume as AttachBody, CreateVolume as VolumeBody
 use shared::id::{VmId, VolumeId};
 use shared::units::Bytes;
 use shared::wire::Empty;
+use shared::wire::host::StorageReport;
 use shared::wire::image::ImageInfo;
 use shared::wire::vm::{self as host, PowerState, VmReport};
 use shared::wire::volume::DeleteVolume as DeleteOnHost;
 use shared::{Code, Error};
-use uuid::Uuid;
 
 use crate::bus::Request;
 use crate::db;
@@ -30,8 +30,10 @@ async fn prepare(system: &TestSystem) {
     let prepared = system.context.deps.db.write(move |tx| {
         Box::pin(async move {
             let facts = shared::api::host::HostFacts { arch: "x86_64".to_string(), ..Default::default() };
-            db::host::set_facts(tx, host, &facts, (4, Bytes::gib(4)), (Uuid::now_v7(), Uuid::now_v7()), now).await?;
-            db::storage::report(tx, storage, host, Bytes::gib(20), Bytes::gib(20)).await?;
+            db::host::set_facts(tx, host, &facts, (4, Bytes::gib(4)), now).await?;
+            let said =
+                StorageReport { storage_id: storage, total: Bytes::gib(20), available: Bytes::gib(20), error: None };
+            db::storage::report(tx, host, &said).await?;
             let (format, size, virtual_size) = (DiskFormat::Qcow2, Bytes::mib(100), Bytes::gib(1));
             let info = ImageInfo { format, sha256: "ab".repeat(32), size, virtual_size };
             db::image::set_ready(tx, image, &info).await.map(|_| ())
@@ -54,6 +56,8 @@ fn vm(system: &TestSystem, name: &str, vcpus: u32) -> CreateVm {
         ssh_keys: Vec::new(),
         user_data: None,
         host_id: None,
+        storage_id: None,
+        auto_start: true,
         start: true,
     };
     CreateVm { id: VmId::new(), body }

@@ -6,12 +6,12 @@ use shared::id::{ClusterId, ResourceId, VmId, VolumeId};
 use shared::units::Bytes;
 use shared::{Code, Error, Result};
 
-use super::attach_volume;
 use super::create::{Create, State as CreateState};
 use super::transition::State;
+use super::{attach_volume, migrate};
 use crate::cx::Cx;
 use crate::db;
-use crate::messages::vm::{CreateVm, PlanVm};
+use crate::messages::vm::{CreateVm, MigrateVm, PlanVm};
 use crate::services::{Context, check_text, same_or_conflict};
 use crate::workflow::Flow;
 
@@ -58,6 +58,22 @@ async fn submit<F: Flow<State = State>>(context: Context, cx: Cx, state: State) 
     context.engine.submit::<F>(&cx, account, state).await
 }
 
+/// Submits a migration.
+pub(super) async fn migrate(context: Context, cx: Cx, message: MigrateVm) -> Result<JobRef> {
+    let account = {
+        let mut conn = context.deps.db.read().await?;
+        if let Some(host) = message.body.host_id
+            && db::host::get(&mut conn, host).await?.is_none()
+        {
+            return Err(Error::invalid("host_id", format!("there is no host {host}: `kring host list` shows them")));
+        }
+        db::vm::require(&mut conn, message.id).await?.vm.account_id
+    };
+    let overcommit = context.deps.settings.number("placement.storage_overcommit");
+    let state = migrate::State::new(message.id, message.body.host_id, overcommit);
+    context.engine.submit::<migrate::Migrate>(&cx, account, state).await
+}
+
 /// Submits attaching or detaching a volume.
 pub(super) async fn disk<F: Flow<State = attach_volume::State>>(
     context: Context,
@@ -70,7 +86,7 @@ pub(super) async fn disk<F: Flow<State = attach_volume::State>>(
         db::vm::require(&mut conn, vm).await?.vm.account_id
     };
     let storage_overcommit = context.deps.settings.number("placement.storage_overcommit");
-    let state = attach_volume::State { vm, volume, storage_overcommit, device: None, placed_on: None };
+    let state = attach_volume::State { vm, volume, storage_overcommit, device: None, placed_on: None, came_from: None };
     context.engine.submit::<F>(&cx, account, state).await
 }
 
@@ -118,7 +134,13 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
             format!("the image unfolds to {virtual_size}: give at least {}", virtual_size.0),
         ));
     }
+    if let Some(wanted) = body.storage_id
+        && db::storage::without_hosts(&mut conn, wanted).await?.is_none()
+    {
+        return Err(Error::invalid("storage_id", format!("there is no storage {wanted}")));
+    }
     let mut cluster: Option<ClusterId> = None;
+    let mut uplinks: Vec<String> = Vec::new();
     for (n, nic) in body.nics.iter().enumerate() {
         let network = db::network::get(&mut conn, nic.network_id).await?.filter(|network| visible(network.account_id));
         let field = format!("nics[{n}].network_id");
@@ -129,6 +151,7 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
             return Err(Error::invalid(&field, "the networks of a VM must be in one cluster"));
         }
         cluster = Some(network.cluster_id);
+        uplinks.extend(network.uplink.filter(|uplink| !uplinks.contains(uplink)));
     }
     let hostname = match &body.hostname {
         Some(hostname) => hostname.clone(),
@@ -145,6 +168,7 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
         cluster,
         root_volume: VolumeId::new(),
         storage_overcommit: context.deps.settings.number("placement.storage_overcommit"),
+        uplinks,
         shortlist: Vec::new(),
         place: None,
         body,

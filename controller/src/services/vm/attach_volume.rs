@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use shared::api::storage::StorageKind;
 use shared::api::vm::VmState;
-use shared::api::volume::{VolumeKind, VolumeState};
+use shared::api::volume::{Volume, VolumeKind, VolumeState};
 use shared::id::{HostId, ResourceId, VmId, VolumeId};
 use shared::wire::vm::{AttachVolume, DetachVolume, DiskSpec};
 use shared::wire::volume::DeleteVolume;
@@ -33,6 +34,9 @@ pub(super) struct State {
     /// The host that this job has put the volume on, when it was nowhere before.
     #[serde(default)]
     pub(super) placed_on: Option<HostId>,
+    /// The host that it was reached by before; another one than the VM's for a volume on a shared storage.
+    #[serde(default)]
+    pub(super) came_from: Option<HostId>,
 }
 
 impl Flow for Attach {
@@ -81,11 +85,11 @@ impl Step<State> for Begin {
             return Err(Error::new(Code::InvalidState, format!("vm {} is on no host", vm.vm.name)).into());
         };
         match volume.host_id {
-            Some(other) if other != host => {
+            Some(other) if other != host && !is_shared(tx, &volume).await? => {
                 let text = format!("volume {} lies on another host's disk than vm {}", volume.name, vm.vm.name);
                 return Err(Error::new(Code::InvalidState, text).into());
             }
-            Some(_) => {}
+            Some(other) => state.came_from = Some(other),
             None => {
                 if !db::storage::reserve(tx, volume.storage_id, host, volume.size, state.storage_overcommit).await? {
                     let text = format!("the storage has no {} left on the host of vm {}", volume.size, vm.vm.name);
@@ -110,7 +114,7 @@ impl Step<State> for Begin {
         if volume.state != VolumeState::Attaching || volume.vm_id != Some(state.vm) {
             return Ok(());
         }
-        let host_id = if state.placed_on.is_some() { None } else { volume.host_id };
+        let host_id = if state.placed_on.is_some() { None } else { state.came_from.or(volume.host_id) };
         let to = Change { state: VolumeState::Available, host_id, vm_id: None, device: None };
         db::volume::change(tx, state.volume, &[VolumeState::Attaching], &to).await?;
         if let Some(host) = state.placed_on {
@@ -118,6 +122,12 @@ impl Step<State> for Begin {
         }
         Ok(())
     }
+}
+
+/// Whether every host that has the volume's storage reaches the volume.
+async fn is_shared(tx: &mut Tx, volume: &Volume) -> db::Result<bool> {
+    let storage = db::storage::without_hosts(tx.conn(), volume.storage_id).await?;
+    Ok(storage.is_some_and(|storage| storage.kind == StorageKind::Shared))
 }
 
 struct OnHost;

@@ -42,6 +42,9 @@ pub(super) struct State {
     pub(super) cluster: Option<ClusterId>,
     pub(super) root_volume: VolumeId,
     pub(super) storage_overcommit: f64,
+    /// Interfaces that the host must have.
+    #[serde(default)]
+    pub(super) uplinks: Vec<String>,
     /// Best hosts, from the last look.
     pub(super) shortlist: Vec<(HostId, StorageId)>,
     /// The host that was reserved.
@@ -56,6 +59,10 @@ impl State {
             disk: self.disk,
             cluster: self.cluster,
             host: self.body.host_id,
+            uplinks: self.uplinks.clone(),
+            storage: self.body.storage_id,
+            on: Vec::new(),
+            not_host: None,
             storage_overcommit: self.storage_overcommit,
         }
     }
@@ -104,6 +111,7 @@ impl Step<State> for Accept {
             root_volume_id: state.root_volume,
             firmware: state.image.firmware,
             host_id: None,
+            auto_start: state.body.auto_start,
             nics: Vec::new(),
             state_since: at.now,
             last_known_state: None,
@@ -116,6 +124,7 @@ impl Step<State> for Accept {
             holds_compute: false,
             ssh_keys: state.body.ssh_keys.clone(),
             user_data: state.body.user_data.clone(),
+            moving_to: None,
             version: 0,
         };
         db::vm::insert(tx, &row, at.generation).await?;

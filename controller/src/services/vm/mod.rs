@@ -1,7 +1,7 @@
 //! VMs: their verbs, each a flow in a file of its own, and what hosts report of them.
 //!
 //! - [`create`], [`start`], [`stop`], [`reboot`], [`pause`], [`resume`], [`delete`], [`recover`],
-//!   [`expunge`], [`attach_volume`], [`detach_volume`]: the flows.
+//!   [`expunge`], [`attach_volume`], [`detach_volume`], [`migrate`]: the flows.
 //! - [`transition`]: what the flows between two states have in common.
 //! - [`placement`]: which host takes a VM. [`spec`]: what a host is told of a VM.
 //! - [`accept`]: checks a request and submits its flow. [`read`]: looks things up.
@@ -13,6 +13,7 @@ mod create;
 mod delete;
 mod detach_volume;
 mod expunge;
+mod migrate;
 mod observe;
 mod pause;
 mod read;
@@ -27,8 +28,8 @@ mod update;
 
 use crate::bus::Registry;
 use crate::messages::vm::{
-    AttachVolumeToVm, CreateVm, DeleteVm, DetachVolumeFromVm, ExpungeVm, GetConsoleLog, GetVm, ListVms, PauseVm,
-    PlanVm, RebootVm, RecoverVm, ResumeVm, RouteConsole, StartVm, StopVm, UpdateVm, VmLost, VmObserved,
+    AttachVolumeToVm, CreateVm, DeleteVm, DetachVolumeFromVm, ExpungeVm, GetConsoleLog, GetVm, ListVms, MigrateVm,
+    PauseVm, PlanVm, RebootVm, RecoverVm, ResumeVm, RouteConsole, StartVm, StopVm, UpdateVm, VmLost, VmObserved,
 };
 use crate::services::Context;
 use crate::workflow::Flows;
@@ -44,6 +45,7 @@ pub fn flows(flows: &mut Flows) {
     flows.register::<delete::Delete>();
     flows.register::<recover::Recover>();
     flows.register::<expunge::Expunge>();
+    flows.register::<migrate::Migrate>();
     flows.register::<attach_volume::Attach>();
     flows.register::<detach_volume::Detach>();
 }
@@ -62,6 +64,7 @@ pub fn register(context: &Context, registry: &mut Registry) {
     context.serve(registry, |c, cx, m: RebootVm| accept::stop::<reboot::Reboot>(c, cx, m.id, m.body));
     context.serve(registry, |c, cx, m: PauseVm| accept::verb::<pause::Pause>(c, cx, m.id));
     context.serve(registry, |c, cx, m: ResumeVm| accept::verb::<resume::Resume>(c, cx, m.id));
+    context.serve(registry, |c, cx, m: MigrateVm| accept::migrate(c, cx, m));
     context.serve(registry, |c, cx, m: DeleteVm| accept::verb::<delete::Delete>(c, cx, m.id));
     context.serve(registry, |c, cx, m: RecoverVm| accept::verb::<recover::Recover>(c, cx, m.id));
     context.serve(registry, |c, cx, m: ExpungeVm| accept::verb::<expunge::Expunge>(c, cx, m.id));

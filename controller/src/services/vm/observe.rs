@@ -36,6 +36,10 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
     if busy {
         return Ok(false);
     }
+    if row.moving_to.is_some() {
+        // On which of two hosts it is, is still to be found out.
+        return Ok(false);
+    }
     if row.vm.host_id != Some(message.host_id) {
         return Ok(true);
     }
@@ -65,6 +69,8 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
         return Ok(false);
     }
     tracing::info!(vm.id = %message.id, host.id = %message.host_id, from = %row.vm.state, to = %seen, "a vm changed by itself");
+    let ran = row.vm.state == VmState::Running || row.vm.last_known_state == Some(VmState::Running);
+    let starts_again = message.rebooted && seen == VmState::Stopped && ran && row.vm.auto_start;
     let generation = context.deps.ring.generation();
     let now = context.deps.clock.now();
     let written = context.deps.db.write(move |tx| {
@@ -74,6 +80,9 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
                 return Ok(false);
             }
             db::vm::change(tx, message.id, RESTING, seen, generation, now).await?;
+            if starts_again {
+                db::vm::set_start_due(tx, message.id).await?;
+            }
             if seen.holds_compute() {
                 db::vm::hold_compute_anyway(tx, message.id).await?;
             } else {

@@ -56,6 +56,7 @@ pub(super) async fn route_console(context: Context, message: RouteConsole) -> Re
             | VmState::Stopping
             | VmState::Creating
             | VmState::Starting
+            | VmState::Migrating
     ) {
         return Err(Error::new(Code::InvalidState, format!("the vm is {state}: it has a console only while it runs")));
     }
@@ -78,12 +79,12 @@ pub(super) fn with_links(mut vm: Vm) -> Vm {
     let mut add = |verb: &str, method: &str, href: String| vm.links.insert(verb.to_string(), Link::new(method, href));
     add("self", "GET", path.clone());
     let verbs: &[&str] = match vm.state {
-        Running => &["stop", "reboot", "pause", "console"],
-        Paused => &["resume", "stop", "console"],
+        Running => &["stop", "reboot", "pause", "migrate", "console"],
+        Paused => &["resume", "stop", "migrate", "console"],
         Stopped | Crashed => &["start"],
         Unknown => &["stop"],
         Deleted => &["recover", "expunge"],
-        Creating | Starting | Stopping | Rebooting | Pausing | Resuming | Deleting | Expunging => &[],
+        Creating | Starting | Stopping | Rebooting | Pausing | Resuming | Migrating | Deleting | Expunging => &[],
     };
     for verb in verbs {
         add(verb, "POST", format!("{path}/{verb}"));

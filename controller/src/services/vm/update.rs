@@ -24,8 +24,11 @@ pub(super) async fn update(context: Context, cx: Cx, message: UpdateVm) -> Resul
                 return Err(Error::new(Code::InvalidState, text).into());
             }
             let name = body.name.unwrap_or_else(|| before.vm.name.clone());
-            db::vm::update(tx, &before, &name, vcpus, memory).await?;
-            let content = serde_json::json!({ "name": name, "vcpus": vcpus, "memory": memory });
+            let auto_start = body.auto_start.unwrap_or(before.vm.auto_start);
+            let after = db::vm::Changed { name, vcpus, memory, auto_start };
+            db::vm::update(tx, &before, &after).await?;
+            let content =
+                serde_json::json!({ "name": after.name, "vcpus": vcpus, "memory": memory, "auto_start": auto_start });
             let event = db::event::NewEvent {
                 path: "/vm/updated",
                 resource_kind: "vm",

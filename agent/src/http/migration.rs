@@ -1,0 +1,66 @@
+//! A request of another host becomes a stream of a migration: `101`, then raw bytes both ways until one side
+//! ends or the agent stops.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use shared::id::{HostId, VmId};
+use shared::{Code, Error, Result};
+
+use super::{Answer, refuse};
+use crate::app::App;
+use crate::relay::{self, PROTOCOL, Part};
+
+/// Bytes that are on their way in each direction.
+const BUFFER: usize = 1 << 20;
+
+/// Opens a stream and hands the connection over to it.
+pub(super) async fn open(app: &Arc<App>, from: HostId, id: &str, part: &str, request: Request<Incoming>) -> Answer {
+    match try_open(app, from, id, part, request).await {
+        Ok(answer) => answer,
+        Err(error) => refuse(&error),
+    }
+}
+
+async fn try_open(
+    app: &Arc<App>,
+    from: HostId,
+    id: &str,
+    part: &str,
+    mut request: Request<Incoming>,
+) -> Result<Answer> {
+    let vm_id: VmId = id.parse().map_err(|e: shared::id::InvalidId| Error::new(Code::InvalidRequest, e.to_string()))?;
+    let part = Part::parse(part).ok_or_else(|| Error::not_found("stream", part))?;
+    let wanted = request.headers().get(UPGRADE).and_then(|v| v.to_str().ok());
+    if !wanted.is_some_and(|v| v.eq_ignore_ascii_case(PROTOCOL)) {
+        return Err(Error::new(Code::InvalidRequest, format!("a stream needs the header Upgrade: {PROTOCOL}")));
+    }
+    let mut near = relay::accept(app, vm_id, from, part).await?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    let stop = app.shutdown.clone();
+    app.tracker.spawn(async move {
+        let copy = async {
+            let mut far = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
+            tokio::io::copy_bidirectional_with_sizes(&mut far, &mut near, BUFFER, BUFFER).await
+        };
+        match stop.run_until_cancelled(copy).await {
+            Some(Ok((up, down))) => {
+                tracing::debug!(vm.id = %vm_id, host.id = %from, part = part.as_str(), up, down, "a stream has ended");
+            }
+            Some(Err(error)) => {
+                tracing::debug!(vm.id = %vm_id, host.id = %from, part = part.as_str(), %error, "a stream broke off");
+            }
+            None => {}
+        }
+    });
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    Ok(answer)
+}
