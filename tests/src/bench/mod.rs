@@ -135,7 +135,9 @@ impl Bench {
             let target = if target.is_empty() { String::new() } else { format!("(asked: {target})") };
             println!("  {name:<44} {value:>14.3} {unit:<8} {target}");
         }
-        let dir = PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into())).join("bench");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+        let target = target.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")));
+        let dir = target.join("bench");
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join(format!("{bench}.json")), serde_json::to_vec_pretty(&self.report)?)?;
         if growth.iter().any(|line| line.points.len() > 1) {
