@@ -166,7 +166,7 @@ pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, i64)>> 
 pub async fn active_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, Name, VmState)>> {
     let rows = sqlx::query(
         "SELECT id, name, state FROM vm WHERE host_id = $1
-             AND state NOT IN ('stopped', 'deleted', 'expunging', 'deleting', 'crashed', 'unknown') ORDER BY id",
+             AND state NOT IN ('stopped', 'deleted', 'expunging', 'deleting', 'crashed') ORDER BY id",
     )
     .bind(host.to_string())
     .fetch_all(conn)

@@ -17,6 +17,9 @@
 //! - `GET /v1/vms/{id}/console/{serial|vnc}` with `Connection: upgrade`, `Upgrade: kring-stream`:
 //!   `101`, then the raw bytes of the console.
 //!
+//! Agent → agent, only while a guest is expected from that host: `GET /v1/migrations/{vm}/{libvirt|memory|disks}`
+//! with the same upgrade: `101`, then the raw bytes of the migration.
+//!
 //! Agent → controller (below `/agent/v1`): `POST join`, `POST renew`, `POST callbacks/{task}`,
 //! `POST events`, `GET images/{id}/content`.
 //!

@@ -68,7 +68,7 @@ async fn a_create_sends_all_that_was_given_and_tells_where_it_went() {
         json!({
             "name": "web2", "image_id": id(300), "vcpus": 2, "memory": 536_870_912_u64, "root_size": 10_737_418_240_u64,
             "nics": [{"network_id": id(600), "ip": "10.77.0.5"}, {"network_id": id(600)}], "hostname": "www",
-            "ssh_keys": ["ssh-ed25519 AAAA me"], "user_data": "#cloud-config\n", "host_id": id(200), "start": false,
+            "ssh_keys": ["ssh-ed25519 AAAA me"], "user_data": "#cloud-config\n", "host_id": id(200), "start": false, "auto_start": true,
         })
     );
     // The id that the client chose is the one it asks for afterwards.

@@ -132,6 +132,10 @@ impl Step<State> for Drain {
                 return report(&vms, progress.stays);
             }
             progress.most = progress.most.max(left.len());
+            for vm in left.iter().filter(|vm| vm.state == VmState::Unknown) {
+                let why = "its host does not answer: what it does there is not known";
+                progress.stays.insert(vm.id, why.to_string());
+            }
             for vm in left.iter().filter(|vm| matches!(vm.state, VmState::Running | VmState::Paused)) {
                 if progress.moving.len() >= parallel {
                     break;

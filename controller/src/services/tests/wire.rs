@@ -47,7 +47,7 @@ fn sample(name: &str) -> Option<Value> {
         "job.StopJob" => json!({ "id": ID, "resource": OTHER }),
         "network.CreateNetwork" => with(json!({
             "id": ID, "name": "n", "kind": "nat", "cidr": "10.0.0.0/24", "cluster_id": OTHER, "gateway": "10.0.0.1",
-            "dns": ["10.0.0.2"], "mtu": 1500,
+            "dns": ["10.0.0.2"], "mtu": 1500, "uplink": "eth1", "vlan": 7,
         })),
         "setting.GetSetting" => json!({ "key": "vm.stop_timeout" }),
         "setting.ListSettings" => json!({}),
@@ -59,13 +59,14 @@ fn sample(name: &str) -> Option<Value> {
         "vm.CreateVm" | "vm.PlanVm" => with(json!({
             "id": ID, "name": "v", "image_id": OTHER, "instance_type_id": OTHER, "vcpus": 1, "memory": 1, "root_size": 1,
             "nics": [{ "network_id": OTHER, "ip": "10.0.0.9" }], "hostname": "h", "ssh_keys": ["k"], "user_data": "u",
-            "host_id": OTHER, "start": false,
+            "host_id": OTHER, "storage_id": OTHER, "start": false, "auto_start": false,
         })),
         "vm.GetConsoleLog" => json!({ "id": ID, "range": { "offset": 5, "max": 10 } }),
         "vm.RouteConsole" => json!({ "id": ID, "kind": "vnc" }),
         "vm.StopVm" | "vm.RebootVm" => with(json!({ "mode": "force", "timeout_s": 5 })),
-        "vm.UpdateVm" => with(json!({ "name": "v", "vcpus": 1, "memory": 1 })),
-        "vm.VmObserved" => json!({ "id": ID, "host_id": OTHER, "report": report, "as_of": 3 }),
+        "vm.UpdateVm" => with(json!({ "name": "v", "vcpus": 1, "memory": 1, "auto_start": false })),
+        "vm.MigrateVm" => with(json!({ "host_id": OTHER })),
+        "vm.VmObserved" => json!({ "id": ID, "host_id": OTHER, "report": report, "as_of": 3, "rebooted": true }),
         "vm.VmLost" => json!({ "id": ID, "host_id": OTHER }),
         "volume.AttachVolume" => with(json!({ "vm_id": OTHER })),
         "volume.CreateVolume" => {
@@ -79,7 +80,13 @@ fn sample(name: &str) -> Option<Value> {
         {
             json!({ "id": ID })
         }
-        "vm.StartVm" | "vm.PauseVm" | "vm.ResumeVm" | "vm.RecoverVm" | "vm.ExpungeVm" | "volume.DetachVolume" => {
+        "host.MaintainHost"
+        | "vm.StartVm"
+        | "vm.PauseVm"
+        | "vm.ResumeVm"
+        | "vm.RecoverVm"
+        | "vm.ExpungeVm"
+        | "volume.DetachVolume" => {
             json!({ "id": ID })
         }
         _ => return None,
