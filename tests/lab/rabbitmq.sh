@@ -136,7 +136,8 @@ freeze() {
     local record
     signal STOP "$1"
     record=$(process "$1")
-    while cat "/proc/${record% *}"/task/*/stat | sed 's/.*) //' | grep -qv '^[Tt]'; do sleep 0.02; done
+    # Counted: a grep that stops reading at the first line makes the whole pipe fail.
+    while [ "$(cat "/proc/${record% *}"/task/*/stat | sed 's/.*) //' | grep -cv '^[Tt]')" != 0 ]; do sleep 0.02; done
 }
 
 # Ends the name server that the broker started.

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
@@ -10,7 +11,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use shared::id::HostId;
-use shared::wire::host_dns_name;
+use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name};
 use shared::{Code, Error, Result};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -19,6 +20,9 @@ use tokio_rustls::client::TlsStream;
 
 /// Largest answer of an agent: an inventory of thousands of VMs.
 const MAX_ANSWER: usize = 16 << 20;
+
+/// How long connecting to another controller may take.
+const TO_CONTROLLER: Duration = Duration::from_secs(5);
 
 /// Whom to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +161,43 @@ pub(super) async fn upgrade(
         stream.map(TokioIo::new)
     })
     .await
+}
+
+/// See [`super::Agents::hand_on`].
+pub(super) async fn hand_on<B>(
+    tls: &Arc<rustls::ClientConfig>,
+    controller: &str,
+    request: http::Request<B>,
+) -> Result<http::Response<Bytes>>
+where
+    B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let lost = |error: &(dyn std::error::Error + 'static)| {
+        let text = format!("the controller at {controller}, which owns this, cannot be reached: try again in a moment");
+        Error::new(Code::Unavailable, text).caused_by(error)
+    };
+    let name = ServerName::try_from(CONTROLLER_DNS_NAME)
+        .map_err(|e| Error::internal(format_args!("the controllers' name is not a DNS name: {e}")))?;
+    let opened = timeout_at(Instant::now() + TO_CONTROLLER, async {
+        let stream = TcpStream::connect(controller).await.map_err(|e| lost(&e))?;
+        stream.set_nodelay(true).map_err(|e| lost(&e))?;
+        TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|e| lost(&e))
+    });
+    let stream = opened.await.map_err(|e| lost(&e))??;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(&e))?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(|e| lost(&e))?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| lost(e.as_ref()))?;
+        Ok(http::Response::from_parts(head, body.to_bytes()))
+    };
+    tokio::pin!(connection, answer);
+    tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        _ = &mut connection => answer.await,
+    }
 }
 
 async fn connect(tls: &Arc<rustls::ClientConfig>, host: &HostRef) -> Result<TlsStream<TcpStream>> {

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
@@ -251,6 +252,18 @@ impl Agents {
     /// Opens a raw stream to a console on a host.
     pub async fn open_console(&self, host: &HostRef, path: &str, timeout: Duration) -> Result<Upgraded> {
         connection::upgrade(self.connections.tls(), host, path, Instant::now() + timeout).await
+    }
+
+    /// Hands a request to another controller at `ADDRESS:PORT`, with its body as it comes, and reads the answer.
+    ///
+    /// # Errors
+    /// `unavailable` when it is not reached or breaks off.
+    pub async fn hand_on<B>(&self, controller: &str, request: http::Request<B>) -> Result<http::Response<Bytes>>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        connection::hand_on(self.connections.tls(), controller, request).await
     }
 
     /// Waits for the outcome of an accepted task. `None`: the agent does not know it any more.

@@ -18,6 +18,8 @@ use super::connection::{Answer, HostRef, Link, Request, before};
 
 /// How long a connection stays open without being used.
 const KEEP: Duration = Duration::from_secs(1);
+/// A connection that was closed while it was kept breaks off within this.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Connections that are kept at a time. Each is a socket and some 20 KiB.
 const MOST: usize = 1024;
 
@@ -54,9 +56,9 @@ impl Warm {
         &self.tls
     }
 
-    /// Sends `request` and reads the answer, all before `deadline`. When a kept connection breaks off, because
-    /// the agent was restarted since, the request is sent once more on a new one. It may arrive twice then,
-    /// which nothing minds: a command is known by its task, and everything else only asks.
+    /// Sends `request` and reads the answer, all before `deadline`. When a kept connection breaks off at once,
+    /// because the agent was restarted since, the request is sent once more on a new one. It may arrive twice
+    /// then, which nothing minds: a command is known by its task, and everything else only asks.
     pub(super) async fn exchange(
         self: &Arc<Self>,
         host: &HostRef,
@@ -64,11 +66,17 @@ impl Warm {
         deadline: Instant,
     ) -> Result<Answer> {
         before(deadline, host, async {
-            if let Some(mut link) = self.take(host)
-                && let Ok(answer) = link.exchange(host, request, false).await
-            {
-                self.keep(host, link);
-                return Ok(answer);
+            if let Some(mut link) = self.take(host) {
+                let began = Instant::now();
+                match link.exchange(host, request, false).await {
+                    Ok(answer) => {
+                        self.keep(host, link);
+                        return Ok(answer);
+                    }
+                    // It had been taken, and what became of it is to be asked.
+                    Err(error) if began.elapsed() > AT_ONCE => return Err(error),
+                    Err(_) => {}
+                }
             }
             let mut link = Box::new(Link::open(self.tls(), host).await?);
             let answer = link.exchange(host, request, request.is_last()).await?;

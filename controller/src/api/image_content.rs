@@ -18,7 +18,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use shared::api::image::{Image, ImageSource, ImageState};
 use shared::api::job::{Job, JobRef};
-use shared::id::ImageId;
+use shared::id::{ImageId, ResourceId as _};
 use shared::units::Bytes;
 use shared::{Code, Error};
 use tokio::fs::File;
@@ -30,6 +30,7 @@ use uuid::Uuid;
 use super::Api;
 use super::error::Failure;
 use super::extract::{Id, Wait};
+use super::forward;
 use super::reply::{self, Answer};
 use crate::auth::token::hex;
 use crate::cx::{Cx, Idempotency};
@@ -57,6 +58,9 @@ pub async fn put_image_content(
     expects_content(&api.call(&cx, GetImage { id }).await?)?;
     if cx.dry_run {
         return reply::ok(&json!({"dry_run": true}));
+    }
+    if let Some(owner) = forward::owner_elsewhere(&api, &cx, id.uuid(), request.headers()).await? {
+        return forward::hand_on(&api, &owner, request).await;
     }
     let key =
         request.headers().get(super::context::IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok()).map(str::to_string);

@@ -260,6 +260,12 @@ impl Bus {
         self.registry.services.iter().map(|(name, service)| (*name, service))
     }
 
+    /// Whether this controller owns a resource.
+    #[must_use]
+    pub fn owns(&self, id: Uuid) -> bool {
+        self.ring.is_mine(id)
+    }
+
     /// Whether messages about resources may go to other controllers.
     #[must_use]
     pub fn is_shared(&self) -> bool {

@@ -8,10 +8,13 @@ use harness::fleet::{Fleet, Load};
 use harness::proxy::Link;
 use harness::sim::{Fault, What};
 use harness::wait::until;
+use harness::world::World;
+use shared::api::image::{CreateImage, ImageSource};
 use shared::api::vm::CreateVm;
-use shared::id::VmId;
+use shared::id::{ImageId, VmId};
 
 use super::{USERS, more, rest};
+use crate::image::upload;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_may_be_cut_off_from_the_hosts() -> anyhow::Result<()> {
@@ -30,6 +33,23 @@ async fn a_controller_may_be_cut_off_from_the_hosts() -> anyhow::Result<()> {
         more(&load, 3).await?;
     }
     rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_kept_by_the_owner_whichever_controller_it_is_sent_to() -> anyhow::Result<()> {
+    let fleet = Fleet::start(2, 1).await?;
+    // Through the first controller.
+    let world: &World = &fleet;
+    for owner in &fleet.controllers {
+        let id = ImageId::from_uuid(fleet.id_owned_by(owner.id()?).await?);
+        let body = CreateImage { id: Some(id), source: ImageSource::Upload, ..world.image_body("") };
+        world.api.post::<serde_json::Value>("/v1/images", &body).await?;
+        world.api.succeed(&upload(&world.api, id).await?).await?;
+        // The host fetches it from whoever has it.
+        let image = world.api.get(&format!("/v1/images/{id}")).await?;
+        fleet.vm(&image, &fleet.network).await?;
+    }
     fleet.stop().await
 }
 

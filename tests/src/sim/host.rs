@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode};
 use shared::id::{HostId, ImageId, VmId};
 use shared::name::Name;
 use shared::units::Bytes;
@@ -383,6 +383,11 @@ impl Host {
             }
             last = Box::pin(self.ask(method.clone(), &format!("{base}{path}"), body.to_vec())).await;
             match &last {
+                // One that does not have it says nothing of the others.
+                Ok(answer) if answer.status == StatusCode::NOT_FOUND && method == Method::GET => {
+                    tried.push(base);
+                    continue;
+                }
                 Ok(answer) if !answer.status.is_server_error() => break,
                 Ok(_) => {}
                 Err(error) => tracing::debug!(host.id = %self.id, error = format!("{error:#}"), "not reached"),
