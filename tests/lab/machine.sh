@@ -109,8 +109,14 @@ inside() {
     [ ! -f "$dir/share" ] || tun+=(--bind="$(<"$dir/share"):/mnt/nas")
     # What a KVM host does to its kernel (forwarding, bridges) it must be allowed to do here.
     export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
-    exec systemd-nspawn --quiet -D "$dir/root" -M "$name" --boot --register=no --keep-unit --network-bridge="$BRIDGE" \
-        --capability=all --link-journal=no --resolv-conf=off --timezone=off --console=pipe "${tun[@]}"
+    # 133: the machine restarts itself.
+    local code=133
+    while [ $code -eq 133 ]; do
+        code=0
+        systemd-nspawn --quiet -D "$dir/root" -M "$name" --boot --register=no --keep-unit --network-bridge="$BRIDGE" \
+            --capability=all --link-journal=no --resolv-conf=off --timezone=off --console=pipe "${tun[@]}" || code=$?
+    done
+    exit $code
 }
 
 settings() {
@@ -138,13 +144,17 @@ bridge() {
     ip link set "$BRIDGE" up
 }
 
-# The first process of a machine, seen from here: the child of its nspawn.
+# The first process of a machine, seen from here: the child of the nspawn that the recorded process has.
 first_process() {
-    local record pid
+    local record pid step
     record=$(cat "$1/process" 2>/dev/null) && alive "$record" || return 1
-    pid=$(cat "/proc/${record% *}/task/${record% *}/children" 2>/dev/null) || return 1
-    pid=${pid%% *}
-    [ -n "$pid" ] && printf '%s' "$pid"
+    pid=${record% *}
+    for step in nspawn init; do
+        pid=$(cat "/proc/$pid/task/$pid/children" 2>/dev/null) || return 1
+        pid=${pid%% *}
+        [ -n "$pid" ] || return 1
+    done
+    printf '%s' "$pid"
 }
 
 into() { local pid; pid=$(first_process "$MACHINES/$1") || die "$1 does not run"; shift; nsenter -t "$pid" -a -- env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8 SYSTEMD_PAGER= "$@"; }
