@@ -15,7 +15,7 @@ demo-stop: ## remove every trace of the demo
 
 build: ## the programs, optimised, in target/release
 	@$(LAB)/install-deps.sh build
-	cargo build --locked --release --bin kring --bin kring-controller --bin kring-agent
+	cargo build --locked --release --bin kring --bin kring-controller --bin kring-agent --bin kring-sim
 
 test: ## all tests (ARGS="-p kring-agent network" for some of them)
 	@$(LAB)/install-deps.sh build run guest test

@@ -1,14 +1,17 @@
 //! What happens to the controller's process and to its disk: frozen and woken again, no space left. What
 //! was accepted is done, and nobody is told that something is done which is not.
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use futures_util::future::join_all;
 use harness::client::{Call, PATIENCE};
 use harness::cluster::Setup;
-use harness::cmd::{freeze, signal};
+use harness::cmd::{freeze, program, run, signal, spawn};
 use harness::sim::{Fault, What};
 use harness::wait::{eventually, until};
 use reqwest::Method;
@@ -116,4 +119,33 @@ async fn a_full_disk_refuses_changes_and_nothing_accepted_is_lost() -> anyhow::R
     assert_eq!(zones(&cluster).await?, before, "a restart finds what was accepted");
     cluster.assert_consistent().await?;
     cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloud_to_try_things_on_comes_with_one_command_and_leaves_nothing() -> anyhow::Result<()> {
+    let (kring, folder) = (program("kring")?, tempfile::tempdir()?);
+    let log = folder.path().join("dev.log");
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port().to_string();
+    let args = ["dev", "--hosts", "3", "--port", &port].map(OsStr::new);
+    let mut dev = spawn(kring.as_os_str(), &args, &log)?;
+    let config = eventually("it says how it is used", async || {
+        let said = std::fs::read_to_string(&log)?;
+        anyhow::ensure!(dev.try_wait()?.is_none(), "{said}");
+        let line = said.lines().find_map(|line| line.trim().strip_prefix("export KRING_CONFIG="));
+        line.map(str::to_string).with_context(|| said.clone())
+    })
+    .await?;
+    let ask = async |words: &str| {
+        let args = words.split(' ').chain(["--config", &config]).map(OsStr::new).collect::<Vec<_>>();
+        run(kring.as_os_str(), &args).await
+    };
+    assert_eq!(ask("host list -q connection=connected --count").await?.trim(), "3");
+    ask("image create tiny --url http://images.example/tiny.qcow2").await?;
+    ask("network create lan --cidr 10.77.0.0/24").await?;
+    ask("vm create one --image tiny --vcpus 1 --memory 256MiB --network lan").await?;
+    assert!(ask("vm list -o json").await?.contains("\"running\""));
+    signal(dev.id().context("it runs")?, "-INT").await?;
+    assert!(dev.wait().await?.success(), "{}", std::fs::read_to_string(&log)?);
+    assert!(!Path::new(&config).exists());
+    until("nobody listens any more", async || TcpListener::bind(format!("127.0.0.1:{port}")).is_ok()).await
 }

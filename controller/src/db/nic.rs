@@ -9,9 +9,12 @@ use sqlx::any::AnyRow;
 use super::row::{RowExt, rows_in};
 use super::{Conn, Result, Tx};
 
-/// Adds a card. Its address must have been leased in the same transaction.
-pub async fn insert(tx: &mut Tx, vm: VmId, position: usize, nic: &Nic) -> Result<()> {
-    sqlx::query("INSERT INTO nic (id, vm_id, network_id, position, mac, ip) VALUES ($1, $2, $3, $4, $5, $6)")
+/// Adds a card; false when another card has its hardware address. Its address must have been leased in the
+/// same transaction.
+pub async fn insert(tx: &mut Tx, vm: VmId, position: usize, nic: &Nic) -> Result<bool> {
+    let sql = "INSERT INTO nic (id, vm_id, network_id, position, mac, ip) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (mac) DO NOTHING";
+    let done = sqlx::query(sql)
         .bind(nic.id.to_string())
         .bind(vm.to_string())
         .bind(nic.network_id.to_string())
@@ -20,7 +23,7 @@ pub async fn insert(tx: &mut Tx, vm: VmId, position: usize, nic: &Nic) -> Result
         .bind(nic.ip.to_string())
         .execute(tx.conn())
         .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// The cards of a VM, in order.

@@ -123,6 +123,9 @@ pub fn server_config(ca: &str, names: Arc<Names>) -> anyhow::Result<Arc<ServerCo
         .with_client_cert_verifier(Arc::new(OnlyControllers(inner)))
         .with_cert_resolver(names);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Each real host remembers its own few sessions; one memory for all of them would forget most.
+    config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+    config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
 }
 

@@ -287,7 +287,11 @@ impl Resource for Vm {
     const NOUN: Noun = Noun::VM;
     const COLUMNS: &'static [Column<Self>] = &[
         Column::new("name", |vm, _| Cell::new(&vm.name)),
-        Column::new("state", |vm, _| Cell::state(vm.state.as_str())),
+        Column::new("state", |vm, _| {
+            let state = Cell::state(vm.state.as_str());
+            // The host does not answer: what it told last is better than nothing, and no more than that.
+            vm.last_known_state.map_or(state.clone(), |was| state.and(&format!(", was {was}")))
+        }),
         Column::number("vcpus", |vm, _| Cell::new(vm.vcpus)),
         Column::number("memory", |vm, _| Cell::new(vm.memory)),
         Column::new("address", |vm, _| {

@@ -40,6 +40,12 @@ impl Cell {
         self
     }
 
+    /// The same with more text behind it.
+    pub fn and(mut self, more: &str) -> Self {
+        self.text.push_str(more);
+        self
+    }
+
     /// The word of a state, in the colour of its meaning.
     pub fn state(word: &str) -> Self {
         let tone = match word {

@@ -34,6 +34,21 @@ async fn a_table_is_short_aligned_and_without_colour() {
 }
 
 #[tokio::test]
+async fn a_vm_whose_host_does_not_answer_is_shown_as_it_was_last_known() {
+    let fake = Fake::start(|asked, _| {
+        let mut lost = vm(1, "web", "unknown");
+        lost["last_known_state"] = json!("running");
+        names(asked).unwrap_or_else(|| Answer::page(vec![lost]))
+    })
+    .await;
+    let run = fake.run(&["vm", "list", "--columns", "name,state"]).await.ended(0);
+    insta::assert_snapshot!(run.stdout, @r"
+    NAME  STATE
+    web   unknown, was running
+    ");
+}
+
+#[tokio::test]
 async fn columns_are_chosen_by_key_or_by_path() {
     let fake = two_vms().await;
     let run = fake.run(&["vm", "list", "--columns", "name,nics.0.mac,id", "--full"]).await.ended(0);

@@ -225,3 +225,25 @@ async fn a_row_reads_back_and_overlaps_are_found() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_hardware_address_is_given_out_once_and_a_second_try_leaves_the_transaction_whole() {
+    for test in dbs().await {
+        let seed = Seed::planted(&test.db).await;
+        let both = test.db.write(move |tx| {
+            Box::pin(async move {
+                let vm = seed.insert_vm(tx, "vm").await?;
+                let mut answers = Vec::new();
+                for (position, mac) in
+                    ["52:00:00:00:00:01", "52:00:00:00:00:01", "52:00:00:00:00:02"].into_iter().enumerate()
+                {
+                    let ip = lease_ip(tx, seed.network.id, None).await?;
+                    let nic = Nic { id: NicId::new(), network_id: seed.network.id, mac: mac.to_string(), ip };
+                    answers.push(crate::db::nic::insert(tx, vm, position, &nic).await?);
+                }
+                Ok((answers, crate::db::nic::of_vm(tx.conn(), vm).await?.len()))
+            })
+        });
+        assert_eq!(both.await.unwrap(), (vec![true, false, true], 2));
+    }
+}

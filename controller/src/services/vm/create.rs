@@ -130,8 +130,10 @@ impl Step<State> for Accept {
         db::vm::insert(tx, &row, at.generation).await?;
         for (position, nic) in state.body.nics.iter().enumerate() {
             let ip = db::network::lease_ip(tx, nic.network_id, nic.ip).await?;
-            let nic = Nic { id: NicId::new(), network_id: nic.network_id, mac: random_mac(), ip };
-            db::nic::insert(tx, state.id, position, &nic).await?;
+            let mut nic = Nic { id: NicId::new(), network_id: nic.network_id, mac: random_mac(), ip };
+            while !db::nic::insert(tx, state.id, position, &nic).await? {
+                nic.mac = random_mac();
+            }
         }
         Ok(())
     }
@@ -270,8 +272,9 @@ fn root_volume_name(id: VolumeId) -> shared::name::Name {
     format!("root-{id}").parse().unwrap_or_else(|_| unreachable!("a UUID is a name"))
 }
 
-/// A hardware address in QEMU's range; the unique key of the table is the judge of its uniqueness.
+/// A hardware address that nobody has given out: locally administered, for one receiver. There are 2^40 of
+/// them, so that one of a million VMs finds another's once in a million times.
 fn random_mac() -> String {
-    let [a, b, c]: [u8; 3] = rand::random();
-    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+    let [a, b, c, d, e]: [u8; 5] = rand::random();
+    format!("52:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
 }
