@@ -60,13 +60,8 @@ impl App {
     /// libvirt has told something: the controllers are told as well, if it is news to them.
     pub fn pass_on(&self, event: AgentEvent) {
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        let vm_id = match &event {
-            AgentEvent::VmChanged { vm } => Some(vm.vm_id),
-            AgentEvent::VmGone { vm_id } => Some(*vm_id),
-            AgentEvent::AgentStarted => None,
-        };
         // Asked under the lock: a command that ends now comes after this with what it has to say.
-        let busy = vm_id.is_some_and(|id| self.tasks.works_on(id.uuid()));
+        let busy = event.vm_id().is_some_and(|id| self.tasks.works_on(id.uuid()));
         if let Some(event) = news.event(event, busy) {
             self.controller.events.push(event);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::header::DATE;
 use shared::time::Timestamp;
 use shared::units::Bytes;
-use shared::wire::host::{Finding, Grade, VirtMode};
+use shared::wire::host::{Finding, Grade, VirtMode, release_numbers};
 use tokio_util::sync::CancellationToken;
 
 use crate::cmd::Cmd;
@@ -29,8 +29,6 @@ const LEAST_SPACE: Bytes = Bytes::gib(2);
 
 /// Oldest libvirt and QEMU that guests are run and moved with.
 const OLDEST: (&str, &str) = ("8.0.0", "6.2.0");
-/// A clock that is further off than this, in milliseconds, will make certificates and tokens fail.
-const MOST_SKEW_MS: i64 = 30_000;
 /// How long a controller may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -98,7 +96,7 @@ async fn controller(client: &reqwest::Client, url: &str) -> Vec<Finding> {
     };
     let mut findings = vec![finding(Grade::Good, "controller", format!("{url} answers"))];
     if let Some(theirs) = answer.headers().get(DATE).and_then(|date| Timestamp::from_http_date(date.to_str().ok()?)) {
-        findings.push(clock(now_ms() - theirs.ms()));
+        findings.push(Finding::of_clock(now_ms() - theirs.ms()));
     }
     findings
 }
@@ -115,17 +113,6 @@ fn why_not(error: &reqwest::Error) -> String {
         "port 8443 must be reachable from this host (docs/ports.md)"
     };
     format!("cannot be used: {text}; {hint}")
-}
-
-/// How far this host's clock is ahead of a controller's, in milliseconds.
-fn clock(ahead_ms: i64) -> Finding {
-    let seconds = ahead_ms / 1000;
-    if ahead_ms.abs() > MOST_SKEW_MS {
-        let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
-        let text = format!("is {} s {side} the controller's: set it (timedatectl, chrony)", seconds.abs());
-        return finding(Grade::Bad, "clock", text);
-    }
-    finding(Grade::Good, "clock", "is the controller's")
 }
 
 /// The wall clock.
@@ -160,9 +147,8 @@ fn moving(dir: &Path) -> Finding {
 }
 
 fn is_older(version: &str, than: &str) -> bool {
-    let numbers = |text: &str| text.split('.').map(|n| n.parse::<u32>().unwrap_or(0)).collect::<Vec<_>>();
     // One that is not known is not older.
-    !version.is_empty() && numbers(version) < numbers(than)
+    !version.is_empty() && release_numbers(version) < release_numbers(than)
 }
 
 fn user() -> Finding {
@@ -238,9 +224,9 @@ mod tests {
     fn what_is_old_and_what_is_late_is_found() {
         assert!(is_older("7.10.0", "8.0.0") && is_older("6.1.9", "6.2.0"));
         assert!(!is_older("10.0.0", "8.0.0") && !is_older("8.0.0", "8.0.0") && !is_older("", "8.0.0"));
-        assert_eq!(clock(3_600_000).grade, Grade::Bad);
-        assert!(clock(-3_600_000).text.contains("3600 s behind"));
-        assert_eq!(clock(-900).grade, Grade::Good);
+        assert_eq!(Finding::of_clock(3_600_000).grade, Grade::Bad);
+        assert!(Finding::of_clock(-3_600_000).text.contains("3600 s behind"));
+        assert_eq!(Finding::of_clock(-900).grade, Grade::Good);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use shared::id::{HostId, ResourceId, VmId};
-use shared::wire::host_dns_name;
+use shared::wire::{STREAM_PROTOCOL, host_dns_name};
 use shared::{Code, Error, Result};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -35,8 +35,6 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::storage::FileError;
 
-/// What the `Upgrade` header says.
-pub const PROTOCOL: &str = "kring-stream";
 /// How long a connection to the other agent may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -293,7 +291,7 @@ async fn connect(way: &Way) -> Result<TokioIo<hyper::upgrade::Upgraded>> {
             .uri(format!("/v1/migrations/{}/{}", way.vm_id, way.part.as_str()))
             .header(header::HOST, host_dns_name(way.to))
             .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
-            .header(header::UPGRADE, HeaderValue::from_static(PROTOCOL))
+            .header(header::UPGRADE, HeaderValue::from_static(STREAM_PROTOCOL))
             .body(Empty::<Bytes>::new())
             .map_err(Error::internal)?;
         let answer = async {

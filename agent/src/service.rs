@@ -203,7 +203,7 @@ async fn restore_networks(app: Arc<App>) {
     tokio::pin!(patience);
     let mut restored_without = false;
     loop {
-        if app.hypervisor.digest().is_ok()
+        if app.hypervisor.summary().is_ok()
             && let Ok(identities) = app.hypervisor.identities().await
         {
             app.networks.restore(Some(&identities), &app.shutdown).await;

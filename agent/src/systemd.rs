@@ -71,7 +71,7 @@ pub async fn run(app: Arc<App>) {
 }
 
 fn status(app: &App) -> String {
-    let libvirt = app.hypervisor.digest().err().map(|e| format!("; libvirt: {e}")).unwrap_or_default();
+    let libvirt = app.hypervisor.summary().err().map(|e| format!("; libvirt: {e}")).unwrap_or_default();
     format!("host {}; {} tasks{libvirt}", app.identity.load().host_id, app.tasks.active())
 }
 

@@ -279,6 +279,25 @@ async fn what_an_operator_does_with_virsh_is_found_by_event_and_by_ping() -> any
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_and_is_again_at_the_next_ping_is_found() -> anyhow::Result<()> {
+    let (cluster, image, network) = ready().await?;
+    cluster.set("host.ping_interval", json!(2)).await?;
+    let vm = cluster.vm(&image, &network).await?;
+    let host = cluster.sim_host(vm.host_id)?;
+    host.virsh(vm.id, PowerState::Stopped)?;
+    cluster.vm_becomes(vm.id, VmState::Stopped).await?;
+    let pings = host.pings.count();
+    harness::wait::until("two pings", async || host.pings.count() >= pings + 2).await?;
+    // Between two pings: an event tells that it runs, none tells that it has stopped once more.
+    host.virsh(vm.id, PowerState::Running)?;
+    cluster.vm_becomes(vm.id, VmState::Running).await?;
+    host.set_silent(true);
+    host.virsh(vm.id, PowerState::Stopped)?;
+    cluster.vm_becomes(vm.id, VmState::Stopped).await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_undefined_domain_is_made_again_when_its_vm_starts() -> anyhow::Result<()> {
     let (cluster, image, network) = ready().await?;
     let vm = cluster.vm(&image, &network).await?;

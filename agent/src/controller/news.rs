@@ -47,11 +47,7 @@ impl Told {
 impl News {
     /// libvirt tells something; `busy` when a command works on the VM. Answers what is to be sent now.
     pub fn event(&mut self, event: AgentEvent, busy: bool) -> Option<AgentEvent> {
-        let vm_id = match &event {
-            AgentEvent::VmChanged { vm } => vm.vm_id,
-            AgentEvent::VmGone { vm_id } => *vm_id,
-            AgentEvent::AgentStarted => return Some(event),
-        };
+        let Some(vm_id) = event.vm_id() else { return Some(event) };
         if busy {
             self.held.insert(vm_id, event);
             return None;

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use shared::api::vm::ConsoleKind;
@@ -13,12 +10,9 @@ use shared::id::VmId;
 use shared::{Code, Error, Result};
 use tokio::sync::Semaphore;
 
-use super::{Answer, refuse};
+use super::{Answer, must_upgrade, refuse, switching};
 use crate::app::App;
 use crate::ops;
-
-/// What the `Upgrade` header says.
-const PROTOCOL: &str = "kring-stream";
 
 /// Opens a console and hands the connection over to it.
 pub(super) async fn open(
@@ -47,10 +41,7 @@ async fn try_open(
         "vnc" => ConsoleKind::Vnc,
         _ => return Err(Error::not_found("console", kind)),
     };
-    let wanted = request.headers().get(UPGRADE).and_then(|v| v.to_str().ok());
-    if !wanted.is_some_and(|v| v.eq_ignore_ascii_case(PROTOCOL)) {
-        return Err(Error::new(Code::InvalidRequest, format!("a console needs the header Upgrade: {PROTOCOL}")));
-    }
+    must_upgrade(&request, "a console")?;
     let place = Arc::clone(places)
         .try_acquire_owned()
         .map_err(|_| Error::new(Code::Unavailable, "too many consoles are open on the host"))?;
@@ -71,9 +62,5 @@ async fn try_open(
             None => {}
         }
     });
-    let mut answer = Response::new(Full::new(Bytes::new()));
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
-    Ok(answer)
+    Ok(switching())
 }

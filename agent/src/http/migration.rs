@@ -3,18 +3,15 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use shared::id::{HostId, VmId};
 use shared::{Code, Error, Result};
 
-use super::{Answer, refuse};
+use super::{Answer, must_upgrade, refuse, switching};
 use crate::app::App;
-use crate::relay::{self, PROTOCOL, Part};
+use crate::relay::{self, Part};
 
 /// Bytes that are on their way in each direction.
 const BUFFER: usize = 1 << 20;
@@ -36,10 +33,7 @@ async fn try_open(
 ) -> Result<Answer> {
     let vm_id: VmId = id.parse().map_err(|e: shared::id::InvalidId| Error::new(Code::InvalidRequest, e.to_string()))?;
     let part = Part::parse(part).ok_or_else(|| Error::not_found("stream", part))?;
-    let wanted = request.headers().get(UPGRADE).and_then(|v| v.to_str().ok());
-    if !wanted.is_some_and(|v| v.eq_ignore_ascii_case(PROTOCOL)) {
-        return Err(Error::new(Code::InvalidRequest, format!("a stream needs the header Upgrade: {PROTOCOL}")));
-    }
+    must_upgrade(&request, "a stream")?;
     let mut near = relay::accept(app, vm_id, from, part).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let stop = app.shutdown.clone();
@@ -58,9 +52,5 @@ async fn try_open(
             None => {}
         }
     });
-    let mut answer = Response::new(Full::new(Bytes::new()));
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
-    Ok(answer)
+    Ok(switching())
 }

@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use shared::wire::STREAM_PROTOCOL;
 use shared::{Code, Error};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -117,6 +118,24 @@ async fn read_body(body: Incoming) -> Result<Bytes, Error> {
         Ok(Err(e)) => Err(Error::new(Code::InvalidRequest, format!("the body broke off: {e}"))),
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "the body came too slowly")),
     }
+}
+
+/// Refuses a request for `what` that does not say that it becomes raw bytes.
+fn must_upgrade(request: &Request<Incoming>, what: &str) -> Result<(), Error> {
+    let wanted = request.headers().get(UPGRADE).and_then(|v| v.to_str().ok());
+    if wanted.is_some_and(|v| v.eq_ignore_ascii_case(STREAM_PROTOCOL)) {
+        return Ok(());
+    }
+    Err(Error::new(Code::InvalidRequest, format!("{what} needs the header Upgrade: {STREAM_PROTOCOL}")))
+}
+
+/// `101`: raw bytes follow.
+fn switching() -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    answer.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
+    answer.headers_mut().insert(UPGRADE, http::HeaderValue::from_static(STREAM_PROTOCOL));
+    answer
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Answer {

@@ -63,8 +63,8 @@ pub(super) async fn answer(
 
 /// Never waits for anything: what libvirt says comes from memory.
 fn ping(app: &App) -> Pong {
-    let (digest, libvirt_error) = match app.hypervisor.digest() {
-        Ok(digest) => (Some(digest), None),
+    let (summary, libvirt_error) = match app.hypervisor.summary() {
+        Ok(summary) => (Some(summary), None),
         Err(reason) => (None, Some(reason)),
     };
     Pong {
@@ -72,7 +72,8 @@ fn ping(app: &App) -> Pong {
         boot_id: app.boot_id,
         agent_id: app.agent_id,
         agent_version: VERSION.to_string(),
-        digest,
+        digest: summary.map(|summary| summary.digest),
+        changes: summary.map(|summary| summary.changes),
         libvirt_error,
     }
 }

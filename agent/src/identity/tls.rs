@@ -23,7 +23,7 @@ use rustls::{
 use sha2::{Digest, Sha256};
 use shared::id::HostId;
 use shared::time::Timestamp;
-use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name};
+use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name, host_of_dns_name};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// How long a connection to a controller stays open for the next request.
@@ -95,16 +95,10 @@ pub fn peer(cert: &CertificateDer<'_>) -> Option<Peer> {
     let (_, parsed) = X509Certificate::from_der(cert.as_ref()).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
     let id = names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) => name.strip_suffix(&host_dns_name_suffix())?.parse().ok(),
+        GeneralName::DNSName(name) => host_of_dns_name(name),
         _ => None,
     })?;
     is_for(cert, &host_dns_name(id)).then_some(Peer::Host(id))
-}
-
-/// What follows a host's id in its name.
-fn host_dns_name_suffix() -> String {
-    let nobody = HostId::from_uuid(uuid::Uuid::nil());
-    host_dns_name(nobody).replace(&nobody.to_string(), "")
 }
 
 /// A client that speaks to other hosts of `ca`, each by its name.

@@ -11,7 +11,7 @@ use shared::wire::event::AgentEvent;
 use shared::wire::vm::{PowerState, VmReport, digest};
 use tokio::sync::{broadcast, watch};
 
-use super::Digest;
+use super::Summary;
 
 /// Events that a slow receiver may fall behind before it has to compare a full list.
 const BACKLOG: usize = 1024;
@@ -32,12 +32,14 @@ struct Inner {
     vms: HashMap<VmId, VmReport>,
     /// Why the content is not to be trusted; `None` when it is.
     stale: Option<String>,
+    /// How often a VM has come, gone or done something else.
+    changes: u64,
 }
 
 impl Default for Cache {
     fn default() -> Self {
         Self {
-            inner: Mutex::new(Inner { vms: HashMap::new(), stale: Some(NOT_YET.into()) }),
+            inner: Mutex::new(Inner { vms: HashMap::new(), stale: Some(NOT_YET.into()), changes: 0 }),
             events: broadcast::channel(BACKLOG).0,
             changes: watch::channel(0).0,
         }
@@ -68,12 +70,12 @@ impl Cache {
         for report in vms {
             let known = old.remove(&report.vm_id);
             if known.is_none_or(|known| known.power != report.power) {
-                self.tell(AgentEvent::VmChanged { vm: report.clone() });
+                self.tell(&mut inner, AgentEvent::VmChanged { vm: report.clone() });
             }
             inner.vms.insert(report.vm_id, report);
         }
         for vm_id in old.into_keys() {
-            self.tell(AgentEvent::VmGone { vm_id });
+            self.tell(&mut inner, AgentEvent::VmGone { vm_id });
         }
         drop(inner);
         self.bump();
@@ -86,12 +88,12 @@ impl Cache {
             Some(report) => {
                 let known = inner.vms.insert(vm_id, report.clone());
                 if known.is_none_or(|known| known.power != report.power) {
-                    self.tell(AgentEvent::VmChanged { vm: report });
+                    self.tell(&mut inner, AgentEvent::VmChanged { vm: report });
                 }
             }
             None => {
                 if inner.vms.remove(&vm_id).is_some() {
-                    self.tell(AgentEvent::VmGone { vm_id });
+                    self.tell(&mut inner, AgentEvent::VmGone { vm_id });
                 }
             }
         }
@@ -104,17 +106,21 @@ impl Cache {
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    fn tell(&self, event: AgentEvent) {
+    fn tell(&self, inner: &mut Inner, event: AgentEvent) {
+        inner.changes = inner.changes.wrapping_add(1);
         // Nobody listens when the agent is only being started or stopped.
         let _ = self.events.send(event);
     }
 
-    /// See [`super::Hypervisor::digest`].
-    pub fn digest(&self) -> Digest {
+    /// See [`super::Hypervisor::summary`].
+    pub fn summary(&self) -> Result<Summary, String> {
         let inner = self.lock();
         match &inner.stale {
             Some(reason) => Err(reason.clone()),
-            None => Ok(digest(inner.vms.values().map(|vm| (&vm.vm_id, &vm.power)))),
+            None => {
+                let digest = digest(inner.vms.values().map(|vm| (&vm.vm_id, &vm.power)));
+                Ok(Summary { digest, changes: inner.changes })
+            }
         }
     }
 
@@ -149,11 +155,11 @@ mod tests {
     #[test]
     fn the_digest_is_unknown_until_a_listing_and_after_a_loss() {
         let cache = Cache::default();
-        assert!(cache.digest().is_err());
+        assert!(cache.summary().is_err());
         cache.replace(Vec::new());
-        assert_eq!(cache.digest(), Ok(0));
+        assert_eq!(cache.summary(), Ok(Summary { digest: 0, changes: 0 }));
         cache.set_stale("hung");
-        assert_eq!(cache.digest(), Err("hung".to_string()));
+        assert_eq!(cache.summary(), Err("hung".to_string()));
         assert_eq!(cache.power(VmId::new()), None);
     }
 
@@ -162,9 +168,23 @@ mod tests {
         let (a, b) = (VmId::new(), VmId::new());
         let cache = Cache::default();
         cache.replace(vec![report(a, PowerState::Running), report(b, PowerState::Stopped)]);
-        assert_eq!(cache.digest(), Ok(digest([(&b, &PowerState::Stopped), (&a, &PowerState::Running)])));
+        let expected = digest([(&b, &PowerState::Stopped), (&a, &PowerState::Running)]);
+        assert_eq!(cache.summary(), Ok(Summary { digest: expected, changes: 2 }));
         cache.put(b, Some(report(b, PowerState::Crashed)));
-        assert_eq!(cache.digest(), Ok(digest([(&b, &PowerState::Crashed), (&a, &PowerState::Running)])));
+        assert_eq!(cache.summary().unwrap().digest, digest([(&b, &PowerState::Crashed), (&a, &PowerState::Running)]));
+    }
+
+    #[test]
+    fn what_was_and_is_again_shows_in_the_count_of_changes() {
+        let (cache, vm) = (Cache::default(), VmId::new());
+        cache.replace(vec![report(vm, PowerState::Running)]);
+        let before = cache.summary().unwrap();
+        cache.put(vm, Some(report(vm, PowerState::Running)));
+        assert_eq!(cache.summary().unwrap(), before);
+        cache.put(vm, Some(report(vm, PowerState::Stopped)));
+        cache.put(vm, Some(report(vm, PowerState::Running)));
+        let after = cache.summary().unwrap();
+        assert_eq!((after.digest, after.changes), (before.digest, before.changes + 2));
     }
 
     #[test]

@@ -160,8 +160,14 @@ pub struct Consoles {
     pub vnc_port: Option<u16>,
 }
 
-/// The digest of the VMs as libvirt last told, or why it is not known.
-pub type Digest = Result<u64, String>;
+/// All VMs as libvirt last told, in two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// [`shared::wire::vm::digest`] of what they do.
+    pub digest: u64,
+    /// How often that has changed since this process began.
+    pub changes: u64,
+}
 
 /// What the agent asks of the hypervisor. Every call ends by its own deadline; none holds a thread
 /// of the async runtime.
@@ -229,8 +235,8 @@ pub trait Hypervisor: Send + Sync {
     async fn remove_filters(&self) -> Result<(), Error>;
     /// Versions of libvirt and QEMU.
     async fn versions(&self) -> Result<Versions, Error>;
-    /// The digest of all VMs, from memory: never waits.
-    fn digest(&self) -> Digest;
+    /// All VMs in two numbers, from memory: never waits. When they are not known, why.
+    fn summary(&self) -> Result<Summary, String>;
     /// The power state of a VM, from memory: never waits. `None` when it is not known.
     fn power(&self, vm_id: VmId) -> Option<PowerState>;
     /// Tells what changes from now on. A receiver that lags must compare a full list.

@@ -26,7 +26,7 @@ use super::pool::{Pool, TakeBack, Undo};
 use super::watch::{self, Shared};
 use super::xml::device::Disk;
 use super::xml::domain::DomainSpec;
-use super::{Consoles, Digest, Error, Hypervisor, Listing, ShutdownBy, Versions, abort, calls, disks, filters};
+use super::{Consoles, Error, Hypervisor, Listing, ShutdownBy, Summary, Versions, abort, calls, disks, filters};
 use crate::config::LibvirtConfig;
 
 /// Messages of libvirt that may wait; beyond that a full list is compared instead.
@@ -83,17 +83,17 @@ impl Libvirt {
     /// [`Error::Unreachable`] with the reason, when that takes longer than `limit`.
     pub async fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
         let mut changes = self.changes();
-        let mut until = async |done: fn(&Digest) -> bool| {
-            while !done(&self.digest()) {
+        let mut until = async |done: fn(&Result<Summary, String>) -> bool| {
+            while !done(&self.summary()) {
                 if changes.changed().await.is_err() {
                     return;
                 }
             }
         };
-        let _ = tokio::time::timeout(FIRST_CONTACT, until(|d| d.as_ref().err().is_none_or(|e| e != NOT_YET))).await;
+        let _ = tokio::time::timeout(FIRST_CONTACT, until(|s| s.as_ref().err().is_none_or(|e| e != NOT_YET))).await;
         let _ = tokio::time::timeout(limit, until(Result::is_ok)).await;
-        // Whether the wait ended by itself shows in the digest.
-        self.digest().map(|_| ()).map_err(|reason| Error::Unreachable { reason })
+        // Whether the wait ended by itself shows in the summary.
+        self.summary().map(|_| ()).map_err(|reason| Error::Unreachable { reason })
     }
 
     async fn call<T: Send + 'static>(
@@ -342,8 +342,8 @@ impl Hypervisor for Libvirt {
         self.read("ask for versions", calls::versions).await
     }
 
-    fn digest(&self) -> Digest {
-        self.shared.cache.digest()
+    fn summary(&self) -> Result<Summary, String> {
+        self.shared.cache.summary()
     }
 
     fn power(&self, vm_id: VmId) -> Option<PowerState> {

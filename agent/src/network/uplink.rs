@@ -55,16 +55,20 @@ fn class(link: &str) -> PathBuf {
     PathBuf::from("/sys/class/net").join(link)
 }
 
+/// What an interface is a port of.
+fn master(link: &str) -> Option<String> {
+    let path = std::fs::read_link(class(link).join("master")).ok()?;
+    Some(path.file_name()?.to_string_lossy().into_owned())
+}
+
 async fn look(uplink: &str, tools: &Tools<'_>) -> Result<Seen, Error> {
     if !bridge::exists(uplink) {
         return Err(Error::NoUplink(uplink.to_string()));
     }
-    let master = std::fs::read_link(class(uplink).join("master")).ok();
-    let master = master.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let mtu = std::fs::read_to_string(class(uplink).join("mtu")).unwrap_or_default();
     Ok(Seen {
         is_bridge: class(uplink).join("bridge").exists(),
-        master: master.map(|name| (name.clone(), class(&name).join("bridge").exists())),
+        master: master(uplink).map(|name| (name.clone(), class(&name).join("bridge").exists())),
         mtu: mtu.trim().parse().unwrap_or(u32::MAX),
         addresses: bridge::reachable_addresses(uplink, tools).await?,
     })
@@ -152,10 +156,7 @@ fn script(spec: &NetworkSpec, uplink: &str, names: &Names, port: &Port, there: b
 #[must_use]
 pub fn plugged(spec: &NetworkSpec, names: &Names) -> Option<String> {
     let uplink = spec.uplink.clone()?;
-    let of_ours = |link: &String| {
-        let master = std::fs::read_link(class(link).join("master")).ok();
-        master.is_some_and(|path| path.file_name().is_some_and(|name| *name == *names.bridge()))
-    };
+    let of_ours = |link: &String| master(link).is_some_and(|master| master == names.bridge());
     [names.port(), uplink].into_iter().find(of_ours)
 }
 

@@ -15,7 +15,7 @@ use crate::libvirt::metadata::Identity;
 use crate::libvirt::migration::Migration;
 use crate::libvirt::xml::device::Disk;
 use crate::libvirt::xml::domain::DomainSpec;
-use crate::libvirt::{Consoles, Digest, Error, Hypervisor, Listing, ShutdownBy, Versions};
+use crate::libvirt::{Consoles, Error, Hypervisor, Listing, ShutdownBy, Summary, Versions};
 
 /// Domains in memory. `suspend` waits for a permit of `gate`; `resume` panics.
 pub(crate) struct Fake {
@@ -24,7 +24,7 @@ pub(crate) struct Fake {
     pub gate: Semaphore,
     /// Calls of `suspend` that have begun.
     pub suspends: AtomicUsize,
-    /// What `digest` answers instead, when there is something.
+    /// What `summary` answers instead, when there is something.
     pub broken: Mutex<Option<String>>,
     /// What `disk_paths` answers.
     pub disks: Mutex<Vec<PathBuf>>,
@@ -159,10 +159,13 @@ impl Hypervisor for Fake {
     async fn versions(&self) -> Result<Versions, Error> {
         Ok(Versions { libvirt: "9.0.0".into(), qemu: "7.2.0".into() })
     }
-    fn digest(&self) -> Digest {
+    fn summary(&self) -> Result<Summary, String> {
         match self.broken.lock().unwrap().clone() {
             Some(reason) => Err(reason),
-            None => Ok(digest(self.vms.lock().unwrap().values().map(|vm| (&vm.vm_id, &vm.power)))),
+            None => {
+                let digest = digest(self.vms.lock().unwrap().values().map(|vm| (&vm.vm_id, &vm.power)));
+                Ok(Summary { digest, changes: *self.changes.borrow() })
+            }
         }
     }
     fn power(&self, vm_id: VmId) -> Option<PowerState> {

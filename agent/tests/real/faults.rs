@@ -19,21 +19,21 @@ fn real_a_lost_or_frozen_libvirt_is_unknown_not_off() {
         let vm = host.vm(&network(NetworkKind::Isolated, 5), "10.77.5.10", None);
         vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
         until("the digest counts the VM", || host.hypervisor().power(vm.vm_id)).await;
-        let before = host.hypervisor().digest().unwrap();
+        let before = host.hypervisor().summary().unwrap().digest;
 
         sh("kill -STOP $(cat /run/libvirtd.pid)");
         let hung = host.hypervisor().list().await;
         assert!(hung.is_err(), "{hung:?}");
-        assert!(host.hypervisor().digest().is_err());
+        assert!(host.hypervisor().summary().is_err());
         assert_eq!(host.hypervisor().power(vm.vm_id), None);
         sh("kill -CONT $(cat /run/libvirtd.pid)");
-        until("the digest is back", || host.hypervisor().digest().ok().filter(|d| *d == before)).await;
+        until("the digest is back", || host.hypervisor().summary().ok().filter(|s| s.digest == before)).await;
 
         sh("kill -KILL $(cat /run/libvirtd.pid)");
-        until("the loss is known", || host.hypervisor().digest().err()).await;
+        until("the loss is known", || host.hypervisor().summary().err()).await;
         assert!(host.hypervisor().list().await.is_err());
         sh("rm -f /run/libvirtd.pid; setsid libvirtd -d --pid-file /run/libvirtd.pid >/dev/null 2>&1 </dev/null");
-        until("the digest is back", || host.hypervisor().digest().ok().filter(|d| *d == before)).await;
+        until("the digest is back", || host.hypervisor().summary().ok().filter(|s| s.digest == before)).await;
         let now = host.hypervisor().get(vm.vm_id).await.unwrap().unwrap();
         assert_eq!(now.power, PowerState::Running, "the guest did not notice");
 

@@ -1,6 +1,7 @@
 //! A connection to an agent: TCP, TLS, HTTP/1.1, and what goes over it.
 
 use std::fmt::Display;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use shared::id::HostId;
-use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name};
+use shared::wire::{CONTROLLER_DNS_NAME, STREAM_PROTOCOL, host_dns_name};
 use shared::{Code, Error, Result};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -105,16 +106,12 @@ impl Link {
             let body = body.map_err(|e| unreachable_host(host, e.as_ref()))?.to_bytes();
             Ok(Answer { status, body })
         };
-        tokio::pin!(answer);
-        // The connection carries one exchange at a time: it needs no task of its own.
-        tokio::select! {
-            biased;
-            answer = &mut answer => answer,
-            _ = connection => {
-                *ended = true;
-                answer.await
-            }
-        }
+        let connection = async {
+            // Why it ended is what the answer says.
+            let _ = connection.await;
+            *ended = true;
+        };
+        driven(connection, answer).await
     }
 
     /// Whether it may carry one more exchange.
@@ -139,7 +136,7 @@ pub(super) async fn upgrade(
 ) -> Result<Upgraded> {
     before(deadline, host, async {
         let Link { mut sender, connection, .. } = Link::open(tls, host).await?;
-        let request = Request::new(Method::GET, path).header(header::UPGRADE.as_str(), "kring-stream");
+        let request = Request::new(Method::GET, path).header(header::UPGRADE.as_str(), STREAM_PROTOCOL);
         let request = to_http(host, &request, Some("upgrade"))?;
         let answer = async {
             let mut response = sender.send_request(request).await.map_err(|e| unreachable_host(host, &e))?;
@@ -151,14 +148,7 @@ pub(super) async fn upgrade(
             Err(serde_json::from_slice(&body)
                 .unwrap_or_else(|_| Error::new(Code::HostFailed, "the agent did not open the console")))
         };
-        let connection = connection.with_upgrades();
-        tokio::pin!(connection, answer);
-        let stream = tokio::select! {
-            biased;
-            stream = &mut answer => stream,
-            _ = &mut connection => answer.await,
-        };
-        stream.map(TokioIo::new)
+        driven(connection.with_upgrades(), answer).await.map(TokioIo::new)
     })
     .await
 }
@@ -179,12 +169,8 @@ where
     };
     let name = ServerName::try_from(CONTROLLER_DNS_NAME)
         .map_err(|e| Error::internal(format_args!("the controllers' name is not a DNS name: {e}")))?;
-    let opened = timeout_at(Instant::now() + TO_CONTROLLER, async {
-        let stream = TcpStream::connect(controller).await.map_err(|e| lost(&e))?;
-        stream.set_nodelay(true).map_err(|e| lost(&e))?;
-        TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|e| lost(&e))
-    });
-    let stream = opened.await.map_err(|e| lost(&e))??;
+    let opened = timeout_at(Instant::now() + TO_CONTROLLER, tls_stream(tls, controller, name));
+    let stream = opened.await.map_err(|e| lost(&e))?.map_err(|e| lost(&e))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(&e))?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(|e| lost(&e))?;
@@ -192,6 +178,12 @@ where
         let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| lost(e.as_ref()))?;
         Ok(http::Response::from_parts(head, body.to_bytes()))
     };
+    driven(connection, answer).await
+}
+
+/// Resolves with what comes over a connection, which makes progress meanwhile. A connection carries one exchange
+/// at a time: it needs no task of its own.
+async fn driven<T>(connection: impl Future, answer: impl Future<Output = T>) -> T {
     tokio::pin!(connection, answer);
     tokio::select! {
         biased;
@@ -201,11 +193,19 @@ where
 }
 
 async fn connect(tls: &Arc<rustls::ClientConfig>, host: &HostRef) -> Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(&host.address).await.map_err(|e| unreachable_host(host, &e))?;
-    stream.set_nodelay(true).map_err(|e| unreachable_host(host, &e))?;
     let name = ServerName::try_from(host_dns_name(host.id))
         .map_err(|e| Error::internal(format_args!("a host's name is not a DNS name: {e}")))?;
-    TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|e| unreachable_host(host, &e))
+    tls_stream(tls, &host.address, name).await.map_err(|e| unreachable_host(host, &e))
+}
+
+async fn tls_stream(
+    tls: &Arc<rustls::ClientConfig>,
+    address: &str,
+    name: ServerName<'static>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    TlsConnector::from(Arc::clone(tls)).connect(name, stream).await
 }
 
 fn to_http(host: &HostRef, request: &Request, connection: Option<&'static str>) -> Result<http::Request<Full<Bytes>>> {

@@ -19,7 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName};
 use shared::id::HostId;
-use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name};
+use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name, host_of_dns_name};
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -182,7 +182,7 @@ pub fn peer_host(cert: &CertificateDer<'_>) -> Option<HostId> {
     let (_, parsed) = X509Certificate::from_der(cert.as_ref()).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
     names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) => name.strip_suffix(".host.kring")?.parse().ok(),
+        GeneralName::DNSName(name) => host_of_dns_name(name),
         _ => None,
     })
 }

@@ -188,7 +188,7 @@ pub async fn set_facts(
     capacity: (u32, Bytes),
     now: Timestamp,
 ) -> Result<()> {
-    tx.touch_reach(id);
+    tx.touch_host(id);
     sqlx::query(
         "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, last_seen_at = $6,
              nics = $7, version = version + 1 WHERE id = $1",

@@ -273,7 +273,6 @@ async fn all_taken(conn: &mut Conn, id: NetworkId) -> Result<HashSet<Ipv4Addr>> 
 
 /// Reads a network, without links.
 pub fn from_row(row: &AnyRow) -> Result<Network> {
-    let mtu = row.int("mtu")?;
     Ok(Network {
         id: row.parse("id")?,
         name: row.parse("name")?,
@@ -287,16 +286,9 @@ pub fn from_row(row: &AnyRow) -> Result<Network> {
         },
         service_address: row.parse("service_address")?,
         dns: row.json("dns")?,
-        mtu: u16::try_from(mtu)
-            .map_err(|_| super::Error::Column { column: "mtu".to_string(), value: mtu.to_string() })?,
+        mtu: row.number("mtu")?,
         uplink: row.opt_text("uplink")?,
-        vlan: match row.opt_int("vlan")? {
-            None => None,
-            Some(vlan) => Some(
-                u16::try_from(vlan)
-                    .map_err(|_| super::Error::Column { column: "vlan".to_string(), value: vlan.to_string() })?,
-            ),
-        },
+        vlan: row.opt_number("vlan")?,
         created_at: row.time("created_at")?,
         links: Default::default(),
     })

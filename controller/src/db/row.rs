@@ -48,10 +48,20 @@ pub(in crate::db) trait RowExt {
             .map_err(|_| Error::Column { column: column.to_string(), value })
     }
 
+    /// A number column of a smaller type.
+    fn number<T: TryFrom<i64>>(&self, column: &str) -> Result<T> {
+        let value = self.int(column)?;
+        T::try_from(value).map_err(|_| Error::Column { column: column.to_string(), value: value.to_string() })
+    }
+
+    /// The same for a column that may be NULL.
+    fn opt_number<T: TryFrom<i64>>(&self, column: &str) -> Result<Option<T>> {
+        self.opt_int(column)?.map(|_| self.number(column)).transpose()
+    }
+
     /// A number column that holds a count.
     fn count(&self, column: &str) -> Result<u32> {
-        let value = self.int(column)?;
-        u32::try_from(value).map_err(|_| Error::Column { column: column.to_string(), value: value.to_string() })
+        self.number(column)
     }
 
     /// A number column that holds bytes.

@@ -135,24 +135,26 @@ pub(super) async fn digests(conn: &mut Conn, hosts: &[HostId]) -> Result<Found<H
     let head = "SELECT host_id, id, state FROM vm WHERE host_id";
     for row in rows_in(conn, head, hosts.iter(), "").await? {
         let (host, id, state): (HostId, VmId, VmState) = (row.parse("host_id")?, row.parse("id")?, row.word("state")?);
-        match (at_rest(state), found.get_mut(&host)) {
-            (Some(power), Some(Ok(sum))) => *sum = sum.wrapping_add(power.map_or(0, |power| digest([(&id, &power)]))),
+        match (adds(id, state), found.get_mut(&host)) {
+            (Some(own), Some(Ok(sum))) => *sum = sum.wrapping_add(own),
             _ => drop(found.remove(&host)),
         }
     }
     Ok(found)
 }
 
-/// What the domain of a VM does that nobody changes now, if it has one; `None` when there is no saying.
-const fn at_rest(state: VmState) -> Option<Option<PowerState>> {
-    match state {
-        VmState::Running => Some(Some(PowerState::Running)),
-        VmState::Paused => Some(Some(PowerState::Paused)),
-        VmState::Stopped => Some(Some(PowerState::Stopped)),
-        VmState::Crashed => Some(Some(PowerState::Crashed)),
-        VmState::Deleted => Some(None),
-        _ => None,
-    }
+/// What a VM that nobody changes now adds to the digest of its host; `None` when there is no saying.
+fn adds(id: VmId, state: VmState) -> Option<u64> {
+    let power = match state {
+        VmState::Running => PowerState::Running,
+        VmState::Paused => PowerState::Paused,
+        VmState::Stopped => PowerState::Stopped,
+        VmState::Crashed => PowerState::Crashed,
+        // It has no domain.
+        VmState::Deleted => return Some(0),
+        _ => return None,
+    };
+    Some(digest([(&id, &power)]))
 }
 
 /// Id and version of every VM on a host.

@@ -23,6 +23,18 @@ pub enum AgentEvent {
     AgentStarted,
 }
 
+impl AgentEvent {
+    /// The VM that it is about, if it is about one.
+    #[must_use]
+    pub const fn vm_id(&self) -> Option<crate::id::VmId> {
+        match self {
+            Self::VmChanged { vm } => Some(vm.vm_id),
+            Self::VmGone { vm_id } => Some(*vm_id),
+            Self::AgentStarted => None,
+        }
+    }
+}
+
 /// A batch of events, in the order in which they happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentEvents {

@@ -78,6 +78,30 @@ pub struct Finding {
     pub text: String,
 }
 
+/// A clock that is further off than this will make certificates and tokens fail.
+const MOST_SKEW_MS: i64 = 30_000;
+
+impl Finding {
+    /// What is found of a host's clock that is so far ahead of a controller's, in milliseconds.
+    #[must_use]
+    pub fn of_clock(ahead_ms: i64) -> Self {
+        let (grade, text) = if ahead_ms.abs() > MOST_SKEW_MS {
+            let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+            let seconds = (ahead_ms / 1000).abs();
+            (Grade::Bad, format!("is {seconds} s {side} the controller's: set it (timedatectl, chrony)"))
+        } else {
+            (Grade::Good, "is the controller's".to_string())
+        };
+        Self { grade, what: "clock".to_string(), text }
+    }
+}
+
+/// The numbers of a release such as `9.0.1`, to be compared with another's. What is no number counts as 0.
+#[must_use]
+pub fn release_numbers(release: &str) -> Vec<u32> {
+    release.split('.').map(|number| number.parse().unwrap_or(0)).collect()
+}
+
 /// What an agent found on its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
@@ -177,6 +201,10 @@ pub struct Pong {
     pub agent_version: String,
     /// [`crate::wire::vm::digest`] of the VMs as libvirt last told; `None` while libvirt does not answer.
     pub digest: Option<u64>,
+    /// How often what a VM does has changed since this process began: the digest alone does not show that
+    /// one stopped and runs again. Absent from older agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<u64>,
     /// Whether libvirt answers; when not, why.
     #[serde(default)]
     pub libvirt_error: Option<String>,

@@ -66,11 +66,22 @@ pub const HEADER_REQUEST_ID: &str = "x-request-id";
 /// W3C trace context: whose work this is.
 pub const HEADER_TRACEPARENT: &str = "traceparent";
 
+/// What the `Upgrade` header says when a request becomes raw bytes.
+pub const STREAM_PROTOCOL: &str = "kring-stream";
+
 /// DNS name in a host's certificate; the controller connects to an address and expects this name.
 #[must_use]
 pub fn host_dns_name(id: HostId) -> String {
-    format!("{id}.host.kring")
+    format!("{id}{HOST_DNS_SUFFIX}")
 }
+
+/// The host whose name this is; `None` for another name.
+#[must_use]
+pub fn host_of_dns_name(name: &str) -> Option<HostId> {
+    name.strip_suffix(HOST_DNS_SUFFIX)?.parse().ok()
+}
+
+const HOST_DNS_SUFFIX: &str = ".host.kring";
 
 /// DNS name in every controller's certificate, for agents.
 pub const CONTROLLER_DNS_NAME: &str = "controller.kring";

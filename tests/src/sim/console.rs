@@ -17,7 +17,7 @@ use super::host::Host;
 use super::serve::{Answer, refuse};
 
 /// What the `Upgrade` header says.
-const PROTOCOL: &str = "kring-stream";
+const PROTOCOL: &str = shared::wire::STREAM_PROTOCOL;
 
 /// What the console of a VM says first: VNC's protocol version, or a line of text.
 #[must_use]

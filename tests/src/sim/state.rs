@@ -2,6 +2,7 @@
 //! volumes, cached images, networks. Only data and the rules of the contract; no task, no wire.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 
 use serde::{Deserialize, Serialize};
 use shared::api::image::DiskFormat;
@@ -32,6 +33,38 @@ pub struct Domain {
     pub networks: Vec<NetworkId>,
 }
 
+/// Domains, and how often they may have been changed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Domains {
+    map: BTreeMap<VmId, Domain>,
+    #[serde(skip)]
+    changes: u64,
+}
+
+impl PartialEq for Domains {
+    fn eq(&self, other: &Self) -> bool {
+        self.map == other.map
+    }
+}
+
+impl Eq for Domains {}
+
+impl Deref for Domains {
+    type Target = BTreeMap<VmId, Domain>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+impl DerefMut for Domains {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.changes += 1;
+        &mut self.map
+    }
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -49,7 +82,7 @@ pub struct Volume {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Domains of Kring.
-    pub vms: BTreeMap<VmId, Domain>,
+    pub vms: Domains,
     /// Domains that are not of Kring.
     pub foreign: BTreeSet<String>,
     /// Volumes.
@@ -102,6 +135,12 @@ impl State {
     pub fn digest(&self) -> Option<u64> {
         let power = self.vms.iter().map(|(id, domain)| (id, &domain.power));
         self.libvirt_error.is_none().then(|| shared::wire::vm::digest(power))
+    }
+
+    /// How often a domain may have been changed.
+    #[must_use]
+    pub const fn changes(&self) -> u64 {
+        self.vms.changes
     }
 
     /// Refuses everything that needs libvirt while it does not answer.

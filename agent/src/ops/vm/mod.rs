@@ -69,7 +69,7 @@ async fn wait_inactive(app: &Arc<App>, cx: &TaskCx, vm_id: VmId, limit: Duration
                 Some(PowerState::Stopped | PowerState::Crashed) => return Ok(()),
                 Some(PowerState::Running | PowerState::Paused) => {}
                 // Nobody knows while libvirt does not answer; gone when it does.
-                None if app.hypervisor.digest().is_ok() => return Err(Error::not_found("VM on this host", vm_id)),
+                None if app.hypervisor.summary().is_ok() => return Err(Error::not_found("VM on this host", vm_id)),
                 None => {}
             }
             if changes.changed().await.is_err() {

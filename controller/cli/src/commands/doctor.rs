@@ -1,11 +1,13 @@
 //! `kring doctor`: what is not as it should be with controllers, hosts and storages, and what to do.
 
+use std::collections::HashMap;
+
 use clap::Args;
 use serde_json::{Value, json};
 use shared::api::controller::{Controller, ControllerState};
 use shared::api::host::{Host, HostConnection};
 use shared::api::storage::Storage;
-use shared::id::ResourceId as _;
+use shared::id::{HostId, ResourceId as _};
 use shared::units::Bytes;
 use shared::wire::host::Grade;
 
@@ -53,8 +55,10 @@ pub async fn run(ctx: &Ctx, args: Doctor) -> Result<()> {
     let controllers: Vec<Controller> = controllers.items.iter().map(parse).collect::<Result<_>>()?;
     controllers.iter().for_each(|controller| of_controller(controller, &controllers, &mut troubles));
     let hosts = ctx.client.list("/hosts", &Query::default()).await?;
+    let mut names = HashMap::new();
     for item in &hosts.items {
         let host: Host = parse(item)?;
+        names.insert(host.id, host.name.to_string());
         let host = if args.quick { host } else { looked_at(ctx, host).await };
         of_host(&host, &controllers, &mut troubles);
     }
@@ -64,7 +68,7 @@ pub async fn run(ctx: &Ctx, args: Doctor) -> Result<()> {
     }
     let storages = ctx.client.list("/storages", &Query::default()).await?;
     for item in &storages.items {
-        of_storage(&parse(item)?, &hosts.items, &mut troubles)?;
+        of_storage(&parse(item)?, &names, &mut troubles);
     }
     tell(ctx, &troubles, controllers.len(), hosts.items.len())
 }
@@ -118,19 +122,11 @@ fn of_host(host: &Host, controllers: &[Controller], troubles: &mut Vec<Trouble>)
     }
 }
 
-fn of_storage(storage: &Storage, hosts: &[Value], troubles: &mut Vec<Trouble>) -> Result<()> {
-    let name = |id| -> Result<String> {
-        for item in hosts {
-            let host: Host = parse(item)?;
-            if host.id == id {
-                return Ok(host.name.to_string());
-            }
-        }
-        Ok(id.to_string())
-    };
+fn of_storage(storage: &Storage, hosts: &HashMap<HostId, String>, troubles: &mut Vec<Trouble>) {
+    let name = |id: HostId| hosts.get(&id).cloned().unwrap_or_else(|| id.to_string());
     let full = |total: Bytes, available: Bytes| total.0 > 0 && available.0 < total.0 / FREE;
     for host in &storage.hosts {
-        let of = format!("storage {} on {}", storage.name, name(host.host_id)?);
+        let of = format!("storage {} on {}", storage.name, name(host.host_id));
         if let Some(error) = &host.error {
             troubles.push(Trouble::new(Grade::Bad, of, "use", error.clone()));
         } else if storage.capacity.is_none() && full(host.total, host.available) {
@@ -142,7 +138,6 @@ fn of_storage(storage: &Storage, hosts: &[Value], troubles: &mut Vec<Trouble>) -
         let text = format!("only {} of {} are free: make room", capacity.available, capacity.total);
         troubles.push(Trouble::new(Grade::Poor, format!("storage {}", storage.name), "space", text));
     }
-    Ok(())
 }
 
 fn tell(ctx: &Ctx, troubles: &[Trouble], controllers: usize, hosts: usize) -> Result<()> {

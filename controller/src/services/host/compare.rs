@@ -151,18 +151,9 @@ async fn write_down(context: &Context, row: &HostRow, inventory: &Inventory) -> 
     Ok(written.await?)
 }
 
-/// A clock that is further off than this will make certificates and tokens fail.
-const MOST_SKEW_MS: i64 = 30_000;
-
-/// What is wrong with a host's clock.
+/// What is wrong with a host's clock; an older agent does not tell of it.
 fn clock(theirs: i64, ours: i64) -> Option<Finding> {
-    let ahead_s = (theirs - ours) / 1000;
-    if theirs == 0 || (theirs - ours).abs() <= MOST_SKEW_MS {
-        return None;
-    }
-    let side = if ahead_s > 0 { "ahead of" } else { "behind" };
-    let text = format!("is {} s {side} the controller's: set it (timedatectl, chrony)", ahead_s.abs());
-    Some(Finding { grade: Grade::Bad, what: "clock".to_string(), text })
+    (theirs != 0).then(|| Finding::of_clock(theirs - ours)).filter(|finding| finding.grade != Grade::Good)
 }
 
 /// Tells the owner of each VM, of the database's and of the host's, what the host says of it.

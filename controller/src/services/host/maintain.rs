@@ -21,7 +21,6 @@ use shared::name::Name;
 use shared::{Code, Error, Result};
 use uuid::Uuid;
 
-use crate::bus::Bus;
 use crate::cx::Cx;
 use crate::db::{self, Tx};
 use crate::deps::Mover;
@@ -43,16 +42,10 @@ pub(super) async fn maintain(context: Context, cx: Cx, message: MaintainHost) ->
 /// Has VMs moved by messages to their owners.
 pub(super) struct ByBus(pub(super) Context);
 
-impl ByBus {
-    fn bus(&self) -> Result<&Arc<Bus>> {
-        self.0.bus()
-    }
-}
-
 #[async_trait]
 impl Mover for ByBus {
     async fn migrate(&self, vm: VmId) -> Result<JobId> {
-        let accepted = self.bus()?.call(&Cx::system(ACCEPT), MigrateVm { id: vm, body: Body::default() }).await?;
+        let accepted = self.0.bus()?.call(&Cx::system(ACCEPT), MigrateVm { id: vm, body: Body::default() }).await?;
         Ok(accepted.job_id)
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::schedule::{Found, Rhythm, Schedule};
+use super::schedule::{Found, Rhythm, Schedule, Told};
 use crate::agent_client::HostRef;
 use crate::cx::Cx;
 use crate::db::{self, host::Reach};
@@ -152,26 +152,27 @@ impl Driver {
         match found {
             Found::Nothing => Ok(()),
             Found::Missed(reason) => self.context.bus()?.call(&Cx::system(FOLLOW_UP), HostMissed { id, reason }).await,
-            Found::Changed(digest) => match self.context.deps.db.digests.get(id).await? {
-                Some(expected) if expected == digest => {
-                    self.schedule().agrees(id, Some(digest));
+            Found::Changed(told) => match self.context.deps.db.digests.get(id).await? {
+                Some(expected) if expected == told.digest => {
+                    self.schedule().agrees(id, told);
                     Ok(())
                 }
-                _ => self.compare(id, Some(digest)).await,
+                _ => self.compare(id, told).await,
             },
-            Found::Compare(digest) => self.compare(id, digest).await,
+            Found::Compare(told) => self.compare(id, told).await,
         }
     }
 
     /// What jobs held, or a storage that cannot be used, is compared again with the next ping.
-    async fn compare(&self, id: HostId, digest: Option<u64>) -> shared::Result<()> {
+    async fn compare(&self, id: HostId, told: Told) -> shared::Result<()> {
         let complete = self.context.bus()?.call(&Cx::system(FOLLOW_UP), CompareHost { id }).await?;
         let pause = if complete { self.rhythm().compare } else { Duration::ZERO };
         self.schedule().compare_at(id, Instant::now() + pause);
         if complete {
-            self.schedule().agrees(id, digest);
+            self.schedule().agrees(id, told);
         }
-        self.read_some(vec![id]).await
+        // How it is reached now was written here, and is read as everything that is.
+        Ok(())
     }
 }
 

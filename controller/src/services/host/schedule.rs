@@ -16,6 +16,9 @@ use crate::db::host::Reach;
 
 /// Time between two pings of a host that has just joined: it is awaited.
 const AWAITED: Duration = Duration::from_secs(1);
+/// Every so many answers of a host the database is asked although they are the same: what is written
+/// there may have changed, by an event that came late.
+const DOUBTED: u32 = 10;
 
 /// How often hosts are pinged, by the settings.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +47,22 @@ struct Known {
     next: Instant,
     misses: u32,
     /// What it answered when all was last known to be as the database says.
-    digest: Option<u64>,
+    agreed: Option<Told>,
+    /// Answers so far, begun with a number of its own so that not all are doubted at once.
+    answers: u32,
     /// When it is compared whatever it answers: files on its disks have no part in the digest.
     compare_at: Instant,
     /// A ping or what follows from it is on its way.
     busy: bool,
+}
+
+/// What a host answers of its VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    /// What they do.
+    pub(super) digest: u64,
+    /// How often that has changed: it may be what it was and not have been so in between.
+    changes: Option<u64>,
 }
 
 /// What an answer, or none, asks for.
@@ -56,10 +70,10 @@ struct Known {
 pub(super) enum Found {
     /// Nothing: all is as it was, or it is too early to say.
     Nothing,
-    /// The same process as before tells of other VMs. The database may say the same, because Kring did it.
-    Changed(u64),
-    /// The host or its agent is not the one that was compared.
-    Compare(Option<u64>),
+    /// The same process as before tells of changes. The database may say the same, because Kring made them.
+    Changed(Told),
+    /// The host or its agent is not the one that was compared, or that was long ago.
+    Compare(Told),
     /// It does not answer any more, and why.
     Missed(String),
 }
@@ -92,7 +106,9 @@ impl Schedule {
             None => {
                 self.due.insert((next, id));
                 let compare_at = now + phase(id, rhythm.compare);
-                self.hosts.insert(id, Known { reach, next, misses: 0, digest: None, compare_at, busy: false });
+                let answers = id.uuid().as_fields().0 % DOUBTED;
+                let known = Known { reach, next, misses: 0, agreed: None, answers, compare_at, busy: false };
+                self.hosts.insert(id, known);
             }
         }
     }
@@ -159,9 +175,9 @@ impl Schedule {
     }
 
     /// Remembers that all was as the database says when the host answered this.
-    pub(super) fn agrees(&mut self, id: HostId, digest: Option<u64>) {
+    pub(super) fn agrees(&mut self, id: HostId, told: Told) {
         if let Some(known) = self.hosts.get_mut(&id) {
-            known.digest = digest;
+            known.agreed = Some(told);
         }
     }
 
@@ -177,16 +193,17 @@ impl Schedule {
 
 impl Known {
     /// While libvirt does not answer there is nothing to compare with: the last known state stands.
-    fn found(&self, pong: &Pong, now: Instant) -> Found {
+    fn found(&mut self, pong: &Pong, now: Instant) -> Found {
         let Some(digest) = pong.digest else { return Found::Nothing };
+        let told = Told { digest, changes: pong.changes };
+        self.answers = self.answers.wrapping_add(1);
         let compared = (Some(pong.boot_id), Some(pong.agent_id));
-        if self.reach.connection != HostConnection::Connected || (self.reach.boot_id, self.reach.agent_id) != compared {
-            return Found::Compare(pong.digest);
+        let as_compared = (self.reach.boot_id, self.reach.agent_id) == compared;
+        if self.reach.connection != HostConnection::Connected || !as_compared || self.compare_at <= now {
+            return Found::Compare(told);
         }
-        if self.compare_at <= now {
-            return Found::Compare(pong.digest);
-        }
-        if self.digest == pong.digest { Found::Nothing } else { Found::Changed(digest) }
+        let doubted = self.answers.is_multiple_of(DOUBTED);
+        if self.agreed == Some(told) && !doubted { Found::Nothing } else { Found::Changed(told) }
     }
 }
 
@@ -213,13 +230,18 @@ mod tests {
 
     fn pong(host_id: HostId, digest: Option<u64>) -> Pong {
         let (boot_id, agent_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        Pong { host_id, boot_id, agent_id, agent_version: String::new(), digest, libvirt_error: None }
+        Pong { host_id, boot_id, agent_id, agent_version: String::new(), digest, changes: None, libvirt_error: None }
+    }
+
+    fn told(digest: u64) -> Told {
+        Told { digest, changes: None }
     }
 
     fn one() -> (Schedule, HostId) {
         let (mut schedule, id) = (Schedule::default(), HostId::new());
         schedule.put(reach(id), RHYTHM, Instant::now());
-        schedule.agrees(id, Some(7));
+        schedule.agrees(id, told(7));
+        schedule.hosts.get_mut(&id).unwrap().answers = 0;
         (schedule, id)
     }
 
@@ -227,12 +249,27 @@ mod tests {
     fn only_what_differs_is_looked_at_and_silence_of_libvirt_is_not_a_difference() {
         let (mut schedule, id) = one();
         assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Nothing);
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(8))), RHYTHM, Instant::now()), Found::Changed(8));
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(8))), RHYTHM, Instant::now()), Found::Changed(told(8)));
         let restarted = |digest| Pong { boot_id: Uuid::from_u128(9), ..pong(id, digest) };
         assert_eq!(schedule.heard(id, Ok(restarted(None)), RHYTHM, Instant::now()), Found::Nothing);
-        assert_eq!(schedule.heard(id, Ok(restarted(Some(7))), RHYTHM, Instant::now()), Found::Compare(Some(7)));
+        assert_eq!(schedule.heard(id, Ok(restarted(Some(7))), RHYTHM, Instant::now()), Found::Compare(told(7)));
         schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, Instant::now());
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Compare(Some(7)));
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Compare(told(7)));
+    }
+
+    #[test]
+    fn what_was_and_is_again_is_looked_at_and_what_stays_the_same_is_doubted_at_times() {
+        let (mut schedule, id) = one();
+        let pong = |changes| Ok(Pong { changes: Some(changes), ..pong(id, Some(7)) });
+        let agreed = Told { digest: 7, changes: Some(3) };
+        schedule.agrees(id, agreed);
+        for _ in 1..DOUBTED {
+            assert_eq!(schedule.heard(id, pong(3), RHYTHM, Instant::now()), Found::Nothing);
+        }
+        assert_eq!(schedule.heard(id, pong(3), RHYTHM, Instant::now()), Found::Changed(agreed));
+        assert_eq!(schedule.heard(id, pong(3), RHYTHM, Instant::now()), Found::Nothing);
+        let changed = Told { digest: 7, changes: Some(5) };
+        assert_eq!(schedule.heard(id, pong(5), RHYTHM, Instant::now()), Found::Changed(changed));
     }
 
     #[test]
@@ -269,7 +306,7 @@ mod tests {
     fn a_host_is_compared_once_in_a_while_although_nothing_differs() {
         let (mut schedule, id) = one();
         let later = Instant::now() + RHYTHM.compare;
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Compare(Some(7)));
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Compare(told(7)));
         schedule.compare_at(id, later + RHYTHM.compare);
         assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Nothing);
     }

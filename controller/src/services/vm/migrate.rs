@@ -26,7 +26,7 @@ use shared::api::vm::VmState;
 use shared::api::volume::VolumeState;
 use shared::id::{ClusterId, HostId, ResourceId, StorageId, VmId, VolumeId};
 use shared::units::Bytes;
-use shared::wire::host::{StorageSpec, VirtMode};
+use shared::wire::host::{StorageSpec, VirtMode, release_numbers};
 use shared::wire::vm::{AbandonMigration, Landing, MigrateVm, PrepareMigration};
 use shared::wire::volume::DeleteVolume;
 use shared::{Code, Error, Result};
@@ -286,8 +286,7 @@ fn compatible(from: &HostFacts, to: &HostFacts) -> std::result::Result<(), Strin
     if from.virt_mode != to.virt_mode {
         return Err("one host runs guests on the processor, the other emulates it".to_string());
     }
-    let version = |text: &str| text.split('.').map(|n| n.parse::<u32>().unwrap_or(0)).collect::<Vec<_>>();
-    if version(&to.qemu_version) < version(&from.qemu_version) {
+    if release_numbers(&to.qemu_version) < release_numbers(&from.qemu_version) {
         return Err(format!(
             "QEMU {} is older than {}, with which the VM was started",
             to.qemu_version, from.qemu_version
