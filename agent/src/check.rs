@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::header::DATE;
 use shared::time::Timestamp;
 use shared::units::Bytes;
-use shared::wire::host::{Finding, Grade, VirtMode, release_numbers};
+use shared::wire::host::{Finding, VirtMode, release_numbers};
 use tokio_util::sync::CancellationToken;
 
 use crate::cmd::Cmd;
@@ -32,25 +32,10 @@ const OLDEST: (&str, &str) = ("8.0.0", "6.2.0");
 /// How long a controller may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-fn finding(grade: Grade, what: &str, text: impl Into<String>) -> Finding {
-    Finding { grade, what: what.to_string(), text: text.into() }
-}
-
-/// A finding as a line of a report.
-#[must_use]
-pub fn line(finding: &Finding) -> String {
-    let mark = match finding.grade {
-        Grade::Good => "ok  ",
-        Grade::Poor => "warn",
-        Grade::Bad => "FAIL",
-    };
-    format!("{mark}  {:<20}{}", finding.what, finding.text)
-}
-
 /// Looks at everything that the agent needs.
 pub async fn run(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Finding> {
     let mut findings = vec![user(), guests(config.libvirt.virt_mode), libvirt(config, hypervisor).await];
-    findings.extend(facts::kvm_closed_to_guests().map(|reason| finding(Grade::Poor, "/dev/kvm", reason)));
+    findings.extend(facts::kvm_closed_to_guests().map(|reason| Finding::poor("/dev/kvm", reason)));
     for (program, version, package) in PROGRAMS {
         findings.push(self::program(program, version, package).await);
     }
@@ -67,16 +52,16 @@ pub async fn from_outside(config: &Config) -> Vec<Finding> {
     let identity = match store.load(config.controller.timeout()) {
         Ok(identity) => identity,
         Err(identity::Error::NotJoined) => {
-            findings.push(finding(Grade::Poor, "identity", "has joined no cloud yet: kring-agent join"));
+            findings.push(Finding::poor("identity", "has joined no cloud yet: kring-agent join"));
             return findings;
         }
         Err(error) => {
             let text = format!("{}: kring-agent join, with a new token", crate::log::chain(&error));
-            findings.push(finding(Grade::Bad, "identity", text));
+            findings.push(Finding::bad("identity", text));
             return findings;
         }
     };
-    findings.push(finding(Grade::Good, "identity", format!("host {}", identity.host_id)));
+    findings.push(Finding::good("identity", format!("host {}", identity.host_id)));
     let mut urls = config.controller.urls.clone();
     urls.extend(store.told_controllers().unwrap_or_default());
     urls.extend(identity.controllers.iter().cloned());
@@ -92,9 +77,9 @@ async fn controller(client: &reqwest::Client, url: &str) -> Vec<Finding> {
     let asked = client.get(format!("{}/healthz", url.trim_end_matches('/'))).timeout(PATIENCE).send().await;
     let answer = match asked {
         Ok(answer) => answer,
-        Err(error) => return vec![finding(Grade::Bad, "controller", format!("{url}: {}", why_not(&error)))],
+        Err(error) => return vec![Finding::bad("controller", format!("{url}: {}", why_not(&error)))],
     };
-    let mut findings = vec![finding(Grade::Good, "controller", format!("{url} answers"))];
+    let mut findings = vec![Finding::good("controller", format!("{url} answers"))];
     if let Some(theirs) = answer.headers().get(DATE).and_then(|date| Timestamp::from_http_date(date.to_str().ok()?)) {
         findings.push(Finding::of_clock(now_ms() - theirs.ms()));
     }
@@ -125,13 +110,13 @@ pub fn now_ms() -> i64 {
 fn port(config: &Config) -> Finding {
     let listen = config.agent.listen;
     if crate::service::claim(&config.agent.data_dir).is_err() {
-        return finding(Grade::Good, "port", format!("{listen}: an agent runs"));
+        return Finding::good("port", format!("{listen}: an agent runs"));
     }
     match std::net::TcpListener::bind(listen) {
-        Ok(_) => finding(Grade::Good, "port", format!("{listen} is free")),
+        Ok(_) => Finding::good("port", format!("{listen} is free")),
         Err(error) => {
             let text = format!("{listen} cannot be listened at ({error}): see `ss -ltnp`, or set [agent] listen");
-            finding(Grade::Bad, "port", text)
+            Finding::bad("port", text)
         }
     }
 }
@@ -140,10 +125,10 @@ fn port(config: &Config) -> Finding {
 fn moving(dir: &Path) -> Finding {
     let parent = dir.parent().unwrap_or(dir);
     if parent.is_dir() {
-        return finding(Grade::Good, "moving guests", format!("by sockets in {}", dir.display()));
+        return Finding::good("moving guests", format!("by sockets in {}", dir.display()));
     }
     let text = format!("{} is not there: start libvirt once, or set [libvirt] migration_dir", parent.display());
-    finding(Grade::Poor, "moving guests", text)
+    Finding::poor("moving guests", text)
 }
 
 fn is_older(version: &str, than: &str) -> bool {
@@ -153,18 +138,16 @@ fn is_older(version: &str, than: &str) -> bool {
 
 fn user() -> Finding {
     if nix::unistd::geteuid().is_root() {
-        finding(Grade::Good, "user", "root")
+        Finding::good("user", "root")
     } else {
-        finding(Grade::Bad, "user", "the agent makes bridges and namespaces: run it as root")
+        Finding::bad("user", "the agent makes bridges and namespaces: run it as root")
     }
 }
 
 fn guests(choice: VirtModeChoice) -> Finding {
     match facts::virt_mode(choice) {
-        (VirtMode::Kvm, _) => finding(Grade::Good, "guests", "run on the processor (KVM)"),
-        (VirtMode::Emulated, reason) => {
-            finding(Grade::Poor, "guests", format!("are emulated, which is slow: {reason}"))
-        }
+        (VirtMode::Kvm, _) => Finding::good("guests", "run on the processor (KVM)"),
+        (VirtMode::Emulated, reason) => Finding::poor("guests", format!("are emulated, which is slow: {reason}")),
     }
 }
 
@@ -173,12 +156,12 @@ async fn libvirt(config: &Config, hypervisor: &dyn Hypervisor) -> Finding {
         Ok(v) if is_older(&v.libvirt, OLDEST.0) || is_older(&v.qemu, OLDEST.1) => {
             let text =
                 format!("{} with QEMU {} is too old: {} and {} are needed", v.libvirt, v.qemu, OLDEST.0, OLDEST.1);
-            finding(Grade::Bad, "libvirt", text)
+            Finding::bad("libvirt", text)
         }
-        Ok(v) => finding(Grade::Good, "libvirt", format!("{}, QEMU {}", v.libvirt, v.qemu)),
+        Ok(v) => Finding::good("libvirt", format!("{}, QEMU {}", v.libvirt, v.qemu)),
         Err(error) => {
             let hint = "install libvirt-daemon-system and start it: systemctl enable --now libvirtd (or: virtlogd -d; libvirtd -d)";
-            finding(Grade::Bad, "libvirt", format!("{}: {error}; {hint}", config.libvirt.uri))
+            Finding::bad("libvirt", format!("{}: {error}; {hint}", config.libvirt.uri))
         }
     }
 }
@@ -186,11 +169,11 @@ async fn libvirt(config: &Config, hypervisor: &dyn Hypervisor) -> Finding {
 async fn program(name: &'static str, version: &str, package: &str) -> Finding {
     let run = Cmd::new(name).arg(version).within(Duration::from_secs(10)).run(&CancellationToken::new()).await;
     match run {
-        Ok(output) => finding(Grade::Good, name, output.text().lines().next().unwrap_or_default().trim()),
+        Ok(output) => Finding::good(name, output.text().lines().next().unwrap_or_default().trim()),
         Err(crate::cmd::Error::Start { .. }) => {
-            finding(Grade::Bad, name, format!("is not installed: apt-get install {package}"))
+            Finding::bad(name, format!("is not installed: apt-get install {package}"))
         }
-        Err(error) => finding(Grade::Bad, name, format!("{error}; apt-get install --reinstall {package}")),
+        Err(error) => Finding::bad(name, format!("{error}; apt-get install --reinstall {package}")),
     }
 }
 
@@ -200,22 +183,24 @@ fn space(what: &'static str, path: &Path) -> Finding {
     match local::space(&there) {
         Ok((_, free)) if free < LEAST_SPACE => {
             let text = format!("{} has only {free} free: make room, or set another folder", path.display());
-            finding(Grade::Bad, what, text)
+            Finding::bad(what, text)
         }
-        Ok((total, free)) => finding(Grade::Good, what, format!("{}: {free} free of {total}", path.display())),
-        Err(error) => finding(Grade::Bad, what, format!("{}: {}", path.display(), error.chain())),
+        Ok((total, free)) => Finding::good(what, format!("{}: {free} free of {total}", path.display())),
+        Err(error) => Finding::bad(what, format!("{}: {}", path.display(), error.chain())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use shared::wire::host::Grade;
+
     use super::*;
 
     #[tokio::test]
     async fn a_missing_program_is_found_with_the_package_that_brings_it() {
         let finding = program("no-such-program-of-kring", "--version", "some-package").await;
         assert_eq!(finding.grade, Grade::Bad);
-        assert!(line(&finding).contains("apt-get install some-package"), "{finding:?}");
+        assert!(finding.text.contains("apt-get install some-package"), "{finding:?}");
         assert_eq!(program("sh", "-c", "dash").await.grade, Grade::Bad);
         assert_eq!(program("true", "--version", "coreutils").await.grade, Grade::Good);
     }

@@ -232,7 +232,7 @@ async fn check_host(config: &Config) -> anyhow::Result<ExitCode> {
     let mut findings = check::run(config, &hypervisor).await;
     findings.extend(Box::pin(check::from_outside(config)).await);
     for finding in &findings {
-        println!("{}", check::line(finding));
+        println!("{finding}");
     }
     let fit = findings.iter().all(|f| f.grade != Grade::Bad);
     println!("{}", if fit { "This host is fit for Kring." } else { "This host is not fit yet." });

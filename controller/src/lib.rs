@@ -8,6 +8,7 @@ pub mod backup;
 pub mod bootstrap;
 pub mod bus;
 pub mod callbacks;
+pub mod check;
 pub mod clock;
 pub mod config;
 pub mod cx;

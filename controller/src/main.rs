@@ -9,6 +9,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use controller::app::{self, App, Foundation};
 use controller::config::{Config, DEFAULT_TOML};
 use controller::{backup, log, privileges, systemd};
+use shared::wire::host::Grade;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How a process ends that was fenced.
@@ -44,6 +45,8 @@ enum Command {
     },
     /// Runs the controller.
     Serve,
+    /// Looks whether a controller can run here as it is configured, and says what to do; one may be running.
+    Check,
     /// Makes another token of the admin account and prints it; the controller may be running.
     AdminToken {
         /// Where to write a configuration for the command line `kring`, in place of printing.
@@ -96,6 +99,7 @@ fn main() -> Result<()> {
         match args.command {
             Command::Init { .. } => init(config, cli_config).await,
             Command::Serve => serve(config).await,
+            Command::Check => check(&config).await,
             Command::AdminToken { .. } => admin_token(&config, cli_config).await,
             Command::Backup { folder } => {
                 let size = backup::backup(&config, &std::path::absolute(&folder)?).await?;
@@ -109,6 +113,16 @@ fn main() -> Result<()> {
             Command::Config | Command::Manual { .. } => Ok(()),
         }
     })
+}
+
+async fn check(config: &Config) -> Result<()> {
+    let findings = controller::check::run(config).await;
+    let mut out = std::io::stdout();
+    for finding in &findings {
+        writeln!(out, "{finding}")?;
+    }
+    anyhow::ensure!(findings.iter().all(|finding| finding.grade != Grade::Bad), "a controller cannot run here yet");
+    Ok(writeln!(out, "A controller can run here.")?)
 }
 
 fn manual(folder: &Path) -> Result<()> {

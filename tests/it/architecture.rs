@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["main"],
     &["app"],
     &["callbacks"],
-    &["backup", "bootstrap", "handover", "api"],
+    &["backup", "bootstrap", "check", "handover", "api"],
     &["reconcile"],
     &["services", "metrics"],
     &["workflow"],

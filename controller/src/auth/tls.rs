@@ -17,8 +17,10 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use shared::id::HostId;
+use shared::time::Timestamp;
 use shared::wire::{CONTROLLER_DNS_NAME, host_dns_name, host_of_dns_name};
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -237,6 +239,17 @@ fn name_of(name: &GeneralName<'_>) -> Option<String> {
         },
         _ => None,
     }
+}
+
+/// When the first certificate in a file ends.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn ends_at(path: &std::path::Path) -> Result<Timestamp, Error> {
+    let bad = || Error::certificate(&path.display().to_string(), "it holds no certificate");
+    let cert = CertificateDer::from_pem_slice(read(path)?.as_bytes()).map_err(|_| bad())?;
+    let (_, parsed) = X509Certificate::from_der(cert.as_ref()).map_err(|_| bad())?;
+    Ok(Timestamp(parsed.validity().not_after.timestamp().saturating_mul(1000)))
 }
 
 /// Whether less than a third of a certificate's life is left, or it does not count yet.

@@ -21,7 +21,7 @@ pub const LIST: ListSpec = ListSpec {
         Field::id("id", "cluster.id").sortable(),
         Field::text("name", "cluster.name").sortable(),
         Field::id("zone_id", "cluster.zone_id"),
-        Field::text("zone.name", "zone.name").through("zone WHERE zone.id = cluster.zone_id"),
+        Field::text("zone.name", "zone.name").through("zone", "zone.id", "cluster.zone_id"),
         Field::text("description", "cluster.description"),
         Field::time("created_at", "cluster.created_at"),
     ],

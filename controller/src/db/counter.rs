@@ -6,8 +6,14 @@ use super::{Conn, Result};
 
 /// The next value of a counter. Its row stays locked until the commit.
 pub async fn next(conn: &mut Conn, name: &'static str) -> Result<i64> {
-    let row = sqlx::query("UPDATE counter SET value = value + 1 WHERE name = $1 RETURNING value")
+    advance(conn, name, 1).await
+}
+
+/// The last one of the next `by` values.
+pub(super) async fn advance(conn: &mut Conn, name: &'static str, by: usize) -> Result<i64> {
+    let row = sqlx::query("UPDATE counter SET value = value + $2 WHERE name = $1 RETURNING value")
         .bind(name)
+        .bind(by as i64)
         .fetch_one(conn)
         .await?;
     Ok(row.try_get("value")?)

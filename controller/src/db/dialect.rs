@@ -148,6 +148,14 @@ impl Dialect {
         }
     }
 
+    /// Name and version of the database.
+    pub(super) const fn version(self) -> &'static str {
+        match self {
+            Self::Sqlite => "'SQLite ' || sqlite_version()",
+            Self::Postgres => "'PostgreSQL ' || current_setting('server_version')",
+        }
+    }
+
     /// Milliseconds since the epoch by the database's own clock.
     #[must_use]
     pub const fn now_ms(self) -> &'static str {

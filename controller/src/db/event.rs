@@ -2,19 +2,20 @@
 //!
 //! The cursor comes from a counter row, whose lock is held until the commit: so the order of cursors
 //! is the order of commits on both databases, and a reader that has seen a cursor misses nothing
-//! before it.
+//! before it. What a transaction appends is kept until its end and written at once, so the lock is
+//! held shortly.
 
 use serde::Serialize;
 use shared::api::event::Event;
 use shared::id::{AccountId, ResourceId};
 use shared::time::Timestamp;
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, json};
+use super::row::{RowExt, json, places};
 use super::{Conn, Result, Tx};
 
 /// Lists of events.
@@ -50,23 +51,56 @@ pub struct NewEvent<'a, C> {
     pub at: Timestamp,
 }
 
+/// An event that is written when its transaction ends.
+#[derive(Debug)]
+pub(super) struct Appended {
+    path: String,
+    resource_kind: String,
+    resource_id: String,
+    account_id: Option<String>,
+    content: String,
+    at: i64,
+}
+
 /// Appends an event; its watchers wake after the commit.
-pub async fn append<C: Serialize + Sync>(tx: &mut Tx, event: &NewEvent<'_, C>) -> Result<()> {
-    let cursor = super::counter::next(tx.conn(), "event_cursor").await?;
-    sqlx::query(
-        "INSERT INTO event (cursor, path, resource_kind, resource_id, account_id, content, at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(cursor)
-    .bind(event.path.to_string())
-    .bind(event.resource_kind.to_string())
-    .bind(event.resource_id.to_string())
-    .bind(event.account_id.map(|id| id.uuid().to_string()))
-    .bind(json(event.content)?)
-    .bind(event.at.ms())
-    .execute(tx.conn())
-    .await?;
-    tx.note_event();
+pub fn append<C: Serialize>(tx: &mut Tx, event: &NewEvent<'_, C>) -> Result<()> {
+    tx.events.push(Appended {
+        path: event.path.to_string(),
+        resource_kind: event.resource_kind.to_string(),
+        resource_id: event.resource_id.to_string(),
+        account_id: event.account_id.map(|id| id.uuid().to_string()),
+        content: json(event.content)?,
+        at: event.at.ms(),
+    });
+    Ok(())
+}
+
+/// Most events in one statement.
+const TOGETHER: usize = 32;
+
+/// Writes what was appended, in order: the last thing before the commit.
+pub(super) async fn write(conn: &mut Conn, events: &mut Vec<Appended>) -> Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let last = super::counter::advance(conn, "event_cursor", events.len()).await?;
+    let mut cursor = last - events.len() as i64;
+    let mut left = events.drain(..);
+    while left.len() > 0 {
+        // Powers of two: the texts of statements stay few, and each is prepared once.
+        let n = 1 << left.len().min(TOGETHER).ilog2();
+        let rows: Vec<_> = (0..n).map(|row| format!("({})", places(row * 7 + 1, 7))).collect();
+        let columns = "cursor, path, resource_kind, resource_id, account_id, content, at";
+        let sql = format!("INSERT INTO event ({columns}) VALUES {}", rows.join(", "));
+        // The text is made of pieces of this program and `$n`.
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for event in left.by_ref().take(n) {
+            cursor += 1;
+            query = query.bind(cursor).bind(event.path).bind(event.resource_kind).bind(event.resource_id);
+            query = query.bind(event.account_id).bind(event.content).bind(event.at);
+        }
+        query.execute(&mut *conn).await?;
+    }
     Ok(())
 }
 

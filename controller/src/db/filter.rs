@@ -50,9 +50,19 @@ pub struct Field {
     pub kind: Kind,
     /// Whether lists can be sorted by it: only for columns that are never NULL.
     pub sortable: bool,
-    /// For a related resource, what stands between `SELECT 1 FROM` and `AND <sql> …`, such as
-    /// `nic WHERE nic.vm_id = vm.id`.
-    pub through: Option<&'static str>,
+    /// For a field of a related resource, where that is.
+    pub through: Option<Through>,
+}
+
+/// A related table.
+#[derive(Clone, Copy, Debug)]
+pub struct Through {
+    /// The table, such as `nic`.
+    pub table: &'static str,
+    /// Its column that is the same as `here`, such as `nic.vm_id`. Never NULL where it counts.
+    pub there: &'static str,
+    /// The column of the listed table, such as `vm.id`.
+    pub here: &'static str,
 }
 
 impl Field {
@@ -95,10 +105,10 @@ impl Field {
         self.sortable = true;
         self
     }
-    /// The same field in a related table: `"nic WHERE nic.vm_id = vm.id"`.
+    /// The same field in a related table, such as `("nic", "nic.vm_id", "vm.id")`.
     #[must_use]
-    pub const fn through(mut self, through: &'static str) -> Self {
-        self.through = Some(through);
+    pub const fn through(mut self, table: &'static str, there: &'static str, here: &'static str) -> Self {
+        self.through = Some(Through { table, there, here });
         self
     }
     /// Whether its column is BIGINT.
@@ -189,9 +199,15 @@ fn node(tree: &Node, negated: bool, fields: &[Field], sql: &mut Sql) -> Result<(
             let (op, flip) = op.positive();
             let negated = negated != flip;
             match field.through {
-                Some(through) => {
-                    sql.push(if negated { "NOT EXISTS (SELECT 1 FROM " } else { "EXISTS (SELECT 1 FROM " });
-                    sql.push(through).push(" AND ");
+                // Few are related to what is asked for, as a rule, and the database begins with them.
+                Some(Through { table, there, here }) if !negated => {
+                    sql.push(here).push(" IN (SELECT ").push(there).push(" FROM ").push(table).push(" WHERE ");
+                    comparison(field, op, values, sql)?;
+                    sql.push(")");
+                }
+                Some(Through { table, there, here }) => {
+                    sql.push("NOT EXISTS (SELECT 1 FROM ").push(table).push(" WHERE ");
+                    sql.push(there).push(" = ").push(here).push(" AND ");
                     comparison(field, op, values, sql)?;
                     sql.push(")");
                 }

@@ -9,6 +9,7 @@ use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::filter::Field;
+use super::gather::Found;
 use super::page::ListSpec;
 use super::row::{RowExt, json, name_taken, rows_in};
 use super::{Conn, Result, Tx};
@@ -23,7 +24,7 @@ pub const LIST: ListSpec = ListSpec {
         Field::id("id", "host.id").sortable(),
         Field::text("name", "host.name").sortable(),
         Field::id("cluster_id", "host.cluster_id"),
-        Field::text("cluster.name", "cluster.name").through("cluster WHERE cluster.id = host.cluster_id"),
+        Field::text("cluster.name", "cluster.name").through("cluster", "cluster.id", "host.cluster_id"),
         Field::text("address", "host.address"),
         Field::text("admin_state", "host.admin_state"),
         Field::text("connection", "host.connection").sortable(),
@@ -130,6 +131,11 @@ pub async fn reach_of(conn: &mut Conn, hosts: &[HostId]) -> Result<Vec<Reach>> {
     let head = "SELECT id, address, connection, boot_id, agent_id FROM host WHERE id";
     let rows = rows_in(conn, head, hosts.iter(), "").await?;
     rows.iter().map(reach_from).collect()
+}
+
+/// The same, by id.
+pub(super) async fn reaches(conn: &mut Conn, hosts: &[HostId]) -> Result<Found<HostId, Reach>> {
+    Ok(reach_of(conn, hosts).await?.into_iter().map(|reach| (reach.id, Ok(reach))).collect())
 }
 
 fn reach_from(row: &AnyRow) -> Result<Reach> {

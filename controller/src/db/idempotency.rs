@@ -20,11 +20,21 @@ pub async fn find<R: DeserializeOwned>(tx: &mut Tx, account: AccountId, key: &Id
         .await?;
     let Some(row) = row else { return Ok(None) };
     if row.text("request_hash")? != key.request_hash {
-        let text =
-            format!("Idempotency-Key {:?} was used for another request: use a new key for a new request", key.key);
-        return Err(Fault::new(Code::IdempotencyMismatch, text).into());
+        return Err(mismatch(key).into());
     }
     row.json("reply").map(Some)
+}
+
+/// Remembers the answer to this key before it is true, in the transaction that will make it so. The answer
+/// that was given before, when there is one; an error when the key belongs to another request.
+pub async fn claim<R: Serialize + DeserializeOwned>(
+    tx: &mut Tx,
+    account: AccountId,
+    key: &Idempotency,
+    reply: &R,
+    now: Timestamp,
+) -> Result<Option<R>> {
+    if insert(tx, account, key, reply, now).await? { Ok(None) } else { find(tx, account, key).await }
 }
 
 /// Remembers the answer to this key, in the transaction that makes it true.
@@ -35,8 +45,29 @@ pub async fn record<R: Serialize>(
     reply: &R,
     now: Timestamp,
 ) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO idempotency (account_id, key, request_hash, reply, created_at) VALUES ($1, $2, $3, $4, $5)",
+    if insert(tx, account, key, reply, now).await? {
+        return Ok(());
+    }
+    // Whoever was quicker did not wait for the lock of `find`, so it was a request of another kind.
+    Err(mismatch(key).into())
+}
+
+fn mismatch(key: &Idempotency) -> Fault {
+    let text = format!("Idempotency-Key {:?} was used for another request: use a new key for a new request", key.key);
+    Fault::new(Code::IdempotencyMismatch, text)
+}
+
+/// False when the key has been used. Waits for whoever is about to use it.
+async fn insert<R: Serialize>(
+    tx: &mut Tx,
+    account: AccountId,
+    key: &Idempotency,
+    reply: &R,
+    now: Timestamp,
+) -> Result<bool> {
+    let done = sqlx::query(
+        "INSERT INTO idempotency (account_id, key, request_hash, reply, created_at) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (account_id, key) DO NOTHING",
     )
     .bind(account.to_string())
     .bind(key.key.clone())
@@ -45,7 +76,7 @@ pub async fn record<R: Serialize>(
     .bind(now.ms())
     .execute(tx.conn())
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// Forgets answers older than `before`; answers how many.

@@ -14,8 +14,9 @@ use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::filter::Field;
+use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json};
+use super::row::{RowExt, json, rows_in};
 use super::{Conn, Result, Tx};
 
 /// Lists of jobs.
@@ -86,6 +87,37 @@ pub struct JobRow {
     pub controller_id: Option<ControllerId>,
 }
 
+impl NewJob {
+    /// The row that it is accepted as.
+    #[must_use]
+    pub fn into_row(self) -> JobRow {
+        let steps: Vec<String> = self.steps.iter().map(ToString::to_string).collect();
+        let job = Job {
+            id: self.id,
+            kind: self.kind.to_string(),
+            state: JobState::Queued,
+            cancel_requested: false,
+            progress: 0,
+            step: steps.get(self.step).cloned(),
+            steps,
+            resource: self.resource,
+            account_id: self.account_id,
+            request_id: self.request_id,
+            error: None,
+            rolled_back: Vec::new(),
+            cleanup_owed: Vec::new(),
+            created_at: self.created_at,
+            started_at: None,
+            finished_at: None,
+            deadline_at: self.deadline_at,
+            links: shared::api::Links::new(),
+        };
+        let (data, traceparent) = (self.data, self.traceparent);
+        let controller_id = Some(self.controller_id);
+        JobRow { job, next_step: self.step, data, traceparent, generation: self.generation, controller_id }
+    }
+}
+
 /// Accepts a job.
 pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<()> {
     sqlx::query(
@@ -116,6 +148,12 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<()> {
 pub async fn get(conn: &mut Conn, id: JobId) -> Result<Option<JobRow>> {
     let row = sqlx::query("SELECT * FROM job WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
+}
+
+/// Some jobs.
+pub(super) async fn some(conn: &mut Conn, ids: &[JobId]) -> Result<Found<JobId, JobRow>> {
+    let rows = rows_in(conn, "SELECT * FROM job WHERE id", ids.iter(), "").await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
 }
 
 /// Takes a job for `controller`, under a generation that is at least as new, and answers it as it is from

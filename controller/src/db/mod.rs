@@ -4,7 +4,7 @@
 //! `$n` parameters, which both databases understand; the few differences live in [`dialect`].
 //!
 //! - [`Db::read`]: a connection that cannot write.
-//! - [`Db::vms`], [`Db::owners`]: point reads of which there are many at once, read together.
+//! - [`Db::vms`], [`Db::owners`] and the like: point reads of which there are many at once, read together.
 //! - [`Db::write`]: one transaction. On SQLite all writes that wait are grouped into one durable
 //!   commit; a failed one is rolled back alone, by its savepoint.
 //!
@@ -34,6 +34,7 @@ mod owner;
 pub mod page;
 pub mod placement;
 mod pool;
+pub mod probe;
 pub mod row;
 pub mod setting;
 pub mod storage;
@@ -53,8 +54,11 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use shared::Code;
+use shared::api::image::Image;
+use shared::api::network::Network;
+use shared::api::storage::Storage;
 use shared::api::vm::Vm;
-use shared::id::{AccountId, ControllerId, HostId, VmId};
+use shared::id::{AccountId, ControllerId, HostId, ImageId, JobId, NetworkId, StorageId, VmId};
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyConnection, AnyPool, Connection};
 use tokio::sync::watch;
@@ -171,14 +175,14 @@ impl From<Error> for shared::Error {
 pub struct Tx {
     conn: PoolConnection<Any>,
     dialect: Dialect,
-    appended_events: bool,
+    events: Vec<event::Appended>,
     touched_hosts: Vec<HostId>,
     reached_hosts: Vec<HostId>,
 }
 
 impl Tx {
     const fn new(conn: PoolConnection<Any>, dialect: Dialect) -> Self {
-        Self { conn, dialect, appended_events: false, touched_hosts: Vec::new(), reached_hosts: Vec::new() }
+        Self { conn, dialect, events: Vec::new(), touched_hosts: Vec::new(), reached_hosts: Vec::new() }
     }
 
     /// The connection, for the repository files.
@@ -189,11 +193,6 @@ impl Tx {
     /// Which database this is.
     pub(in crate::db) const fn dialect(&self) -> Dialect {
         self.dialect
-    }
-
-    /// Remembers that watchers of events must be woken after the commit.
-    pub(in crate::db) const fn note_event(&mut self) {
-        self.appended_events = true;
     }
 
     /// Remembers that the picture of a host must be made anew after the commit.
@@ -213,6 +212,18 @@ impl Tx {
 pub struct Db {
     /// VMs as users see them, without links.
     pub vms: Gathered<VmId, Vm>,
+    /// VMs as their hosts need to know them.
+    pub whole_vms: Gathered<VmId, vm::Whole>,
+    /// Images.
+    pub images: Gathered<ImageId, Image>,
+    /// Networks.
+    pub networks: Gathered<NetworkId, Network>,
+    /// Storages, without what each host has of them.
+    pub storages: Gathered<StorageId, Storage>,
+    /// How hosts are reached.
+    pub reaches: Gathered<HostId, host::Reach>,
+    /// Jobs.
+    pub jobs: Gathered<JobId, job::JobRow>,
     /// Whose a resource is, by noun and id. Infrastructure belongs to nobody.
     pub owners: Gathered<(&'static str, Uuid), AccountId>,
     dialect: Dialect,
@@ -225,6 +236,23 @@ pub struct Db {
     reached_hosts: Arc<TouchedHosts>,
     /// What hosts should answer to a ping when all is as it is written here.
     pub digests: Gathered<HostId, u64>,
+}
+
+/// Starts reads of one kind after the other.
+struct Points<'a> {
+    pool: AnyPool,
+    together: usize,
+    tasks: &'a TaskTracker,
+}
+
+impl Points<'_> {
+    fn of<K, V>(&self, read: gather::Read<K, V>) -> Gathered<K, V>
+    where
+        K: Copy + Eq + std::hash::Hash + Send + Sync + 'static,
+        V: Clone + Send + 'static,
+    {
+        Gathered::start(self.pool.clone(), self.together, read, self.tasks)
+    }
 }
 
 /// Names the shape of a write closure, which the compiler does not find by itself when the closure is
@@ -261,6 +289,9 @@ pub async fn take_heartbeat_lock(conn: &mut Conn, dialect: Dialect, joined: u64)
     dialect.take_lock(conn, joined).await
 }
 
+/// What makes the schema of this release.
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
 const READERS: u32 = 8;
 /// Connections that lists are read with: one that reads a million rows takes long, and nothing else may wait
@@ -277,7 +308,7 @@ impl Db {
             .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
             .connect(&dialect.create_url(url))
             .await?;
-        sqlx::migrate!("./migrations").run(&writers).await?;
+        MIGRATIONS.run(&writers).await?;
         let readers = pool::options(dialect, READERS)
             .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
             .connect(url)
@@ -286,11 +317,9 @@ impl Db {
             .after_connect(move |conn, _| async move { dialect.prepare_lister(conn).await }.boxed())
             .connect_lazy(url)?;
         let together = dialect.gathered_reads();
-        let vms = Gathered::start(readers.clone(), together, |conn, ids| vm::views(conn, ids).boxed(), tasks);
-        let owners = Gathered::start(readers.clone(), together, |conn, of| owner::of(conn, of).boxed(), tasks);
+        let points = Points { pool: readers.clone(), together, tasks };
         let events = Arc::new(watch::Sender::new(0));
         let own_events = Arc::new(watch::Sender::new(0));
-        let digests = Gathered::start(readers.clone(), together, |conn, of| vm::digests(conn, of).boxed(), tasks);
         let (touched_hosts, reached_hosts) = <(Arc<TouchedHosts>, Arc<TouchedHosts>)>::default();
         let committed = Committed {
             events: Arc::clone(&events),
@@ -298,10 +327,17 @@ impl Db {
             touched_hosts: Arc::clone(&touched_hosts),
             reached_hosts: Arc::clone(&reached_hosts),
         };
-        let writer = Writer::start(writers, dialect, committed, tasks);
+        let writer = Writer::start(writers, dialect, committed, tasks)?;
         Ok(Self {
-            vms,
-            owners,
+            vms: points.of(|conn, ids| vm::views(conn, ids).boxed()),
+            whole_vms: points.of(|conn, ids| vm::wholes(conn, ids).boxed()),
+            images: points.of(|conn, ids| image::some(conn, ids).boxed()),
+            networks: points.of(|conn, ids| network::some(conn, ids).boxed()),
+            storages: points.of(|conn, ids| storage::some(conn, ids).boxed()),
+            reaches: points.of(|conn, ids| host::reaches(conn, ids).boxed()),
+            jobs: points.of(|conn, ids| job::some(conn, ids).boxed()),
+            owners: points.of(|conn, of| owner::of(conn, of).boxed()),
+            digests: points.of(|conn, of| vm::digests(conn, of).boxed()),
             dialect,
             readers,
             listers,
@@ -310,7 +346,6 @@ impl Db {
             own_events,
             touched_hosts,
             reached_hosts,
-            digests,
         })
     }
 

@@ -1,8 +1,8 @@
 //! Rows of networks, and the leasing of their addresses.
 //!
-//! An address is leased in the transaction that inserts the card which has it. The network's row is
-//! held until its end, so leases of one network are made one at a time; the unique key of the cards is
-//! the final judge.
+//! An address is leased in the transaction that inserts the card which has it ([`super::nic::add`]). The
+//! network's row is held until its end, so leases of one network are made one at a time; the unique key of
+//! the cards is the final judge.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -15,8 +15,9 @@ use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use super::filter::Field;
+use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, places, word};
+use super::row::{RowExt, json, name_taken, places, rows_in, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of networks.
@@ -29,7 +30,7 @@ pub const LIST: ListSpec = ListSpec {
         Field::text("name", "network.name").sortable(),
         Field::id("account_id", "network.account_id"),
         Field::id("cluster_id", "network.cluster_id"),
-        Field::text("cluster.name", "cluster.name").through("cluster WHERE cluster.id = network.cluster_id"),
+        Field::text("cluster.name", "cluster.name").through("cluster", "cluster.id", "network.cluster_id"),
         Field::text("kind", "network.kind"),
         Field::text("cidr", "network.cidr"),
         Field::text("gateway", "network.gateway"),
@@ -68,6 +69,12 @@ pub async fn insert(tx: &mut Tx, network: &Network) -> Result<()> {
     .execute(tx.conn())
     .await;
     name_taken(done, "network", &network.name)
+}
+
+/// Some networks.
+pub(super) async fn some(conn: &mut Conn, ids: &[NetworkId]) -> Result<Found<NetworkId, Network>> {
+    let rows = rows_in(conn, "SELECT * FROM network WHERE id", ids.iter(), "").await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
 }
 
 /// One network.
@@ -154,15 +161,19 @@ pub async fn delete(tx: &mut Tx, id: NetworkId) -> Result<bool> {
     Ok(done.rows_affected() == 1)
 }
 
-/// Chooses an address for a card that is inserted in the same transaction: `wanted`, or the next free
-/// one. Addresses rotate, so one that was given back is not given out again at once.
+/// A network whose row is held until the commit, to lease addresses of it.
+pub struct Leasing {
+    network: Network,
+    range: Range,
+    hint: u32,
+}
+
+/// Holds a network.
 ///
 /// # Errors
-/// `not_found`; `invalid_state` for a network that is being deleted; `invalid_request` for a wanted
-/// address that no guest can have; `in_use` for one that another guest has; `exhausted`.
-pub async fn lease_ip(tx: &mut Tx, id: NetworkId, wanted: Option<Ipv4Addr>) -> Result<Ipv4Addr> {
-    // Held until the commit.
-    let row = sqlx::query("UPDATE network SET next_ip = next_ip WHERE id = $1 RETURNING *")
+/// `not_found`; `invalid_state` for a network that is being deleted.
+pub async fn hold(tx: &mut Tx, id: NetworkId) -> Result<Leasing> {
+    let row = sqlx::query("UPDATE network SET next_ip = next_ip + 1 WHERE id = $1 RETURNING *")
         .bind(id.to_string())
         .fetch_optional(tx.conn())
         .await?;
@@ -174,33 +185,54 @@ pub async fn lease_ip(tx: &mut Tx, id: NetworkId, wanted: Option<Ipv4Addr>) -> R
         return Err(being_deleted(&network).into());
     }
     let range = Range::of(&network);
-    let Some(wanted) = wanted else {
-        let hint = u32::try_from(row.int("next_ip")?).unwrap_or(range.first);
-        let ip = next_free(tx, &network, &range, hint).await?;
+    let hint = u32::try_from(row.int("next_ip")? - 1).unwrap_or(range.first);
+    Ok(Leasing { network, range, hint })
+}
+
+impl Leasing {
+    /// The address that is probably free; `None` when there is no telling without a look.
+    pub(super) fn likely(&self) -> Option<Ipv4Addr> {
+        self.range.allows(self.hint).then(|| self.hint.into())
+    }
+
+    /// The next free address. Addresses rotate, so one that was given back is not given out again at once.
+    ///
+    /// # Errors
+    /// `exhausted`.
+    pub(super) async fn next_free(&self, tx: &mut Tx) -> Result<Ipv4Addr> {
+        let ip = next_free(tx, &self.network, &self.range, self.hint).await?;
         sqlx::query("UPDATE network SET next_ip = $2 WHERE id = $1")
-            .bind(id.to_string())
+            .bind(self.network.id.to_string())
             .bind(i64::from(u32::from(ip)) + 1)
             .execute(tx.conn())
             .await?;
-        return Ok(ip);
-    };
-    if !range.allows(wanted.into()) {
-        let text = format!(
-            "{wanted} is not for guests: give one of {} to {}, but neither the gateway{} nor the service address {}",
-            Ipv4Addr::from(range.first),
-            Ipv4Addr::from(range.last),
-            network.gateway.map(|ip| format!(" {ip}")).unwrap_or_default(),
-            network.service_address
-        );
-        return Err(Fault::invalid("ip", text).into());
+        Ok(ip)
     }
-    if !taken_of(tx.conn(), id, &[wanted]).await?.is_empty() {
-        let text = format!("address {wanted} of network {} belongs to another VM: choose another one", network.name);
-        return Err(Fault::new(Code::InUse, text).into());
-    }
-    Ok(wanted)
-}
 
+    /// Checks an address that a user wants.
+    ///
+    /// # Errors
+    /// `invalid_request` for an address that no guest can have; `in_use` for one that another guest has.
+    pub(super) async fn check(&self, tx: &mut Tx, wanted: Ipv4Addr) -> Result<()> {
+        let Self { network, range, .. } = self;
+        if !range.allows(wanted.into()) {
+            let text = format!(
+                "{wanted} is not for guests: give one of {} to {}, but neither the gateway{} nor the service address {}",
+                Ipv4Addr::from(range.first),
+                Ipv4Addr::from(range.last),
+                network.gateway.map(|ip| format!(" {ip}")).unwrap_or_default(),
+                network.service_address
+            );
+            return Err(Fault::invalid("ip", text).into());
+        }
+        if !taken_of(tx.conn(), network.id, &[wanted]).await?.is_empty() {
+            let text =
+                format!("address {wanted} of network {} belongs to another VM: choose another one", network.name);
+            return Err(Fault::new(Code::InUse, text).into());
+        }
+        Ok(())
+    }
+}
 fn being_deleted(network: &Network) -> Fault {
     Fault::new(Code::InvalidState, format!("network {} is being deleted", network.name))
 }

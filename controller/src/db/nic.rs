@@ -1,6 +1,7 @@
 //! Rows of network cards: who has which address.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 
 use shared::api::vm::Nic;
 use shared::id::{NetworkId, NicId, VmId};
@@ -9,11 +10,49 @@ use sqlx::any::AnyRow;
 use super::row::{RowExt, rows_in};
 use super::{Conn, Result, Tx};
 
-/// Adds a card; false when another card has its hardware address. Its address must have been leased in the
-/// same transaction.
-pub async fn insert(tx: &mut Tx, vm: VmId, position: usize, nic: &Nic) -> Result<bool> {
+/// Adds a card with an address of the network: `wanted`, or the next free one. Its hardware address is one
+/// of those that `mac` gives.
+///
+/// # Errors
+/// `not_found`; `invalid_state` for a network that is being deleted; `invalid_request` for a wanted
+/// address that no guest can have; `in_use` for one that another guest has; `exhausted`.
+pub async fn add(
+    tx: &mut Tx,
+    vm: VmId,
+    position: usize,
+    (network_id, wanted): (NetworkId, Option<Ipv4Addr>),
+    mac: impl Fn() -> String + Send,
+) -> Result<Nic> {
+    let network = super::network::hold(tx, network_id).await?;
+    let card = |ip| Nic { id: NicId::new(), network_id, mac: mac(), ip };
+    if wanted.is_none()
+        && let Some(ip) = network.likely()
+    {
+        let nic = card(ip);
+        if insert(tx, vm, position, &nic).await? {
+            return Ok(nic);
+        }
+    }
+    let ip = match wanted {
+        Some(wanted) => {
+            network.check(tx, wanted).await?;
+            wanted
+        }
+        None => network.next_free(tx).await?,
+    };
+    loop {
+        // The address is free, so what another card has is the hardware address.
+        let nic = card(ip);
+        if insert(tx, vm, position, &nic).await? {
+            return Ok(nic);
+        }
+    }
+}
+
+/// False when another card has its address or its hardware address.
+async fn insert(tx: &mut Tx, vm: VmId, position: usize, nic: &Nic) -> Result<bool> {
     let sql = "INSERT INTO nic (id, vm_id, network_id, position, mac, ip) VALUES ($1, $2, $3, $4, $5, $6)
-        ON CONFLICT (mac) DO NOTHING";
+        ON CONFLICT DO NOTHING";
     let done = sqlx::query(sql)
         .bind(nic.id.to_string())
         .bind(vm.to_string())
@@ -105,9 +144,7 @@ mod tests {
                     for name in ["a", "b"] {
                         let vm = seed.insert_vm(tx, name).await?;
                         for position in [1, 0] {
-                            let ip = crate::db::network::lease_ip(tx, network_id, None).await?;
-                            let id = NicId::new();
-                            insert(tx, vm, position, &Nic { id, network_id, mac: id.to_string(), ip }).await?;
+                            add(tx, vm, position, (network_id, None), || NicId::new().to_string()).await?;
                         }
                         vms.push(vm);
                     }

@@ -13,6 +13,7 @@ use shared::wire::host::StorageReport;
 use sqlx::any::AnyRow;
 
 use super::filter::Field;
+use super::gather::Found;
 use super::page::ListSpec;
 use super::row::{RowExt, name_taken, rows_in, word};
 use super::{Conn, Result, Tx};
@@ -28,12 +29,18 @@ pub const LIST: ListSpec = ListSpec {
         Field::text("name", "storage.name").sortable(),
         Field::text("kind", "storage.kind"),
         Field::id("cluster_id", "storage.cluster_id"),
-        Field::text("cluster.name", "cluster.name").through("cluster WHERE cluster.id = storage.cluster_id"),
+        Field::text("cluster.name", "cluster.name").through("cluster", "cluster.id", "storage.cluster_id"),
         Field::text("path", "storage.path"),
-        Field::id("hosts.host_id", "storage_host.host_id")
-            .through("storage_host WHERE storage_host.storage_id = storage.id"),
-        Field::bytes("hosts.available", "storage_host.available")
-            .through("storage_host WHERE storage_host.storage_id = storage.id"),
+        Field::id("hosts.host_id", "storage_host.host_id").through(
+            "storage_host",
+            "storage_host.storage_id",
+            "storage.id",
+        ),
+        Field::bytes("hosts.available", "storage_host.available").through(
+            "storage_host",
+            "storage_host.storage_id",
+            "storage.id",
+        ),
         Field::time("created_at", "storage.created_at"),
     ],
     id: "id",
@@ -68,6 +75,12 @@ pub async fn get(conn: &mut Conn, id: StorageId) -> Result<Option<Storage>> {
 pub async fn without_hosts(conn: &mut Conn, id: StorageId) -> Result<Option<Storage>> {
     let row = sqlx::query("SELECT * FROM storage WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
+}
+
+/// Some storages, without what each host has of them.
+pub(super) async fn some(conn: &mut Conn, ids: &[StorageId]) -> Result<Found<StorageId, Storage>> {
+    let rows = rows_in(conn, "SELECT * FROM storage WHERE id", ids.iter(), "").await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
 }
 
 /// The storages of a cluster by name, without what each host has of them.

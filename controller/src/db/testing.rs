@@ -24,6 +24,8 @@ use super::{Db, Result, Tx};
 pub struct TestDb {
     /// The database.
     pub db: Db,
+    /// Its URL.
+    pub url: String,
     _keep: Keep,
 }
 
@@ -53,8 +55,9 @@ pub async fn dbs() -> Vec<TestDb> {
 /// A new SQLite database, for what does not depend on the kind.
 pub async fn sqlite() -> TestDb {
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(&Db::sqlite_url(dir.path()), &TaskTracker::new()).await.unwrap();
-    TestDb { db, _keep: Keep::Folder { _dir: dir } }
+    let url = Db::sqlite_url(dir.path());
+    let db = Db::open(&url, &TaskTracker::new()).await.unwrap();
+    TestDb { db, url, _keep: Keep::Folder { _dir: dir } }
 }
 
 async fn postgres(server: String) -> TestDb {
@@ -63,8 +66,9 @@ async fn postgres(server: String) -> TestDb {
     execute(&server, format!("CREATE DATABASE {name}")).await;
     // Dropped from here on, also when opening fails.
     let keep = Keep::Server { server: server.clone(), name: name.clone() };
-    let db = Db::open(&database_url(&server, &name), &TaskTracker::new()).await.unwrap();
-    TestDb { db, _keep: keep }
+    let url = database_url(&server, &name);
+    let db = Db::open(&url, &TaskTracker::new()).await.unwrap();
+    TestDb { db, url, _keep: keep }
 }
 
 /// The URL of another database on the same server.

@@ -18,7 +18,7 @@ pub const LIST: ListSpec = ListSpec {
         Field::id("id", "token.id").sortable(),
         Field::text("name", "token.name").sortable(),
         Field::id("account_id", "token.account_id"),
-        Field::text("account.name", "account.name").through("account WHERE account.id = token.account_id"),
+        Field::text("account.name", "account.name").through("account", "account.id", "token.account_id"),
         Field::time("expires_at", "token.expires_at"),
         Field::time("created_at", "token.created_at"),
     ],

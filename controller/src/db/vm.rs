@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 
 use shared::api::image::Firmware;
-use shared::api::vm::{Vm, VmState};
+use shared::api::vm::{Nic, Vm, VmState};
+use shared::api::volume::Volume;
 use shared::id::{HostId, VmId};
 use shared::name::Name;
 use shared::time::Timestamp;
@@ -34,12 +35,12 @@ pub const LIST: ListSpec = ListSpec {
         Field::id("account_id", "vm.account_id"),
         Field::id("instance_type_id", "vm.instance_type_id"),
         Field::id("image_id", "vm.image_id"),
-        Field::text("image.name", "image.name").through("image WHERE image.id = vm.image_id"),
+        Field::text("image.name", "image.name").through("image", "image.id", "vm.image_id"),
         Field::id("host_id", "vm.host_id"),
-        Field::text("host.name", "host.name").through("host WHERE host.id = vm.host_id"),
-        Field::text("nics.ip", "nic.ip").through("nic WHERE nic.vm_id = vm.id"),
-        Field::text("nics.mac", "nic.mac").through("nic WHERE nic.vm_id = vm.id"),
-        Field::id("nics.network_id", "nic.network_id").through("nic WHERE nic.vm_id = vm.id"),
+        Field::text("host.name", "host.name").through("host", "host.id", "vm.host_id"),
+        Field::text("nics.ip", "nic.ip").through("nic", "nic.vm_id", "vm.id"),
+        Field::text("nics.mac", "nic.mac").through("nic", "nic.vm_id", "vm.id"),
+        Field::id("nics.network_id", "nic.network_id").through("nic", "nic.vm_id", "vm.id"),
         Field::int("auto_start", "vm.auto_start"),
         Field::time("state_since", "vm.state_since").sortable(),
         Field::text("last_known_state", "vm.last_known_state"),
@@ -128,6 +129,30 @@ pub(super) async fn views(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, V
     Ok(found)
 }
 
+/// A VM with its cards and volumes.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// The VM, without its network cards.
+    pub row: VmRow,
+    /// Its network cards, in order.
+    pub nics: Vec<Nic>,
+    /// Its volumes, the root volume first, then by device.
+    pub volumes: Vec<Volume>,
+}
+
+/// Some VMs with all that their hosts need to know.
+pub(super) async fn wholes(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, Whole>> {
+    let rows = rows_in(conn, "SELECT * FROM vm WHERE id", ids.iter(), "").await?;
+    let mut nics = super::nic::of_vms(conn, ids).await?;
+    let mut volumes = super::volume::of_vms(conn, ids).await?;
+    let whole = |row: &AnyRow| {
+        let id = row.parse("id")?;
+        let (nics, volumes) = (nics.remove(&id).unwrap_or_default(), volumes.remove(&id).unwrap_or_default());
+        Ok((id, row_from(row).map(|row| Whole { row, nics, volumes })))
+    };
+    rows.iter().map(whole).collect()
+}
+
 /// What hosts should answer to a ping when their VMs do what is written here. A host is missing on which a VM
 /// is being changed: what is written of it may be undone.
 pub(super) async fn digests(conn: &mut Conn, hosts: &[HostId]) -> Result<Found<HostId, u64>> {
@@ -202,8 +227,8 @@ pub async fn deleted_before(conn: &mut Conn, before: Timestamp, max: u32) -> Res
     rows.iter().map(row_from).collect()
 }
 
-/// Moves a VM on from any of `from` to `to`; answers it as it was. `invalid_state` when it is in
-/// another state. Being in `to` already is a success, so a step may record twice.
+/// Moves a VM on from any of `from`, the likeliest first, to `to`; answers it as it was. `invalid_state` when
+/// it is in another state. Being in `to` already is a success, so a step may record twice.
 pub async fn change(
     tx: &mut Tx,
     id: VmId,
@@ -212,6 +237,13 @@ pub async fn change(
     generation: u64,
     now: Timestamp,
 ) -> Result<VmRow> {
+    let change = Change { to, generation, now };
+    // An unknown state has rules of its own.
+    if let Some(likely) = from.first().copied().filter(|state| *state != VmState::Unknown && state.can_become(to))
+        && let Some(before) = change.write(tx, id, likely, None).await?
+    {
+        return Ok(before);
+    }
     let before = require(tx.conn(), id).await?;
     let state = before.vm.state;
     if state == to {
@@ -231,39 +263,67 @@ pub async fn change(
         );
         return Err(Fault::new(Code::InvalidState, text).into());
     }
-    let done = sqlx::query(
-        "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1, start_due = 0,
-             last_known_state = CASE WHEN $4 = 'unknown' THEN state END
-         WHERE id = $1 AND state = $2 AND version = $3 AND generation <= $6",
-    )
-    .bind(id.to_string())
-    .bind(state.as_str())
-    .bind(before.version)
-    .bind(to.as_str())
-    .bind(now.ms())
-    .bind(generation as i64)
-    .execute(tx.conn())
-    .await?;
-    if done.rows_affected() == 0 {
-        return Err(
-            Fault::new(Code::StaleGeneration, format!("vm {} was changed by a newer owner", before.vm.name)).into()
-        );
+    let changed = change.write(tx, id, state, Some(before.version)).await?;
+    changed.ok_or_else(|| {
+        Fault::new(Code::StaleGeneration, format!("vm {} was changed by a newer owner", before.vm.name)).into()
+    })
+}
+
+/// What a VM becomes, by whom and when.
+struct Change {
+    to: VmState,
+    generation: u64,
+    now: Timestamp,
+}
+
+impl Change {
+    /// Moves a VM on from exactly this state and version, and answers it as it was before; `None` when it is in
+    /// another one, or a newer owner has it.
+    async fn write(&self, tx: &mut Tx, id: VmId, from: VmState, version: Option<i64>) -> Result<Option<VmRow>> {
+        let Self { to, generation, now } = *self;
+        let row = sqlx::query(
+            "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1, start_due = 0,
+                 last_known_state = CASE WHEN $4 = 'unknown' THEN state END
+             WHERE id = $1 AND state = $2 AND version = COALESCE($3, version) AND generation <= $6
+             RETURNING *",
+        )
+        .bind(id.to_string())
+        .bind(from.as_str())
+        .bind(version)
+        .bind(to.as_str())
+        .bind(now.ms())
+        .bind(generation as i64)
+        .fetch_optional(tx.conn())
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let mut before = row_from(&row)?;
+        (before.vm.state, before.version) = (from, before.version - 1);
+        let content = serde_json::json!({ "from": from, "to": to });
+        let event = super::event::NewEvent {
+            path: "/vm/state/changed",
+            resource_kind: "vm",
+            resource_id: shared::id::ResourceId::uuid(id),
+            account_id: Some(before.vm.account_id),
+            content: &content,
+            at: now,
+        };
+        super::event::append(tx, &event)?;
+        Ok(Some(before))
     }
-    let content = serde_json::json!({ "from": state, "to": to });
-    let event = super::event::NewEvent {
-        path: "/vm/state/changed",
-        resource_kind: "vm",
-        resource_id: shared::id::ResourceId::uuid(id),
-        account_id: Some(before.vm.account_id),
-        content: &content,
-        at: now,
-    };
-    super::event::append(tx, &event).await?;
-    Ok(before)
 }
 
 fn list(states: &[VmState]) -> String {
     states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(" or ")
+}
+
+/// Puts a VM on a host where its processors and memory were just reserved.
+pub async fn place(tx: &mut Tx, id: VmId, host: HostId) -> Result<()> {
+    sqlx::query("UPDATE vm SET host_id = $2, holds_compute = 1, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(host.to_string())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
 }
 
 /// Puts a VM on a host, or takes it off.

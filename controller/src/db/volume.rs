@@ -1,14 +1,17 @@
 //! Rows of volumes.
 
+use std::collections::HashMap;
+
 use shared::api::image::DiskFormat;
 use shared::api::volume::{Volume, VolumeKind, VolumeState};
 use shared::id::{HostId, VmId, VolumeId};
 use shared::{Code, Error as Fault};
+use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken, rows_in, word};
+use super::row::{RowExt, name_taken, places, rows_in, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of volumes.
@@ -25,9 +28,9 @@ pub const LIST: ListSpec = ListSpec {
         Field::text("format", "volume.format"),
         Field::id("storage_id", "volume.storage_id"),
         Field::id("host_id", "volume.host_id"),
-        Field::text("host.name", "host.name").through("host WHERE host.id = volume.host_id"),
+        Field::text("host.name", "host.name").through("host", "host.id", "volume.host_id"),
         Field::id("vm_id", "volume.vm_id"),
-        Field::text("vm.name", "vm.name").through("vm WHERE vm.id = volume.vm_id"),
+        Field::text("vm.name", "vm.name").through("vm", "vm.id", "volume.vm_id"),
         Field::id("image_id", "volume.image_id"),
         Field::id("account_id", "volume.account_id"),
         Field::time("created_at", "volume.created_at"),
@@ -70,13 +73,19 @@ pub async fn get(conn: &mut Conn, id: VolumeId) -> Result<Option<Volume>> {
 
 /// The volumes of a VM, the root volume first, then by device.
 pub async fn of_vm(conn: &mut Conn, vm: VmId) -> Result<Vec<Volume>> {
-    let rows = sqlx::query("SELECT * FROM volume WHERE vm_id = $1 ORDER BY device")
-        .bind(vm.to_string())
-        .fetch_all(conn)
-        .await?;
-    let mut volumes: Vec<Volume> = rows.iter().map(from_row).collect::<Result<_>>()?;
-    volumes.sort_by_key(|volume| volume.kind != VolumeKind::Root);
-    Ok(volumes)
+    Ok(of_vms(conn, &[vm]).await?.remove(&vm).unwrap_or_default())
+}
+
+/// The same for some VMs.
+pub(super) async fn of_vms(conn: &mut Conn, vms: &[VmId]) -> Result<HashMap<VmId, Vec<Volume>>> {
+    let mut of_vm: HashMap<VmId, Vec<Volume>> = HashMap::with_capacity(vms.len());
+    for row in rows_in(conn, "SELECT * FROM volume WHERE vm_id", vms.iter(), "ORDER BY vm_id, device").await? {
+        of_vm.entry(row.parse("vm_id")?).or_default().push(from_row(&row)?);
+    }
+    for volumes in of_vm.values_mut() {
+        volumes.sort_by_key(|volume| volume.kind != VolumeKind::Root);
+    }
+    Ok(of_vm)
 }
 
 /// The volumes that lie on a host.
@@ -99,27 +108,28 @@ pub async fn known(conn: &mut Conn, ids: &[VolumeId]) -> Result<Vec<VolumeId>> {
 /// Moves a volume on from any of `from` to `to`, with what else changes. `invalid_state` when it is in
 /// another state.
 pub async fn change(tx: &mut Tx, id: VolumeId, from: &[VolumeState], to: &Change<'_>) -> Result<()> {
+    let from: Vec<_> = from.iter().filter(|state| state.can_become(to.state)).collect();
+    let allowed = !from.is_empty();
+    let sql = format!(
+        "UPDATE volume SET state = $2, host_id = $3, vm_id = $4, device = $5, version = version + 1
+         WHERE id = $1 AND state IN ({})",
+        places(6, from.len())
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql))
+        .bind(id.to_string())
+        .bind(to.state.as_str())
+        .bind(to.host_id.map(|id| id.to_string()))
+        .bind(to.vm_id.map(|id| id.to_string()))
+        .bind(to.device.map(str::to_string));
+    for state in from {
+        query = query.bind(state.as_str());
+    }
+    if allowed && query.execute(tx.conn()).await?.rows_affected() == 1 {
+        return Ok(());
+    }
     let Some(now) = get(tx.conn(), id).await? else { return Err(Fault::not_found("volume", id).into()) };
-    if !from.contains(&now.state) || !now.state.can_become(to.state) {
-        let text = format!("volume {} is {}: it cannot become {}", now.name, now.state, to.state);
-        return Err(Fault::new(Code::InvalidState, text).into());
-    }
-    let done = sqlx::query(
-        "UPDATE volume SET state = $3, host_id = $4, vm_id = $5, device = $6, version = version + 1 WHERE id = $1 AND state = $2",
-    )
-    .bind(id.to_string())
-    .bind(now.state.as_str())
-    .bind(to.state.as_str())
-    .bind(to.host_id.map(|id| id.to_string()))
-    .bind(to.vm_id.map(|id| id.to_string()))
-    .bind(to.device.map(str::to_string))
-    .execute(tx.conn())
-    .await?;
-    if done.rows_affected() == 1 {
-        Ok(())
-    } else {
-        Err(Fault::new(Code::InvalidState, format!("volume {} has just changed", now.name)).into())
-    }
+    let text = format!("volume {} is {}: it cannot become {}", now.name, now.state, to.state);
+    Err(Fault::new(Code::InvalidState, text).into())
 }
 
 /// Frees a data volume whose VM goes for good, whatever state it is in.

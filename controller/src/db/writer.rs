@@ -57,8 +57,8 @@ pub(super) struct Committed {
 }
 
 impl Committed {
-    fn tell(&self, tx: &mut Tx) {
-        if std::mem::take(&mut tx.appended_events) {
+    fn tell(&self, tx: &mut Tx, events: bool) {
+        if events {
             for watchers in [&self.events, &self.own_events] {
                 watchers.send_modify(|n| *n = n.wrapping_add(1));
             }
@@ -83,17 +83,18 @@ pub(super) enum Writer {
 pub(super) type Fence = Arc<OnceLock<(ControllerId, u64)>>;
 
 impl Writer {
-    pub(super) fn start(pool: AnyPool, dialect: Dialect, committed: Committed, tasks: &TaskTracker) -> Self {
-        match dialect {
+    pub(super) fn start(pool: AnyPool, dialect: Dialect, committed: Committed, tasks: &TaskTracker) -> Result<Self> {
+        Ok(match dialect {
             Dialect::Sqlite => {
                 let (queue, writes) = mpsc::channel(QUEUE);
-                tasks.spawn(run(writes, pool.clone(), dialect, committed));
+                on_own_thread(run(writes, pool.clone(), dialect, committed), tasks)
+                    .map_err(|error| Error::Sql(sqlx::Error::Io(error)))?;
                 Self::Grouped { queue, pool }
             }
             Dialect::Postgres => {
                 Self::Pooled { pool, dialect, committed, tasks: tasks.clone(), fence: Fence::default() }
             }
-        }
+        })
     }
 
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
@@ -146,7 +147,7 @@ impl Writer {
                     if done.await.is_err() {
                         // It may be committed, or not: the caller sees `Away`, and asks again.
                         tracing::warn!("the database does not answer a write; its connection is given up");
-                        committed.tell(&mut tx);
+                        committed.tell(&mut tx, true);
                         tx.conn.close_on_drop();
                     }
                 });
@@ -177,6 +178,22 @@ impl Writer {
     }
 }
 
+/// Runs the writes of SQLite on a thread of its own. Each statement is handed to the connection's thread and
+/// back; from a thread that does nothing else that is two switches, from a pool of threads it is three or more.
+fn on_own_thread(work: impl Future<Output = ()> + Send + 'static, tasks: &TaskTracker) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let (ended, end) = oneshot::channel::<()>();
+    std::thread::Builder::new().name("db-writer".into()).spawn(move || {
+        runtime.block_on(work);
+        drop(ended);
+    })?;
+    tasks.spawn(async move {
+        // Nothing is sent: it ends with the thread.
+        let _ = end.await;
+    });
+    Ok(())
+}
+
 async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect, committed: Committed) {
     let mut group = Vec::with_capacity(GROUP);
     while writes.recv_many(&mut group, GROUP).await > 0 {
@@ -197,8 +214,8 @@ async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect,
 async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) {
     let mut answers = Vec::with_capacity(group.len());
     match apply_group(tx, group, &mut answers).await {
-        Ok(()) => {
-            committed.tell(tx);
+        Ok(events) => {
+            committed.tell(tx, events);
             answers.into_iter().for_each(|answer| answer(Ok(())));
         }
         Err(error) => {
@@ -209,7 +226,7 @@ async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) {
                 tx.conn.close_on_drop();
             }
             // The commit may have been done, and only its answer lost: whoever is told looks for himself.
-            committed.tell(tx);
+            committed.tell(tx, true);
             for answer in answers {
                 answer(Err(if full { Error::Full } else { Error::Sql(sqlx::Error::Protocol(text.clone())) }));
             }
@@ -217,27 +234,35 @@ async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) {
     }
 }
 
-async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) -> Result<()> {
+/// Answers whether events were appended. One write alone needs no savepoint.
+async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) -> Result<bool> {
     let begin = tx.dialect.begin();
     exec(tx.conn(), begin).await?;
-    for write in group {
-        exec(tx.conn(), "SAVEPOINT w").await?;
-        let events_before = tx.appended_events;
+    let alone = group.len() == 1;
+    for (n, write) in group.into_iter().enumerate() {
+        match n {
+            0 if alone => {}
+            0 => exec(tx.conn(), "SAVEPOINT w").await?,
+            _ => exec(tx.conn(), "RELEASE SAVEPOINT w; SAVEPOINT w").await?,
+        }
+        let events = tx.events.len();
         match write(tx).await {
-            Written::Keep(answer) => {
-                answers.push(answer);
-                exec(tx.conn(), "RELEASE SAVEPOINT w").await?;
-            }
+            Written::Keep(answer) => answers.push(answer),
             Written::Discard { full } => {
-                tx.appended_events = events_before;
-                let rolled_back = exec(tx.conn(), "ROLLBACK TO SAVEPOINT w").await;
+                tx.events.truncate(events);
+                let back = if alone { "ROLLBACK" } else { "ROLLBACK TO SAVEPOINT w" };
                 // On a full disk SQLite may have rolled back everything, with the savepoint.
-                rolled_back.map_err(|error| if full { Error::Full } else { error.into() })?;
-                exec(tx.conn(), "RELEASE SAVEPOINT w").await?;
+                exec(tx.conn(), back).await.map_err(|error| if full { Error::Full } else { error.into() })?;
+                if alone {
+                    return Ok(false);
+                }
             }
         }
     }
-    Ok(exec(tx.conn(), "COMMIT").await?)
+    let events = !tx.events.is_empty();
+    super::event::write(&mut tx.conn, &mut tx.events).await?;
+    exec(tx.conn(), "COMMIT").await?;
+    Ok(events)
 }
 
 async fn exec(conn: &mut AnyConnection, sql: &'static str) -> sqlx::Result<()> {

@@ -254,7 +254,7 @@ pub fn still_used(error: db::Error, text: &str) -> db::Error {
 
 /// Appends the event `/<noun>/<what>` about a resource, in the transaction that makes it true. Without
 /// an account only admins see it.
-pub async fn announce<T: Serialize + Sync, I: ResourceId>(
+pub fn announce<T: Serialize, I: ResourceId>(
     tx: &mut Tx,
     id: I,
     what: &str,
@@ -264,5 +264,5 @@ pub async fn announce<T: Serialize + Sync, I: ResourceId>(
 ) -> db::Result<()> {
     let path = format!("/{}/{what}", I::NOUN);
     let event = NewEvent { path: &path, resource_kind: I::NOUN, resource_id: id.uuid(), account_id, content, at };
-    db::event::append(tx, &event).await
+    db::event::append(tx, &event)
 }

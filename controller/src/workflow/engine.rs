@@ -128,31 +128,30 @@ impl Engine {
         let key = cx.idempotency.clone();
         let caller = cx.caller.account().unwrap_or(account);
         let dry_run = cx.dry_run;
+        let resource = JobResource { kind: F::NOUN.to_string(), id: F::resource(&state) };
+        let reply = JobRef { job_id: at.job_id, resource };
         let (answer, mut planned) = oneshot::channel();
         let written = self.deps.db.write(move |tx| {
             Box::pin(async move {
                 if let Some(key) = &key
-                    && let Some(reply) = db::idempotency::find::<JobRef>(tx, caller, key).await?
+                    && let Some(first) = db::idempotency::claim(tx, caller, key, &reply, at.now).await?
                 {
-                    return Ok(reply);
+                    return Ok((first, None));
                 }
-                let reply = accept::<F>(tx, &at, state).await?;
+                let row = accept::<F>(tx, &at, state).await?;
                 if dry_run {
                     // Refusing rolls back; the caller takes the reply from beside.
                     let _ = answer.send(reply);
                     return Err(Error::new(Code::Cancelled, "a dry run changes nothing").into());
                 }
-                if let Some(key) = &key {
-                    db::idempotency::record(tx, caller, key, &reply, at.now).await?;
-                }
-                Ok(reply)
+                Ok((reply, Some(row)))
             })
         });
         match written.await {
             Err(_) if dry_run && let Ok(reply) = planned.try_recv() => Ok(reply),
             Err(error) => Err(error.into()),
-            Ok(reply) => {
-                self.enqueue(reply.job_id, reply.resource.id);
+            Ok((reply, row)) => {
+                self.enqueue_as(reply.job_id, reply.resource.id, row);
                 Ok(reply)
             }
         }
@@ -160,6 +159,11 @@ impl Engine {
 
     /// Puts a job into the lane of its resource, unless it is there already.
     pub fn enqueue(self: &Arc<Self>, id: JobId, resource: Uuid) {
+        self.enqueue_as(id, resource, None);
+    }
+
+    /// The same, with its row when that was just written.
+    fn enqueue_as(self: &Arc<Self>, id: JobId, resource: Uuid, row: Option<JobRow>) {
         let job = Here { resource, cancel: CancellationToken::new(), leave: self.stop.child_token() };
         {
             let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +174,7 @@ impl Engine {
         }
         let engine = Arc::clone(self);
         let pushed = self.lanes.push(resource, async move {
-            engine.run(id, &job).await;
+            engine.run(id, &job, row).await;
             engine.here.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             engine.wake(id);
             // It may have come back while it was on its way out.
@@ -203,13 +207,13 @@ impl Engine {
                     Look::TakeUp => {
                         taken += 1;
                         self.enqueue(job.id, job.resource);
-                        if job.cancel_requested {
-                            // The message that says so may have been lost.
-                            self.stop_here(job.id);
-                        }
                     }
                     Look::LetGo => self.release(job.id, job.resource).await,
                     Look::Nothing => {}
+                }
+                if job.cancel_requested {
+                    // The message that says so may have been lost, or come before the job was here.
+                    self.stop_here(job.id);
                 }
             }
         }
@@ -275,10 +279,10 @@ impl Engine {
 
     /// The job, when it is to be run here. One that was not accepted here, or under an older generation,
     /// is claimed first, so that nobody else writes to it after it was read.
-    async fn take(&self, id: JobId) -> Result<Option<JobRow>> {
-        let row = {
-            let mut conn = self.deps.db.read().await?;
-            db::job::get(&mut conn, id).await?
+    async fn take(&self, id: JobId, accepted: Option<JobRow>) -> Result<Option<JobRow>> {
+        let row = match accepted {
+            Some(row) => Some(row),
+            None => self.deps.db.jobs.get(id).await?,
         };
         let Some(row) = row else { return Ok(None) };
         if row.job.state.is_final() || !self.deps.ring.is_mine(row.job.resource.id) || self.stop.is_cancelled() {
@@ -297,10 +301,15 @@ impl Engine {
     }
 
     /// The same, again and again while the database is away.
-    async fn take_in_time(&self, id: JobId, leave: &CancellationToken) -> Result<Option<JobRow>> {
+    async fn take_in_time(
+        &self,
+        id: JobId,
+        mut accepted: Option<JobRow>,
+        leave: &CancellationToken,
+    ) -> Result<Option<JobRow>> {
         let mut attempt = 0;
         loop {
-            match db::soon(self.take(id)).await {
+            match db::soon(self.take(id, accepted.take())).await {
                 Err(error) if error.code.is_transient() => {
                     tracing::debug!(job.id = %id, error = error.chain(), attempt, "a job could not be read; trying again");
                     attempt += 1;
@@ -313,7 +322,7 @@ impl Engine {
         }
     }
 
-    async fn run(self: &Arc<Self>, id: JobId, here: &Here) {
+    async fn run(self: &Arc<Self>, id: JobId, here: &Here, accepted: Option<JobRow>) {
         let runner = Runner {
             deps: Arc::clone(&self.deps),
             cancel: here.cancel.clone(),
@@ -321,7 +330,7 @@ impl Engine {
             probe: self.probe.get().cloned(),
         };
         let done = async {
-            let Some(row) = self.take_in_time(id, &runner.leave).await? else { return Ok(()) };
+            let Some(row) = self.take_in_time(id, accepted, &runner.leave).await? else { return Ok(()) };
             let flow = self.flows.0.get(row.job.kind.as_str()).ok_or_else(|| {
                 Error::internal(format_args!(
                     "this controller has no flow {}: its service is disabled here, or a newer version must run it",
@@ -355,16 +364,15 @@ impl Engine {
 }
 
 /// Writes a job and what its first step records.
-async fn accept<F: Flow>(tx: &mut db::Tx, at: &At, mut state: F::State) -> db::Result<JobRef> {
+async fn accept<F: Flow>(tx: &mut db::Tx, at: &At, mut state: F::State) -> db::Result<JobRow> {
     let steps = F::steps(&state);
     if let Some(first) = steps.first() {
         first.record(tx, at, &mut state).await?;
     }
-    let resource = JobResource { kind: F::NOUN.to_string(), id: F::resource(&state) };
     let job = db::job::NewJob {
         id: at.job_id,
         kind: F::KIND,
-        resource: resource.clone(),
+        resource: JobResource { kind: F::NOUN.to_string(), id: F::resource(&state) },
         account_id: at.account_id,
         request_id: at.request_id.to_string(),
         traceparent: at.trace.header(),
@@ -378,5 +386,5 @@ async fn accept<F: Flow>(tx: &mut db::Tx, at: &At, mut state: F::State) -> db::R
         controller_id: at.controller_id,
     };
     db::job::insert(tx, &job).await?;
-    Ok(JobRef { job_id: at.job_id, resource })
+    Ok(job.into_row())
 }

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::agent_client::{Order, Progress};
+use crate::agent_client::{HostRef, Order, Progress};
 use crate::cx::Trace;
 use crate::db::{self, Tx};
 use crate::deps::Deps;
@@ -165,13 +165,9 @@ impl StepCx {
 
     /// Has a host carry out the `n`th command of this step, and waits for the outcome.
     pub async fn command<C: AgentCommand>(&self, host: HostId, n: u32, command: &C) -> Result<C::Reply> {
-        let row = db::soon(async {
-            let mut conn = self.deps.db.read().await?;
-            db::host::get(&mut conn, host).await
-        });
-        let row = row.await?.ok_or_else(|| Error::not_found("host", host))?;
-        if row.host.connection == HostConnection::Disconnected {
-            let text = format!("host {} is disconnected: see `kring host show {}`", row.host.name, row.host.name);
+        let reach = self.deps.db.reaches.get(host).await?.ok_or_else(|| Error::not_found("host", host))?;
+        if reach.connection == HostConnection::Disconnected {
+            let text = format!("host {host} is disconnected: see `kring host show {host}`");
             return Err(Error::new(Code::HostUnreachable, text));
         }
         self.deps.ring.until_may_act(self.deadline).await?;
@@ -185,7 +181,7 @@ impl StepCx {
             deadline: self.deadline,
             leave: self.leave.clone(),
         };
-        self.deps.agents.command(&row.reference(), order, command, self).await
+        self.deps.agents.command(&HostRef { id: host, address: reach.address }, order, command, self).await
     }
 
     /// Tells how far this step is, 0 to 100. Written down at most once a second.

@@ -445,7 +445,7 @@ async fn journal(tx: &mut Tx, at: &At, entry: &Entry<'_>) -> db::Result<()> {
         content: &content,
         at: at.now,
     };
-    db::event::append(tx, &event).await
+    db::event::append(tx, &event)
 }
 
 fn to_json<S: serde::Serialize>(state: &S) -> Result<String> {

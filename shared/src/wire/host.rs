@@ -1,5 +1,7 @@
 //! Joining, facts, ping and inventory of a host.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -82,17 +84,49 @@ pub struct Finding {
 const MOST_SKEW_MS: i64 = 30_000;
 
 impl Finding {
+    fn new(grade: Grade, what: &str, text: impl Into<String>) -> Self {
+        Self { grade, what: what.to_string(), text: text.into() }
+    }
+
+    /// As it should be.
+    #[must_use]
+    pub fn good(what: &str, text: impl Into<String>) -> Self {
+        Self::new(Grade::Good, what, text)
+    }
+
+    /// Works, but not well.
+    #[must_use]
+    pub fn poor(what: &str, text: impl Into<String>) -> Self {
+        Self::new(Grade::Poor, what, text)
+    }
+
+    /// Does not work.
+    #[must_use]
+    pub fn bad(what: &str, text: impl Into<String>) -> Self {
+        Self::new(Grade::Bad, what, text)
+    }
+
     /// What is found of a host's clock that is so far ahead of a controller's, in milliseconds.
     #[must_use]
     pub fn of_clock(ahead_ms: i64) -> Self {
-        let (grade, text) = if ahead_ms.abs() > MOST_SKEW_MS {
-            let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
-            let seconds = (ahead_ms / 1000).abs();
-            (Grade::Bad, format!("is {seconds} s {side} the controller's: set it (timedatectl, chrony)"))
-        } else {
-            (Grade::Good, "is the controller's".to_string())
+        if ahead_ms.abs() <= MOST_SKEW_MS {
+            return Self::good("clock", "is the controller's");
+        }
+        let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+        let seconds = (ahead_ms / 1000).abs();
+        Self::bad("clock", format!("is {seconds} s {side} the controller's: set it (timedatectl, chrony)"))
+    }
+}
+
+/// A line of a report.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.grade {
+            Grade::Good => "ok  ",
+            Grade::Poor => "warn",
+            Grade::Bad => "FAIL",
         };
-        Self { grade, what: "clock".to_string(), text }
+        write!(f, "{mark}  {:<20}{}", self.what, self.text)
     }
 }
 

@@ -79,7 +79,7 @@ async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Res
             let path = behind.map_or_else(|| path.clone(), |cursor| format!("{path}&cursor={cursor}"));
             let (took, page) = timed(&cluster.api, &path).await?;
             let page: Page<Vm> = serde_json::from_str(&page)?;
-            anyhow::ensure!(!page.items.is_empty() || n % 2 == 1 || size < 1000, "{path} found nothing");
+            anyhow::ensure!(!page.items.is_empty() || n % 2 == 1 || size < 100, "{path} found nothing");
             cursor = page.next_cursor;
             times.push(took);
         }
@@ -95,7 +95,7 @@ async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Res
 
 /// A filter that no index helps with, and what it does to others.
 async fn slow(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {
-    let path = "/v1/vms?q=hostname~=nonesuch";
+    let path = "/v1/vms?q=hostname=nonesuch";
     let begin = Instant::now();
     let asked = cluster.api.send(crate::client::Call::new(reqwest::Method::GET, path)).await?;
     bench.point((size, "VMs"), "without an index", begin.elapsed().as_secs_f64(), "s", "at most 2");

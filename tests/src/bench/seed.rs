@@ -9,6 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::api::vm::Vm;
 use shared::id::{VmId, VolumeId};
 use shared::units::Bytes;
+use shared::wire::vm::PowerState;
 
 use crate::cluster::{Cluster, Setup};
 use crate::sim::Host;
@@ -16,6 +17,9 @@ use crate::sim::Host;
 /// What begins the ids of what is seeded: 12 digits make them whole.
 const VM: &str = "01900000-0000-7000-8000-";
 const VOLUME: &str = "01900000-0000-7000-9000-";
+
+/// One VM of so many is paused: a state that few have.
+const PAUSED: usize = 1000;
 
 /// The id of the VM with a number.
 ///
@@ -66,7 +70,8 @@ pub async fn multiply(cluster: &Cluster, vm: &Vm, first: usize, count: usize) ->
     sql.push(format!(
         "INSERT INTO vm (id, name, account_id, state, state_since, hostname, vcpus, memory, instance_type_id, image_id,
              root_volume_id, firmware, host_id, holds_compute, ssh_keys, user_data, created_at, generation, version)
-         {numbers} SELECT '{VM}' || {twelve}, 'seed-' || i, account_id, state, state_since + i, 'seed-' || i, 1 + i % 4,
+         {numbers} SELECT '{VM}' || {twelve}, 'seed-' || i, account_id,
+             CASE WHEN i % {PAUSED} = 0 THEN 'paused' ELSE state END, state_since + i, 'seed-' || i, 1 + i % 4,
              memory * (1 + i % 8), instance_type_id, image_id, '{VOLUME}' || {twelve}, firmware, place.host,
              holds_compute, ssh_keys, user_data, created_at + i, generation, 0
          FROM n JOIN place ON place.position = i % {of} JOIN vm ON vm.id = '{id}'"
@@ -113,6 +118,9 @@ fn plant(hosts: &[Arc<Host>], template: &Host, vm: &Vm, first: usize, count: usi
         let mut state = hosts[n % hosts.len()].state();
         let mut domain = domain.clone();
         domain.name = format!("seed-{n}");
+        if n % PAUSED == 0 {
+            domain.power = PowerState::Paused;
+        }
         domain.disks = vec![(root, "vda".to_string())];
         state.vms.insert(vm_id(n)?, domain);
         state.volumes.insert(root, volume.clone());

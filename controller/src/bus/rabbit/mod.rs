@@ -62,6 +62,19 @@ pub struct RabbitTransport {
     leaving: Mutex<()>,
 }
 
+/// Whether the broker lets this controller in, and where it is.
+///
+/// # Errors
+/// Why not, without a password.
+pub async fn probe(settings: &Settings) -> Result<String, String> {
+    let destination = settings.destination().await.map_err(|error| error.to_string())?;
+    let link = connection::Link::open(&destination, ControllerId::new(), "check").await;
+    let link = link.map_err(|error| error.to_string())?;
+    let place = link.place.clone();
+    link.close().await;
+    Ok(place)
+}
+
 impl RabbitTransport {
     /// A transport for the controller `me` with these services; what it receives comes out of the
     /// receiver. It connects by itself, now and whenever the connection is lost: this does not wait.

@@ -1,12 +1,13 @@
 //! Leases: no address twice, none that is reserved, and the last one is found.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 use proptest::prelude::*;
-use shared::api::vm::Nic;
 use shared::id::{NicId, VmId};
 
 use super::*;
+use crate::db::nic;
 use crate::db::testing::{Seed, TestDb, dbs};
 
 /// A network of its own for one case.
@@ -25,15 +26,11 @@ fn network(seed: &Seed, name: &str, cidr: &str, service: u32) -> Network {
 
 /// Leases and takes an address; a refusal is part of the answer, so that a case can go on after it.
 async fn take(tx: &mut Tx, network: NetworkId, vm: VmId, wanted: Option<Ipv4Addr>) -> Result<Result<Ipv4Addr, Code>> {
-    let ip = match lease_ip(tx, network, wanted).await {
-        Ok(ip) => ip,
-        Err(super::super::Error::Refused(refused)) => return Ok(Err(refused.code)),
-        Err(error) => return Err(error),
-    };
-    let id = NicId::new();
-    let nic = Nic { id, network_id: network, mac: id.to_string(), ip };
-    crate::db::nic::insert(tx, vm, 0, &nic).await?;
-    Ok(Ok(ip))
+    match nic::add(tx, vm, 0, (network, wanted), || NicId::new().to_string()).await {
+        Ok(nic) => Ok(Ok(nic.ip)),
+        Err(super::super::Error::Refused(refused)) => Ok(Err(refused.code)),
+        Err(error) => Err(error),
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -199,7 +196,7 @@ async fn a_network_closes_only_when_nobody_is_in_it_and_then_lets_nobody_in() {
                     close(tx, id).await?;
                     let refused = take(tx, id, VmId::new(), None).await?;
                     reopen(tx, id).await?;
-                    lease_ip(tx, id, None).await?;
+                    hold(tx, id).await?;
                     Ok(refused)
                 })
             })
@@ -233,17 +230,15 @@ async fn a_hardware_address_is_given_out_once_and_a_second_try_leaves_the_transa
         let both = test.db.write(move |tx| {
             Box::pin(async move {
                 let vm = seed.insert_vm(tx, "vm").await?;
-                let mut answers = Vec::new();
-                for (position, mac) in
-                    ["52:00:00:00:00:01", "52:00:00:00:00:01", "52:00:00:00:00:02"].into_iter().enumerate()
-                {
-                    let ip = lease_ip(tx, seed.network.id, None).await?;
-                    let nic = Nic { id: NicId::new(), network_id: seed.network.id, mac: mac.to_string(), ip };
-                    answers.push(crate::db::nic::insert(tx, vm, position, &nic).await?);
+                let given = Mutex::new(vec!["b", "a", "a", "a", "a"]);
+                let mac = || given.lock().unwrap().pop().unwrap().to_string();
+                for position in [0, 1] {
+                    nic::add(tx, vm, position, (seed.network.id, None), mac).await?;
                 }
-                Ok((answers, crate::db::nic::of_vm(tx.conn(), vm).await?.len()))
+                let cards = nic::of_vm(tx.conn(), vm).await?;
+                Ok(cards.into_iter().map(|card| card.mac).collect::<Vec<_>>())
             })
         });
-        assert_eq!(both.await.unwrap(), (vec![true, false, true], 2));
+        assert_eq!(both.await.unwrap(), ["a", "b"]);
     }
 }

@@ -16,7 +16,7 @@ const SPEC: ListSpec = ListSpec {
         Field::text("name", "image.name").sortable(),
         Field::text("state", "image.state").sortable(),
         Field::bytes("size", "image.size"),
-        Field::text("account.name", "account.name").through("account WHERE account.id = image.account_id"),
+        Field::text("account.name", "account.name").through("account", "account.id", "image.account_id"),
     ],
     id: "id",
     default_sort: "id",

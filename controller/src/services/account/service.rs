@@ -21,7 +21,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateAccount) -> 
                 return Ok(existing);
             }
             db::account::insert(tx, &account).await?;
-            announce(tx, account.id, "created", None, &json!({ "name": account.name }), now).await?;
+            announce(tx, account.id, "created", None, &json!({ "name": account.name }), now)?;
             Ok(account)
         })
     });
@@ -49,7 +49,7 @@ pub(super) async fn delete(context: Context, cx: Cx, message: DeleteAccount) -> 
             }
             let in_use = "the account owns images, networks, volumes or VMs: remove them first";
             db::account::delete(tx, id).await.map_err(|error| still_used(error, in_use))?;
-            announce(tx, id, "deleted", None, &json!({ "name": account.name }), now).await
+            announce(tx, id, "deleted", None, &json!({ "name": account.name }), now)
         })
     });
     deleted.await

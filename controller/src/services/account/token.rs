@@ -39,7 +39,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateToken) -> Re
             }
             let inserted = db::token::insert(tx, &token, &hash).await;
             inserted.map_err(|e| unknown_reference(e, "account_id", "account"))?;
-            announce(tx, token.id, "created", Some(account_id), &json!({ "name": token.name }), now).await?;
+            announce(tx, token.id, "created", Some(account_id), &json!({ "name": token.name }), now)?;
             making.store(true, Relaxed);
             Ok(token)
         })
@@ -83,7 +83,7 @@ pub(super) async fn revoke(context: Context, cx: Cx, message: RevokeToken) -> Re
             let token = db::token::get(tx.conn(), message.id).await?;
             let token = token.ok_or_else(|| Error::not_found("token", message.id))?;
             db::token::delete(tx, token.id).await?;
-            announce(tx, token.id, "revoked", Some(token.account_id), &json!({ "name": token.name }), now).await
+            announce(tx, token.id, "revoked", Some(token.account_id), &json!({ "name": token.name }), now)
         })
     });
     revoked.await

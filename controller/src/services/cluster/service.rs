@@ -45,7 +45,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateCluster) -> 
             }
             let inserted = db::cluster::insert(tx, &cluster).await;
             inserted.map_err(|e| unknown_reference(e, "zone_id", "zone"))?;
-            announce(tx, cluster.id, "created", None, &json!({ "name": cluster.name }), now).await?;
+            announce(tx, cluster.id, "created", None, &json!({ "name": cluster.name }), now)?;
             Ok(cluster)
         })
     });
@@ -81,7 +81,7 @@ pub(super) async fn delete(context: Context, cx: Cx, message: DeleteCluster) -> 
             let cluster = cluster.ok_or_else(|| Error::not_found("cluster", message.id))?;
             let deleted = db::cluster::delete(tx, cluster.id).await;
             deleted.map_err(|e| still_used(e, "the cluster has hosts, storages or networks: delete them first"))?;
-            announce(tx, cluster.id, "deleted", None, &json!({ "name": cluster.name }), now).await
+            announce(tx, cluster.id, "deleted", None, &json!({ "name": cluster.name }), now)
         })
     });
     deleted.await

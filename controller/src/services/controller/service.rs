@@ -51,7 +51,7 @@ async fn become_state(context: &Context, cx: &Cx, id: ControllerId, state: Contr
     let generation = context.mutate(cx, move |tx, now| {
         Box::pin(async move {
             let generation = db::controller::set_state(tx, id, state).await?;
-            announce(tx, id, state.as_str(), None, &json!({ "generation": generation }), now).await?;
+            announce(tx, id, state.as_str(), None, &json!({ "generation": generation }), now)?;
             Ok(generation)
         })
     });

@@ -15,9 +15,11 @@ use crate::services::testing::{TestSystem, call_of, systems};
 
 async fn happen(system: &TestSystem, what: &'static str, account: AccountId) {
     let now = system.context.deps.clock.now();
-    let appended = system.context.deps.db.write(move |tx| {
-        Box::pin(async move { announce(tx, VmId::new(), what, Some(account), &json!({}), now).await })
-    });
+    let appended = system
+        .context
+        .deps
+        .db
+        .write(move |tx| Box::pin(async move { announce(tx, VmId::new(), what, Some(account), &json!({}), now) }));
     appended.await.unwrap();
 }
 

@@ -193,7 +193,7 @@ async fn set_connection(context: &Context, row: &HostRow, to: HostConnection, re
             let changed = db::host::set_connection(tx, id, from, to, reason.clone()).await?;
             if changed {
                 let content = serde_json::json!({ "from": from, "to": to, "reason": reason });
-                announce(tx, id, "connection/changed", None, &content, now).await?;
+                announce(tx, id, "connection/changed", None, &content, now)?;
             }
             Ok(changed)
         })

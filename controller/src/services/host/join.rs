@@ -84,7 +84,7 @@ pub(super) async fn join(context: Context, message: JoinHost) -> Result<Joined> 
                 links: Default::default(),
             };
             db::host::join(tx, &host).await?;
-            announce(tx, id, "joined", None, &serde_json::json!({ "name": host.name }), now).await
+            announce(tx, id, "joined", None, &serde_json::json!({ "name": host.name }), now)
         })
     });
     joined.await?;

@@ -87,7 +87,7 @@ impl Step<State> for Begin {
         if before != HostAdminState::Maintenance {
             db::host::update(tx, state.id, &row.host.name, HostAdminState::Maintenance).await?;
             let content = json!({ "from": before, "to": HostAdminState::Maintenance });
-            announce(tx, state.id, "admin_state/changed", None, &content, at.now).await?;
+            announce(tx, state.id, "admin_state/changed", None, &content, at.now)?;
         }
         Ok(())
     }

@@ -112,7 +112,7 @@ async fn tell<I: ResourceId>(context: &Context, host: HostId, noun: &'static str
     let written = context.deps.db.write(move |tx| {
         Box::pin(async move {
             let content = serde_json::json!({ "kind": noun, "id": id.uuid() });
-            announce(tx, host, "orphan/found", None, &content, now).await
+            announce(tx, host, "orphan/found", None, &content, now)
         })
     });
     Ok(written.await?)

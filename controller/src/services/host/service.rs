@@ -42,7 +42,7 @@ pub(super) async fn update(context: Context, cx: Cx, message: UpdateHost) -> Res
             db::host::update(tx, id, &name, admin_state).await?;
             if admin_state != row.host.admin_state {
                 let content = serde_json::json!({ "from": row.host.admin_state, "to": admin_state });
-                announce(tx, id, "admin_state/changed", None, &content, now).await?;
+                announce(tx, id, "admin_state/changed", None, &content, now)?;
             }
             Ok(())
         })
@@ -61,7 +61,7 @@ pub(super) async fn delete(context: Context, cx: Cx, message: DeleteHost) -> Res
         Box::pin(async move {
             let in_use = "the host has VMs or volumes: expunge or move them first";
             match db::host::delete(tx, id).await.map_err(|error| still_used(error, in_use))? {
-                true => announce(tx, id, "deleted", None, &serde_json::json!({}), now).await,
+                true => announce(tx, id, "deleted", None, &serde_json::json!({}), now),
                 false => Err(Error::not_found("host", id).into()),
             }
         })

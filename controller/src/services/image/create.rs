@@ -81,13 +81,13 @@ impl Step<State> for Accept {
     async fn record(&self, tx: &mut Tx, at: &At, state: &mut State) -> db::Result<()> {
         db::image::insert(tx, &state.image).await?;
         let content = json!({ "name": state.image.name });
-        announce(tx, state.image.id, "created", Some(state.image.account_id), &content, at.now).await
+        announce(tx, state.image.id, "created", Some(state.image.account_id), &content, at.now)
     }
 
     async fn unrecord(&self, tx: &mut Tx, at: &At, state: &State) -> db::Result<()> {
         if db::image::delete(tx, state.image.id).await? {
             let content = json!({ "name": state.image.name });
-            announce(tx, state.image.id, "deleted", Some(state.image.account_id), &content, at.now).await?;
+            announce(tx, state.image.id, "deleted", Some(state.image.account_id), &content, at.now)?;
         }
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Step<State> for Fetch {
         let image = db::image::set_ready(tx, state.image.id, info).await?;
         db::image::add_host(tx, image.id, host).await?;
         let content = json!({ "name": image.name, "state": image.state });
-        announce(tx, image.id, "state/changed", Some(image.account_id), &content, at.now).await
+        announce(tx, image.id, "state/changed", Some(image.account_id), &content, at.now)
     }
 
     async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {

@@ -91,7 +91,7 @@ impl Step<State> for Mark {
 
 async fn tell(tx: &mut Tx, at: &At, image: &Image) -> db::Result<()> {
     let content = json!({ "name": image.name, "state": image.state });
-    announce(tx, image.id, "state/changed", Some(image.account_id), &content, at.now).await
+    announce(tx, image.id, "state/changed", Some(image.account_id), &content, at.now)
 }
 
 /// Empties the caches of the hosts that can be reached; the comparison of inventories does it on the
@@ -139,7 +139,7 @@ impl Step<State> for Forget {
             && let Some(image) = &state.before
         {
             let content = json!({ "name": image.name });
-            announce(tx, image.id, "deleted", Some(image.account_id), &content, at.now).await?;
+            announce(tx, image.id, "deleted", Some(image.account_id), &content, at.now)?;
         }
         Ok(())
     }

@@ -137,7 +137,7 @@ impl Step<State> for Place {
         let info = state.info.as_ref().ok_or_else(|| Error::internal("nothing is known of the upload"))?;
         let image = db::image::set_ready(tx, state.image_id, info).await?;
         let content = json!({ "name": image.name, "state": image.state });
-        announce(tx, image.id, "state/changed", Some(image.account_id), &content, at.now).await
+        announce(tx, image.id, "state/changed", Some(image.account_id), &content, at.now)
     }
 
     async fn undo(&self, cx: &StepCx, state: &State) -> Result<()> {

@@ -43,7 +43,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateInstanceType
                 return Ok(existing);
             }
             db::instance_type::insert(tx, &instance_type).await?;
-            announce(tx, instance_type.id, "created", None, &json!({ "name": instance_type.name }), now).await?;
+            announce(tx, instance_type.id, "created", None, &json!({ "name": instance_type.name }), now)?;
             Ok(instance_type)
         })
     });
@@ -68,7 +68,7 @@ pub(super) async fn delete(context: Context, cx: Cx, message: DeleteInstanceType
             let instance_type = db::instance_type::get(tx.conn(), message.id).await?;
             let instance_type = instance_type.ok_or_else(|| Error::not_found("instance type", message.id))?;
             db::instance_type::delete(tx, instance_type.id).await?;
-            announce(tx, instance_type.id, "deleted", None, &json!({ "name": instance_type.name }), now).await
+            announce(tx, instance_type.id, "deleted", None, &json!({ "name": instance_type.name }), now)
         })
     });
     deleted.await

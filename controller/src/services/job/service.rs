@@ -44,8 +44,7 @@ pub(super) async fn stop(context: Context, _: Cx, message: StopJob) -> Result<()
 }
 
 pub(super) async fn read(context: &Context, id: JobId) -> Result<Job> {
-    let mut conn = context.deps.db.read().await?;
-    let row = db::job::get(&mut conn, id).await?;
+    let row = context.deps.db.jobs.get(id).await?;
     row.map(|row| with_links(row.job)).ok_or_else(|| Error::not_found("job", id))
 }
 

@@ -108,7 +108,7 @@ impl Step<State> for Forget {
             && let Some(marked) = &state.marked
         {
             let content = json!({ "name": marked.name });
-            announce(tx, state.network_id, "deleted", Some(marked.account_id), &content, at.now).await?;
+            announce(tx, state.network_id, "deleted", Some(marked.account_id), &content, at.now)?;
         }
         Ok(())
     }

@@ -71,7 +71,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateNetwork) -> 
                 return Err(same_segment(&network, &other).into());
             }
             db::network::insert(tx, &network).await?;
-            announce(tx, network.id, "created", Some(account_id), &json!({ "name": network.name }), now).await?;
+            announce(tx, network.id, "created", Some(account_id), &json!({ "name": network.name }), now)?;
             Ok(network)
         })
     });

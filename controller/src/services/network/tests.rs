@@ -138,7 +138,7 @@ async fn with_two_clusters_one_must_be_named() {
 async fn lease(system: &TestSystem) -> Result<(), Error> {
     let id = system.seed.network.id;
     let leased =
-        system.context.deps.db.write(move |tx| Box::pin(async move { db::network::lease_ip(tx, id, None).await }));
+        system.context.deps.db.write(move |tx| Box::pin(async move { db::network::hold(tx, id).await.map(drop) }));
     Ok(leased.await.map(|_| ())?)
 }
 

@@ -50,7 +50,7 @@ pub(super) async fn update(context: Context, cx: Cx, message: UpdateSetting) -> 
                 content: &json!({ "key": setting.key, "value": setting.value }),
                 at: now,
             };
-            db::event::append(tx, &event).await?;
+            db::event::append(tx, &event)?;
             Ok(setting)
         })
     });

@@ -49,7 +49,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateStorage) -> 
             db::cluster::lock(tx, storage.cluster_id).await?;
             refuse_shared_folder(tx, &storage).await?;
             db::storage::insert(tx, &storage).await?;
-            announce(tx, storage.id, "created", None, &json!({ "name": storage.name }), now).await?;
+            announce(tx, storage.id, "created", None, &json!({ "name": storage.name }), now)?;
             Ok(storage)
         })
     });
@@ -120,7 +120,7 @@ pub(super) async fn delete(context: Context, cx: Cx, message: DeleteStorage) -> 
             let deleted = db::storage::delete(tx, storage.id).await;
             deleted
                 .map_err(|e| still_used(e, "the storage keeps volumes: delete them, and expunge their VMs, first"))?;
-            announce(tx, storage.id, "deleted", None, &json!({ "name": storage.name }), now).await
+            announce(tx, storage.id, "deleted", None, &json!({ "name": storage.name }), now)
         })
     });
     deleted.await

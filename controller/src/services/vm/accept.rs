@@ -92,10 +92,10 @@ pub(super) async fn disk<F: Flow<State = attach_volume::State>>(
 
 /// The job of an earlier, equal create of the same id; a conflict when it was not equal.
 async fn repeated(context: &Context, message: &CreateVm) -> Result<Option<JobRef>> {
-    let mut conn = context.deps.db.read().await?;
-    if db::vm::get(&mut conn, message.id).await?.is_none() {
+    if context.deps.db.vms.get(message.id).await?.is_none() {
         return Ok(None);
     }
+    let mut conn = context.deps.db.read().await?;
     let conflict = || Error::new(Code::Conflict, format!("a vm with the id {} exists: choose another id", message.id));
     let Some(job) = db::job::find(&mut conn, message.id.uuid(), Create::KIND).await? else { return Err(conflict()) };
     let first: CreateState = serde_json::from_str(&job.data).map_err(|_| conflict())?;
@@ -107,9 +107,9 @@ async fn repeated(context: &Context, message: &CreateVm) -> Result<Option<JobRef
 async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<CreateState> {
     check_body(&body)?;
     let account = cx.caller.account().ok_or_else(|| Error::internal("a vm is created by an account"))?;
-    let mut conn = context.deps.db.read().await?;
+    let db = &context.deps.db;
     let visible = |owner| cx.caller.is_admin() || owner == account;
-    let image = db::image::get(&mut conn, body.image_id).await?.filter(|image| visible(image.account_id));
+    let image = db.images.get(body.image_id).await?.filter(|image| visible(image.account_id));
     let image = image.ok_or_else(|| {
         Error::invalid("image_id", format!("there is no image {}: `kring image list` shows them", body.image_id))
     })?;
@@ -118,7 +118,7 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
     })?;
     let (vcpus, memory) = match (body.instance_type_id, body.vcpus, body.memory) {
         (Some(wanted), None, None) => {
-            let kind = db::instance_type::get(&mut conn, wanted).await?;
+            let kind = db::instance_type::get(&mut *db.read().await?, wanted).await?;
             let kind =
                 kind.ok_or_else(|| Error::invalid("instance_type_id", format!("there is no instance type {wanted}")))?;
             (kind.vcpus, kind.memory)
@@ -135,14 +135,14 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
         ));
     }
     if let Some(wanted) = body.storage_id
-        && db::storage::without_hosts(&mut conn, wanted).await?.is_none()
+        && db.storages.get(wanted).await?.is_none()
     {
         return Err(Error::invalid("storage_id", format!("there is no storage {wanted}")));
     }
     let mut cluster: Option<ClusterId> = None;
     let mut uplinks: Vec<String> = Vec::new();
     for (n, nic) in body.nics.iter().enumerate() {
-        let network = db::network::get(&mut conn, nic.network_id).await?.filter(|network| visible(network.account_id));
+        let network = db.networks.get(nic.network_id).await?.filter(|network| visible(network.account_id));
         let field = format!("nics[{n}].network_id");
         let network = network.ok_or_else(|| {
             Error::invalid(&field, format!("there is no network {}: `kring network list` shows them", nic.network_id))

@@ -176,7 +176,7 @@ pub(super) async fn disk(cx: &StepCx, state: &State) -> Result<DiskSpec> {
         let volume = volume.ok_or_else(|| Error::not_found("volume", state.volume))?;
         let device = state.device.clone().or_else(|| volume.device.clone());
         let device = device.ok_or_else(|| Error::internal("a volume is attached without a device name"))?;
-        Ok(DiskSpec { volume: spec::volume_spec(&cx.deps, &mut conn, &volume).await?, device })
+        Ok(DiskSpec { volume: spec::volume_spec(&cx.deps, &volume).await?, device })
     })
     .await
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use shared::api::image::{DiskFormat, Image, ImageState};
-use shared::api::vm::{CreateVm as Body, Nic, Vm, VmState};
+use shared::api::vm::{CreateVm as Body, Vm, VmState};
 use shared::api::volume::{Volume, VolumeKind, VolumeState};
-use shared::id::{AccountId, ClusterId, HostId, NicId, ResourceId, StorageId, VmId, VolumeId};
+use shared::id::{AccountId, ClusterId, HostId, ResourceId, StorageId, VmId, VolumeId};
 use shared::units::Bytes;
 use shared::wire::vm::{DeleteVm, EnsureVm};
 use shared::wire::volume::DeleteVolume;
@@ -129,11 +129,7 @@ impl Step<State> for Accept {
         };
         db::vm::insert(tx, &row, at.generation).await?;
         for (position, nic) in state.body.nics.iter().enumerate() {
-            let ip = db::network::lease_ip(tx, nic.network_id, nic.ip).await?;
-            let mut nic = Nic { id: NicId::new(), network_id: nic.network_id, mac: random_mac(), ip };
-            while !db::nic::insert(tx, state.id, position, &nic).await? {
-                nic.mac = random_mac();
-            }
+            db::nic::add(tx, state.id, position, (nic.network_id, nic.ip), random_mac).await?;
         }
         Ok(())
     }
@@ -195,8 +191,7 @@ async fn reserve(tx: &mut Tx, at: &At, state: &mut State, (host, storage): (Host
         db::storage::release(tx, storage, host, state.disk).await?;
         return Ok(false);
     }
-    db::vm::set_host(tx, state.id, Some(host)).await?;
-    db::vm::set_holds(tx, state.id, true).await?;
+    db::vm::place(tx, state.id, host).await?;
     let root = Volume {
         id: state.root_volume,
         // The VM's name may change; the id keeps the volume's unique.

@@ -37,7 +37,7 @@ pub(super) async fn update(context: Context, cx: Cx, message: UpdateVm) -> Resul
                 content: &content,
                 at: now,
             };
-            db::event::append(tx, &event).await
+            db::event::append(tx, &event)
         })
     });
     changed.await?;

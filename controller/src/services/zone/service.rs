@@ -28,7 +28,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateZone) -> Res
                 return Ok(existing);
             }
             db::zone::insert(tx, &zone).await?;
-            announce(tx, zone.id, "created", None, &json!({ "name": zone.name }), now).await?;
+            announce(tx, zone.id, "created", None, &json!({ "name": zone.name }), now)?;
             Ok(zone)
         })
     });
@@ -54,7 +54,7 @@ pub(super) async fn delete(context: Context, cx: Cx, message: DeleteZone) -> Res
             let zone = zone.ok_or_else(|| Error::not_found("zone", message.id))?;
             let deleted = db::zone::delete(tx, zone.id).await;
             deleted.map_err(|e| still_used(e, "the zone has clusters: delete them first"))?;
-            announce(tx, zone.id, "deleted", None, &json!({ "name": zone.name }), now).await
+            announce(tx, zone.id, "deleted", None, &json!({ "name": zone.name }), now)
         })
     });
     deleted.await
