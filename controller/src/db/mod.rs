@@ -55,8 +55,9 @@ use futures_util::future::BoxFuture;
 use shared::Code;
 use shared::api::vm::Vm;
 use shared::id::{AccountId, ControllerId, HostId, VmId};
+use shared::time::Timestamp;
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool, Connection};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row as _};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -277,7 +278,11 @@ impl Db {
             .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
             .connect(&dialect.create_url(url))
             .await?;
-        sqlx::migrate!("./migrations").run(&writers).await?;
+        let mut migrations = sqlx::migrate!("./migrations");
+        // A controller of the version before may start beside those that have brought the schema further:
+        // what they added is not its business.
+        migrations.set_ignore_missing(true);
+        migrations.run(&writers).await?;
         let readers = pool::options(dialect, READERS)
             .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
             .connect(url)
@@ -400,6 +405,13 @@ impl Db {
     #[must_use]
     pub const fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// What the database's clock says.
+    pub async fn told_at(&self) -> Result<Timestamp> {
+        let sql = format!("SELECT {} AS told_at", self.dialect.now_ms());
+        let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut *self.read().await?).await?;
+        Ok(Timestamp(row.try_get("told_at")?))
     }
 
     /// Waits for running writes and closes all connections.
