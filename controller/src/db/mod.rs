@@ -262,6 +262,25 @@ pub async fn take_heartbeat_lock(conn: &mut Conn, dialect: Dialect, joined: u64)
     dialect.take_lock(conn, joined).await
 }
 
+/// Brings the schema up to date. A controller of the version before may start beside those that have brought
+/// it further: what they added is not its business.
+async fn migrate(writers: &AnyPool) -> Result<()> {
+    let mut migrations = sqlx::migrate!("./migrations");
+    migrations.set_ignore_missing(true);
+    migrations.run(writers).await?;
+    let known = migrations.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let sql = "SELECT CAST(MAX(version) AS BIGINT) FROM _sqlx_migrations";
+    let there: i64 = sqlx::query_scalar(sql).fetch_one(writers).await?;
+    if there > known {
+        tracing::warn!(
+            schema.version = there,
+            schema.known = known,
+            "a newer version has changed the database's schema; this works for one version back and no further"
+        );
+    }
+    Ok(())
+}
+
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
 const READERS: u32 = 8;
 /// Connections that lists are read with: one that reads a million rows takes long, and nothing else may wait
@@ -278,11 +297,7 @@ impl Db {
             .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
             .connect(&dialect.create_url(url))
             .await?;
-        let mut migrations = sqlx::migrate!("./migrations");
-        // A controller of the version before may start beside those that have brought the schema further:
-        // what they added is not its business.
-        migrations.set_ignore_missing(true);
-        migrations.run(&writers).await?;
+        migrate(&writers).await?;
         let readers = pool::options(dialect, READERS)
             .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
             .connect(url)
