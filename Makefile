@@ -1,11 +1,11 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo check demo-check guest-check packages packages-check e2e ansible-check
+.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo mixed-versions check demo-check guest-check packages packages-check e2e ansible-check
 
 LAB := tests/lab
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## a VM on this machine, from nothing (IMAGE=path-or-URL for an image of your own)
 	@$(LAB)/demo.sh up
@@ -69,6 +69,10 @@ cluster-demo: ## three controllers on this machine, killed under load, and what 
 	@$(LAB)/install-deps.sh build run test
 	cargo build --locked --bin kring-controller --bin kring-cluster-demo
 	@$${CARGO_TARGET_DIR:-target}/debug/kring-cluster-demo
+
+mixed-versions: ## an older version's controllers beside this one's, upgraded and taken back under load (REV=tag-or-commit)
+	@$(LAB)/install-deps.sh build run test
+	$(LAB)/mixed-versions.sh $(REV)
 
 demo-check: ## play the demo twice, killed at several moments, and see that it leaves nothing
 	@$(LAB)/install-deps.sh build run guest

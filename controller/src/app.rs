@@ -9,7 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use shared::id::ControllerId;
@@ -108,11 +108,18 @@ pub struct Foundation {
 impl Foundation {
     /// Opens or makes everything that a controller keeps.
     pub async fn open(config: Config) -> Result<Self, Error> {
+        Self::open_at(config, Clock::default()).await
+    }
+
+    /// The same, on a machine whose clock says this.
+    pub async fn open_at(config: Config, clock: Clock) -> Result<Self, Error> {
         let dir = config.data_dir.clone();
         make_private(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
         let lock = lock(&dir)?;
-        let (clock, tasks) = (Clock::default(), TaskTracker::new());
+        let tasks = TaskTracker::new();
         let db = open_db(&config, &tasks).await?;
+        let asked = Instant::now();
+        clock.follow(asked, db.told_at().await?);
         bootstrap::share_authority(&db, &config.pki_dir(), &clock).await?;
         let pki = Pki::open(config.pki_dir(), &config.api.names, config.pki, clock.clone())
             .map_err(|e| Error::Pki(e.into()))?;
@@ -156,14 +163,16 @@ impl App {
         let ring = Ring::new(me);
         let joined = join(&db, me, &config).await?;
         let (url, dialect) = (config.database_url(), db.dialect());
-        let heartbeat = Heartbeat::start(Pulse { url, dialect, joined, ring: ring.clone(), fenced: fenced.clone() })
-            .map_err(|source| Error::Io { path: "the heartbeat thread".into(), source })?;
+        let (followed, fences) = (clock.clone(), fenced.clone());
+        let pulse = Pulse { url, dialect, joined, ring: ring.clone(), clock: followed, fenced: fences };
+        let heartbeat =
+            Heartbeat::start(pulse).map_err(|source| Error::Io { path: "the heartbeat thread".into(), source })?;
         ring.on_nudge(heartbeat.nudger());
 
         export_spans(&config, me, &tasks, &stop)?;
         let tls = pki.agent_client_config(config.hosts.tls_sessions).map_err(|e| Error::Pki(e.into()))?;
         let agents = Agents::new(tls, config.callback_base(), tasks.clone(), stop.clone(), clock.clone());
-        agents.set_controllers(&config.advertised());
+        agents.set_own_addresses(config.advertised());
         agents.set_limits(config.hosts.limits());
         let deps = Arc::new(Deps {
             mover: Default::default(),

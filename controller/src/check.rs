@@ -126,8 +126,11 @@ async fn database(config: &Config, clock: &Clock) -> Vec<Finding> {
     let mut findings = vec![match answer.schema {
         None => Finding::poor("database", format!("{shown} is empty: `kring-controller init` fills it")),
         Some(schema) if schema > probe::newest() => {
-            let text = format!("{shown} was brought to schema {schema} by a newer release: install that one");
-            Finding::bad("database", text)
+            let text = format!(
+                "{shown} was brought to schema {schema} by a newer release, which works for one release back: \
+                 install that one here too"
+            );
+            Finding::poor("database", text)
         }
         Some(schema) => Finding::good("database", format!("{shown}: {}, schema {schema}", answer.version)),
     }];

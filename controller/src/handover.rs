@@ -95,8 +95,8 @@ impl Handover {
         } else {
             None
         };
-        let addresses: Vec<_> = seen.controllers.iter().map(|row| row.address.clone()).collect();
-        self.agents.set_controllers(&addresses);
+        let others = seen.controllers.iter().filter(|row| row.id != self.ring.me());
+        self.agents.set_others(&others.map(|row| row.addresses.as_slice()).collect::<Vec<_>>());
         let change =
             self.ring.follow(seen, before.as_ref().map(|change| (change.generation, change.members.as_slice())));
         change.gone.into_iter().for_each(|controller| self.bus.controller_left(controller));

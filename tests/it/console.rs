@@ -3,7 +3,7 @@
 use futures_util::{SinkExt, StreamExt};
 use harness::client::Call;
 use harness::cluster::Cluster;
-use harness::sim::{greeting, tls};
+use harness::sim::{Sim, greeting, tls};
 use reqwest::Method;
 use rustls::pki_types::ServerName;
 use serde_json::json;
@@ -18,7 +18,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::vm::ready;
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
+/// A console.
+pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 async fn ticket(cluster: &Cluster, vm: &Vm, kind: &str) -> anyhow::Result<ConsoleTicket> {
     Ok(cluster.api.post(&format!("/v1/vms/{}/console", vm.id), &json!({ "kind": kind })).await?)
@@ -26,8 +27,13 @@ async fn ticket(cluster: &Cluster, vm: &Vm, kind: &str) -> anyhow::Result<Consol
 
 /// Opens the WebSocket as a browser does: with nothing but the ticket.
 async fn attach(cluster: &Cluster, path: &str) -> anyhow::Result<Result<Socket, u16>> {
-    let config = tls::client_config(&cluster.sim.hosts()[0].identity().ca)?;
-    let tcp = TcpStream::connect(cluster.url.trim_start_matches("https://")).await?;
+    attach_at(&cluster.url, &cluster.sim, path).await
+}
+
+/// The same at the controller with this address.
+pub async fn attach_at(url: &str, sim: &Sim, path: &str) -> anyhow::Result<Result<Socket, u16>> {
+    let config = tls::client_config(&sim.hosts()[0].identity().ca)?;
+    let tcp = TcpStream::connect(url.trim_start_matches("https://")).await?;
     let name = ServerName::try_from(shared::wire::CONTROLLER_DNS_NAME)?;
     let stream = TlsConnector::from(std::sync::Arc::new(config)).connect(name, tcp).await?;
     let mut request = format!("wss://controller.kring{path}").into_client_request()?;
@@ -40,7 +46,7 @@ async fn attach(cluster: &Cluster, path: &str) -> anyhow::Result<Result<Socket, 
 }
 
 /// Reads until this has come.
-async fn expect(socket: &mut Socket, text: &str) -> anyhow::Result<()> {
+pub async fn expect(socket: &mut Socket, text: &str) -> anyhow::Result<()> {
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).ends_with(text) {
         match socket.next().await {

@@ -4,6 +4,7 @@
 //! Each test has a message broker, a database server and controllers of its own. See `make chaos` for the
 //! same at random.
 
+mod consoles;
 mod steps;
 mod tables;
 mod ways;

@@ -1,6 +1,7 @@
 //! Jobs: what they tell, waiting for them, cancelling them, and the order in which they run.
 
 use harness::client::Call;
+use harness::cluster::Setup;
 use harness::sim::{Fault, What};
 use harness::wait::until;
 use reqwest::Method;
@@ -10,8 +11,9 @@ use shared::api::page::Page;
 use shared::error::Code;
 use shared::id::JobId;
 use shared::state::vm::VmState;
+use shared::time::Timestamp;
 
-use super::vm::ready;
+use super::vm::{ready, ready_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_tells_its_steps_its_times_and_who_asked() -> anyhow::Result<()> {
@@ -81,6 +83,32 @@ async fn jobs_about_one_vm_run_one_after_the_other() -> anyhow::Result<()> {
     cluster.vm_do(vm.id, "stop").await?;
     cluster.assert_consistent().await?;
     cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_clock_is_off_keeps_the_time_of_the_database() -> anyhow::Result<()> {
+    const HOUR: i64 = 3_600_000;
+    // Far enough for every deadline to have passed, or not to come.
+    for ahead in [-24 * HOUR, 24 * HOUR] {
+        let setup = Setup { clock_ahead_ms: ahead, ..Setup::default() };
+        let (mut cluster, image, network) = ready_with(setup).await?;
+        let held = cluster.sim.faults().add(Fault::new("vm/ensure", What::Held));
+        let accepted: JobRef = cluster.api.post("/v1/vms", &cluster.vm_body(&image, &network)).await?;
+        until("the host has it", async || cluster.sim.faults().hits(held) > 0).await?;
+        let job: Job = cluster.api.get(&format!("/v1/jobs/{}", accepted.job_id)).await?;
+        let real = Timestamp::now().ms();
+        assert!((job.created_at.ms() - real).abs() < HOUR, "{ahead}: {} at {real}", job.created_at);
+        assert!(job.deadline_at.ms() > real && job.deadline_at.ms() < real + 12 * HOUR, "{}", job.deadline_at);
+        // The next life is on a machine whose clock is off the other way: the job goes on to its end.
+        cluster.set_clock_ahead_ms(-ahead);
+        cluster.restart().await?;
+        cluster.sim.faults().clear();
+        let job = cluster.api.succeed(&accepted).await?;
+        assert!(job.finished_at.is_some_and(|at| at >= job.created_at && at < job.deadline_at), "{job:?}");
+        cluster.assert_consistent().await?;
+        cluster.stop().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

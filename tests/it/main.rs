@@ -11,6 +11,7 @@ mod flows;
 mod host;
 mod image;
 mod job;
+mod limits;
 mod migrate;
 mod network;
 mod process;

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use futures_util::future::join_all;
 use harness::client::{Call, PATIENCE};
 use harness::cluster::Setup;
 use harness::cmd::{freeze, program, run, signal, spawn};
+use harness::fleet::{Api, Load, Tally};
 use harness::sim::{Fault, What};
 use harness::wait::{eventually, until};
 use reqwest::Method;
@@ -118,6 +120,63 @@ async fn a_full_disk_refuses_changes_and_nothing_accepted_is_lost() -> anyhow::R
     cluster.restart().await?;
     assert_eq!(zones(&cluster).await?, before, "a restart finds what was accepted");
     cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_becomes_full_under_load_loses_nothing() -> anyhow::Result<()> {
+    if std::env::var("KRING_TEST_POSTGRES").is_ok_and(|url| !url.is_empty()) {
+        eprintln!("skipped: the disk of a database server is the server's business");
+        return Ok(());
+    }
+    let setup = Setup { disk: Some(Bytes::mib(64)), process: true, deferred: 0.5, ..Setup::default() };
+    let (mut cluster, image, network) = match ready_with(setup).await {
+        Ok(ready) => ready,
+        Err(error) if error.to_string().contains("mount") => {
+            eprintln!("skipped: a disk of its own cannot be mounted here: {error:#}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let api = Arc::new(Api::new(vec![cluster.api.clone()]));
+    cluster.sim.history().record();
+    let load = Load::start_with(&api, &cluster.vm_body(&image, &network), &[Code::NoSpace], 4, 1);
+    let more = async |jobs: usize| {
+        let goal = load.done() + jobs;
+        until(&format!("{jobs} more jobs end"), async || load.done() >= goal).await
+    };
+    let filler = cluster.data_dir().join("filler");
+    for _ in 0..2 {
+        more(10).await?;
+        fill(&filler)?;
+        // The users may all wait for jobs that cannot go on; somebody else is refused.
+        until("changes are refused", async || {
+            let body = CreateZone { id: None, name: cluster.name("full"), description: "d".repeat(200) };
+            let made = cluster.api.post::<Zone>("/v1/zones", &body).await;
+            made.is_err_and(|refused| refused.code() == Code::NoSpace)
+        })
+        .await?;
+        // As long as a heartbeat may be missed, and longer: who reads is served, and nothing ends.
+        let full = Instant::now();
+        while full.elapsed() < FROZEN {
+            cluster.api.get::<serde_json::Value>("/v1/vms?limit=5").await?;
+            assert!(!cluster.has_ended()?, "{}", std::fs::read_to_string(cluster.log_file())?);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        std::fs::remove_file(&filler)?;
+        more(10).await?;
+    }
+    let problems = load.end().await;
+    assert!(problems.is_empty(), "{}\n{}", problems.join("\n"), std::fs::read_to_string(cluster.log_file())?);
+    cluster.assert_consistent().await?;
+    let tally = Tally::of(&cluster.database, &api, &cluster.sim).await?;
+    let refused = api.history().iter().filter(|called| called.refused == Some(Code::NoSpace)).count();
+    eprintln!("{tally}; {refused} refused for want of space");
+    tally.check()?;
+    assert!(tally.accepted >= 40 && tally.rolled_back < tally.accepted / 2, "{tally}");
+    let before = cluster.snapshot().await?;
+    cluster.restart().await?;
+    cluster.assert_clean(&before).await?;
     cluster.stop().await
 }
 

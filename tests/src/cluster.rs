@@ -14,10 +14,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use controller::app::{App, Foundation};
+use controller::clock::Clock;
 use controller::config::Config;
 use controller::workflow::Probe;
 use reqwest::Method;
 use shared::api::setting::{Setting, UpdateSetting};
+use shared::time::Timestamp;
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 use tokio::process::Child;
@@ -38,6 +40,13 @@ pub struct Setup {
     pub host: Option<(u32, shared::units::Bytes)>,
     /// Lines of the controller's configuration file.
     pub config: String,
+    /// Lines of its area `[api]`.
+    pub api: String,
+    /// Lines of its area `[bus]`.
+    pub bus: String,
+    /// How far the clock of the controller's machine is ahead, in milliseconds, when the controller runs in the
+    /// test's process.
+    pub clock_ahead_ms: i64,
     /// Whether the controller is a process of its own, which can be killed.
     pub process: bool,
     /// Address of this machine that the controller listens on, when not 127.0.0.1.
@@ -62,6 +71,7 @@ pub struct Cluster {
     pub url: String,
     controller: Running,
     process: bool,
+    clock_ahead_ms: i64,
     probe: Option<Arc<dyn Probe>>,
     /// Before the folder, which it is in.
     _disk: Option<Disk>,
@@ -125,11 +135,11 @@ impl Cluster {
             Some((_, url)) => url.clone(),
             None => controller::db::Db::sqlite_url(&folder.path().join("data")),
         };
-        let mut more = setup.config.clone();
+        let mut setup = setup;
         if let (Some(_), Some(url)) = (&postgres, variable("KRING_TEST_RABBIT")) {
-            more += &format!("\n[bus]\nurl = \"{url}\"\nloopback = \"broker\"\n");
+            setup.bus += &format!("\nurl = \"{url}\"\nloopback = \"broker\"\n");
         }
-        std::fs::write(folder.path().join("controller.toml"), config(&folder, listen, &database_url, &more))?;
+        std::fs::write(folder.path().join("controller.toml"), config(&folder, listen, &database_url, &setup))?;
         let api = init(&folder, &url, setup.process).await?;
         let mut options = Options { deferred: setup.deferred, ..Options::new(&url) };
         if let Some((cpus, memory)) = setup.host {
@@ -137,9 +147,18 @@ impl Cluster {
         }
         let world = World::new(api, Arc::new(Sim::new(options)));
         let database = Database::open(&database_url).await?;
-        let (controller, process) = (Running::No, setup.process);
-        let mut cluster =
-            Self { world, database, url, controller, process, probe: None, _disk: disk, folder, postgres };
+        let mut cluster = Self {
+            world,
+            database,
+            url,
+            controller: Running::No,
+            process: setup.process,
+            clock_ahead_ms: setup.clock_ahead_ms,
+            probe: None,
+            _disk: disk,
+            folder,
+            postgres,
+        };
         cluster.run().await?;
         cluster.ground().await?;
         cluster.set("host.ping_interval", 0.2.into()).await?;
@@ -157,7 +176,8 @@ impl Cluster {
             let args = [OsStr::new("serve"), OsStr::new("--config"), file.as_os_str()];
             self.controller = Running::Process(cmd::spawn(program.as_os_str(), &args, &self.log_file())?);
         } else {
-            let foundation = Foundation::open(Config::load(Some(&file), &[])?).await?;
+            let clock = Clock::beginning_at(Timestamp::now().plus_ms(self.clock_ahead_ms));
+            let foundation = Foundation::open_at(Config::load(Some(&file), &[])?, clock).await?;
             let app = App::start(foundation).await?;
             if let Some(probe) = &self.probe {
                 app.context().engine.set_probe(Arc::clone(probe));
@@ -177,6 +197,11 @@ impl Cluster {
             Ok(())
         })
         .await
+    }
+
+    /// Sets the clock of the controller's machine, for its next life.
+    pub const fn set_clock_ahead_ms(&mut self, ms: i64) {
+        self.clock_ahead_ms = ms;
     }
 
     /// Has a probe see every job pass, in this life of the controller and the next ones.
@@ -335,12 +360,16 @@ async fn init(folder: &TempDir, url: &str, process: bool) -> anyhow::Result<Clie
     Client::new(url, foundation.ca_pem(), Some(&token))
 }
 
-fn config(folder: &TempDir, listen: SocketAddr, database_url: &str, more: &str) -> String {
+fn config(folder: &TempDir, listen: SocketAddr, database_url: &str, setup: &Setup) -> String {
     let data = folder.path().join("data");
     format!(
-        "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"https://{listen}\"]\nnames = [\"{}\"]\n[database]\nurl = \"{database_url}\"\n{more}\n",
+        "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"https://{listen}\"]\nnames = [\"{}\"]\n{}\n\
+         [database]\nurl = \"{database_url}\"\n[bus]\n{}\n{}\n",
         data.display(),
-        listen.ip()
+        listen.ip(),
+        setup.api,
+        setup.bus,
+        setup.config
     )
 }
 

@@ -215,6 +215,30 @@ impl Database {
         Ok(held)
     }
 
+    /// Has every write of a VM's row wait until the transaction that is answered ends. On SQLite, where there is
+    /// one writer, all writes wait, and give up after 10 s.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn hold_vms(&self) -> anyhow::Result<Transaction<'static, Any>> {
+        self.hold(if self.sqlite { "DELETE FROM vm WHERE 1 = 0" } else { "LOCK TABLE vm IN EXCLUSIVE MODE" }).await
+    }
+
+    /// How often each job's end was told by an event: (job, number).
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn ends_of_jobs(&self) -> anyhow::Result<BTreeSet<(String, String)>> {
+        self.pairs(if self.sqlite {
+            "SELECT json_extract(content, '$.job_id') AS job, CAST(COUNT(*) AS TEXT) AS n
+             FROM event WHERE path LIKE '/job/%' GROUP BY 1"
+        } else {
+            "SELECT (content::json->>'job_id') AS job, CAST(COUNT(*) AS TEXT) AS n
+             FROM event WHERE path LIKE '/job/%' GROUP BY 1"
+        })
+        .await
+    }
+
     /// Has a PostgreSQL server refuse every write from now on, or take them again.
     ///
     /// # Errors

@@ -92,10 +92,11 @@ impl Addresses {
         }
     }
 
-    /// Takes over the list that a controller tells, and keeps it on disk when it is another one than
-    /// before. Writing may block for a moment; it happens when controllers come or go.
+    /// Takes over the list that a controller tells, and keeps it on disk, when it names others than
+    /// before: each controller tells the same in an order of its own. Writing may block for a moment; it
+    /// happens when controllers come or go.
     pub fn tell(self: &Arc<Self>, list: Vec<String>) {
-        if list.is_empty() || **self.told.load() == list {
+        if list.is_empty() || controllers::same(&self.told.load(), &list) {
             return;
         }
         tracing::info!(controllers = list.join(" "), "the controllers are reached elsewhere from now on");
@@ -156,6 +157,8 @@ mod tests {
         assert!(addresses.in_turn(None, &[]).is_empty());
         addresses.tell(urls(&["a", "b"]));
         assert_eq!(addresses.in_turn(None, &[]), urls(&["a", "b"]), "used at once");
+        addresses.tell(urls(&["b", "a"]));
+        assert_eq!(addresses.in_turn(None, &[]), urls(&["a", "b"]), "another controller says the same");
         while store.told_controllers().unwrap() != urls(&["a", "b"]) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -24,6 +24,8 @@ const MAX_ANSWER: usize = 16 << 20;
 
 /// How long connecting to another controller may take.
 const TO_CONTROLLER: Duration = Duration::from_secs(5);
+/// How long another controller may take to open a console, which it connects to its host before.
+const BY_CONTROLLER: Duration = Duration::from_secs(20);
 
 /// Whom to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,15 +165,9 @@ where
     B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let lost = |error: &(dyn std::error::Error + 'static)| {
-        let text = format!("the controller at {controller}, which owns this, cannot be reached: try again in a moment");
-        Error::new(Code::Unavailable, text).caused_by(error)
-    };
-    let name = ServerName::try_from(CONTROLLER_DNS_NAME)
-        .map_err(|e| Error::internal(format_args!("the controllers' name is not a DNS name: {e}")))?;
-    let opened = timeout_at(Instant::now() + TO_CONTROLLER, tls_stream(tls, controller, name));
-    let stream = opened.await.map_err(|e| lost(&e))?.map_err(|e| lost(&e))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(&e))?;
+    let lost = |error: &(dyn std::error::Error + 'static)| unreachable_controller(controller, error);
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(to_controller(tls, controller).await?)).await.map_err(|e| lost(&e))?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(|e| lost(&e))?;
         let (head, body) = response.into_parts();
@@ -179,6 +175,44 @@ where
         Ok(http::Response::from_parts(head, body.to_bytes()))
     };
     driven(connection, answer).await
+}
+
+/// See [`super::Agents::hand_on_upgrade`].
+pub(super) async fn hand_on_upgrade(
+    tls: &Arc<rustls::ClientConfig>,
+    controller: &str,
+    request: http::Request<()>,
+) -> Result<(http::Response<Bytes>, Option<Upgraded>)> {
+    let lost = |error: &(dyn std::error::Error + 'static)| unreachable_controller(controller, error);
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(to_controller(tls, controller).await?)).await.map_err(|e| lost(&e))?;
+    let answer = async {
+        let request = request.map(|()| Full::<Bytes>::default());
+        let mut response = sender.send_request(request).await.map_err(|e| lost(&e))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgraded = hyper::upgrade::on(&mut response).await.map_err(|e| lost(&e))?;
+            return Ok((response.map(|_| Bytes::new()), Some(TokioIo::new(upgraded))));
+        }
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, 64 << 10).collect().await.map_err(|e| lost(e.as_ref()))?;
+        Ok((http::Response::from_parts(head, body.to_bytes()), None))
+    };
+    let answer = driven(connection.with_upgrades(), answer);
+    timeout_at(Instant::now() + BY_CONTROLLER, answer).await.unwrap_or_else(|late| Err(lost(&late)))
+}
+
+/// A TLS connection to another controller, checked to be one.
+async fn to_controller(tls: &Arc<rustls::ClientConfig>, controller: &str) -> Result<TlsStream<TcpStream>> {
+    let lost = |error: &(dyn std::error::Error + 'static)| unreachable_controller(controller, error);
+    let name = ServerName::try_from(CONTROLLER_DNS_NAME)
+        .map_err(|e| Error::internal(format_args!("the controllers' name is not a DNS name: {e}")))?;
+    let opened = timeout_at(Instant::now() + TO_CONTROLLER, tls_stream(tls, controller, name));
+    opened.await.map_err(|e| lost(&e))?.map_err(|e| lost(&e))
+}
+
+fn unreachable_controller(controller: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    let text = format!("the controller at {controller}, which has this, cannot be reached: try again in a moment");
+    Error::new(Code::Unavailable, text).caused_by(error)
 }
 
 /// Resolves with what comes over a connection, which makes progress meanwhile. A connection carries one exchange

@@ -12,7 +12,7 @@ mod warm;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -95,6 +95,8 @@ struct Waiter {
 pub struct Agents {
     connections: Arc<Warm>,
     callback_base: String,
+    /// Addresses of this controller, the one for callbacks first.
+    own: OnceLock<Vec<String>>,
     /// Addresses of all controllers, as the header has them.
     controllers: ArcSwap<String>,
     waiting: Mutex<HashMap<TaskId, Waiter>>,
@@ -116,9 +118,11 @@ impl Agents {
         clock: crate::clock::Clock,
     ) -> Arc<Self> {
         let controllers = ArcSwap::from_pointee(controllers::write(&controllers::clean([callback_base.as_str()])));
+        let own = OnceLock::new();
         Arc::new(Self {
             connections: Warm::new(tls, tasks.clone(), stop),
             callback_base,
+            own,
             controllers,
             waiting: Mutex::default(),
             tasks,
@@ -128,12 +132,26 @@ impl Agents {
         })
     }
 
-    /// Says where all controllers are reached, this one among them: `https://ADDRESS:PORT` each. Agents
-    /// are told with their next ping or command, and turn to the others when one does not answer. Every
-    /// controller should say the same, or agents write the list down again and again.
-    pub fn set_controllers(&self, urls: &[String]) {
-        let list = controllers::clean(urls.iter().map(String::as_str));
-        self.controllers.store(Arc::new(controllers::write(&list)));
+    /// Says where this controller is reached: `https://ADDRESS:PORT` each, the one for callbacks first. They
+    /// are said once, at the start.
+    pub fn set_own_addresses(&self, urls: Vec<String>) {
+        // A second time would say the same.
+        let _ = self.own.set(urls);
+        self.set_others(&[]);
+    }
+
+    /// Where this controller is reached.
+    #[must_use]
+    pub fn own_addresses(&self) -> &[String] {
+        self.own.get().map_or(std::slice::from_ref(&self.callback_base), Vec::as_slice)
+    }
+
+    /// Says where each of the other controllers is reached, in its own order. Agents are told with their next
+    /// ping or command, and turn to the others when one does not answer: to the one that told them first, so
+    /// that not all agents turn to the same one.
+    pub fn set_others(&self, others: &[&[String]]) {
+        let each = [&[self.own_addresses()], others].concat();
+        self.controllers.store(Arc::new(controllers::write(&controllers::merge(&each))));
     }
 
     /// Says what one host may cost.
@@ -264,6 +282,19 @@ impl Agents {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         connection::hand_on(self.connections.tls(), controller, request).await
+    }
+
+    /// Hands a request for another protocol to another controller, and reads the answer; with the connection,
+    /// when that one has agreed.
+    ///
+    /// # Errors
+    /// `unavailable` when it is not reached, breaks off or does not answer in time.
+    pub async fn hand_on_upgrade(
+        &self,
+        controller: &str,
+        request: http::Request<()>,
+    ) -> Result<(http::Response<Bytes>, Option<Upgraded>)> {
+        connection::hand_on_upgrade(self.connections.tls(), controller, request).await
     }
 
     /// Waits for the outcome of an accepted task. `None`: the agent does not know it any more.

@@ -3,17 +3,19 @@
 //! Browsers cannot send a token with a WebSocket, so a request with a token gets a ticket, which is
 //! good once and for a short time. The host is connected before the WebSocket is accepted, so what
 //! goes wrong is answered as a problem and not as a dead socket.
+//!
+//! A ticket names the controller that issued it, which alone keeps it: a WebSocket that comes to another
+//! one is handed on there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{FromRequestParts as _, Request, State};
 use http::Uri;
 use shared::api::vm::{ConsoleKind, ConsoleLog, ConsoleTicket, OpenConsole};
-use shared::id::{AccountId, VmId};
+use shared::id::{AccountId, ControllerId, VmId};
 use shared::{Code, Error};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::Api;
 use super::context::{pairs, unknown_parameter};
 use super::extract::{Id, Json};
+use super::forward;
 use super::reply::{self, Answer};
 use crate::agent_client::HostRef;
 use crate::auth::token::new_ticket;
@@ -30,6 +33,8 @@ use crate::messages::vm::{GetConsoleLog, LogRange, RouteConsole};
 
 /// How long a ticket is good.
 const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// Between the issuer of a ticket and its secret.
+const BETWEEN: char = '.';
 /// Most tickets that are good at a time.
 const MAX_TICKETS: usize = 10_000;
 /// How long the host may take to open the console.
@@ -56,12 +61,19 @@ struct Ticket {
 }
 
 /// Tickets that are good now.
-#[derive(Debug, Default)]
-pub(super) struct Tickets(Mutex<HashMap<String, Ticket>>);
+#[derive(Debug)]
+pub(super) struct Tickets {
+    issuer: ControllerId,
+    good: Mutex<HashMap<String, Ticket>>,
+}
 
 impl Tickets {
+    pub(super) fn new(issuer: ControllerId) -> Self {
+        Self { issuer, good: Mutex::default() }
+    }
+
     fn issue(&self, ticket: Ticket) -> Result<String, Error> {
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tickets = self.good.lock().unwrap_or_else(PoisonError::into_inner);
         if tickets.len() >= MAX_TICKETS {
             let now = Instant::now();
             tickets.retain(|_, ticket| ticket.until > now);
@@ -69,18 +81,25 @@ impl Tickets {
                 return Err(Error::new(Code::Unavailable, "too many consoles are being opened: try again in a moment"));
             }
         }
-        let name = new_ticket();
+        let name = format!("{}{BETWEEN}{}", self.issuer, new_ticket());
         tickets.insert(name.clone(), ticket);
         Ok(name)
     }
 
     /// Takes a ticket: it is good once.
     fn take(&self, name: &str) -> Result<Ticket, Error> {
-        let ticket = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        ticket.filter(|ticket| ticket.until > Instant::now()).ok_or_else(|| {
-            Error::new(Code::NotFound, "this console ticket is used, too old or unknown: ask for another one")
-        })
+        let ticket = self.good.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        ticket.filter(|ticket| ticket.until > Instant::now()).ok_or_else(no_such_ticket)
     }
+}
+
+/// The controller that issued a ticket, when it names one.
+fn issuer(ticket: &str) -> Option<ControllerId> {
+    ticket.split_once(BETWEEN).and_then(|(issuer, _)| issuer.parse().ok())
+}
+
+fn no_such_ticket() -> Error {
+    Error::new(Code::NotFound, "this console ticket is used, too old or unknown: ask for another one")
 }
 
 /// Opens a console: answers a one-time ticket for a WebSocket.
@@ -132,15 +151,30 @@ pub async fn get_console_log(State(api): State<Arc<Api>>, cx: Cx, Id(id): Id<VmI
 }
 
 /// `GET /v1/console/{ticket}`: the WebSocket. The ticket is the authentication.
-pub async fn attach_console(
-    State(api): State<Arc<Api>>,
-    Id(name): Id<String>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Answer {
+pub async fn attach_console(State(api): State<Arc<Api>>, Id(name): Id<String>, request: Request) -> Answer {
+    let elsewhere = match issuer(&name) {
+        Some(issuer) => forward::elsewhere(&api, issuer, request.headers()).await,
+        None => Ok(None),
+    };
+    match elsewhere {
+        Ok(None) => attach(&api, &name, request).await,
+        Ok(Some(controller)) => {
+            // Whose console it is, only the other controller knows.
+            let place = api.streams.open(None)?;
+            forward::hand_on_socket(&api, &controller, request, place).await
+        }
+        Err(error) if error.code == Code::NotFound => Err(no_such_ticket().into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes a ticket of this controller's own.
+async fn attach(api: &Api, name: &str, request: Request) -> Answer {
     // A request that is no WebSocket does not use the ticket up.
-    let upgrade = upgrade
+    let upgrade = WebSocketUpgrade::from_request_parts(&mut request.into_parts().0, &())
+        .await
         .map_err(|e| Error::new(Code::InvalidRequest, format!("a console is a WebSocket: {}", e.body_text())))?;
-    let ticket = api.tickets.take(&name)?;
+    let ticket = api.tickets.take(name)?;
     let place = api.streams.open(ticket.account)?;
     let kind = match ticket.kind {
         ConsoleKind::Serial => "serial",
@@ -210,7 +244,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_ticket_is_good_once_and_for_a_short_time() {
-        let tickets = Tickets::default();
+        let tickets = Tickets::new(ControllerId::new());
         let ticket = || Ticket {
             vm: VmId::new(),
             kind: ConsoleKind::Serial,
@@ -219,6 +253,7 @@ mod tests {
             until: Instant::now() + TICKET_LIFE,
         };
         let name = tickets.issue(ticket()).unwrap();
+        assert_eq!(issuer(&name), Some(tickets.issuer));
         assert!(tickets.take(&name).is_ok());
         assert_eq!(tickets.take(&name).unwrap_err().code, Code::NotFound);
         let late = tickets.issue(ticket()).unwrap();

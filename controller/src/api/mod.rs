@@ -124,7 +124,7 @@ impl Api {
         let api = &config.api;
         Arc::new(Self {
             gate: authn::Gate::new(api),
-            tickets: console::Tickets::default(),
+            tickets: console::Tickets::new(bus.me()),
             in_flight: Semaphore::new(api.max_in_flight),
             waits: Semaphore::new((api.max_in_flight / 2).max(1)),
             streams: streams::Streams::new(api.max_streams, api.max_streams_per_account),

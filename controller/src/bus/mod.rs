@@ -260,6 +260,12 @@ impl Bus {
         self.registry.services.iter().map(|(name, service)| (*name, service))
     }
 
+    /// This controller.
+    #[must_use]
+    pub const fn me(&self) -> ControllerId {
+        self.ring.me()
+    }
+
     /// Whether this controller owns a resource.
     #[must_use]
     pub fn owns(&self, id: Uuid) -> bool {

@@ -38,8 +38,8 @@ pub const LIST: ListSpec = ListSpec {
 pub struct ControllerRow {
     /// Its id, the same after a restart.
     pub id: ControllerId,
-    /// URL by which agents and users reach it.
-    pub address: String,
+    /// URLs by which agents reach it, the one for callbacks first.
+    pub addresses: Vec<String>,
     /// Its version.
     pub version: String,
     /// What it does.
@@ -99,7 +99,7 @@ pub async fn join(tx: &mut Tx, id: ControllerId, address: &str, version: &str) -
         if let Some(row) = before.filter(|row| row.connected && !row.is_dead()) {
             let text = format!(
                 "another controller with the identity {id} runs at {}: a copied data_dir needs a controller-id of its own (remove that file)",
-                row.address
+                row.addresses.join(", ")
             );
             return Err(Fault::new(Code::Conflict, text).into());
         }
@@ -222,15 +222,21 @@ pub async fn touch(conn: &mut Conn, dialect: Dialect, id: ControllerId, joined: 
 
 /// Everybody, and the generation of the ring.
 pub async fn all(conn: &mut Conn, dialect: Dialect) -> Result<Membership> {
+    Ok(look(conn, dialect).await?.0)
+}
+
+/// The same, and what the database's clock says.
+pub async fn look(conn: &mut Conn, dialect: Dialect) -> Result<(Membership, Timestamp)> {
     let (now, connected) = (dialect.now_ms(), dialect.lock_is_held("controller.generation"));
     // One statement, so the rows and the generation are of one moment.
     let sql = format!(
         "SELECT counter.value AS ring_generation, controller.*, {now} - controller.heartbeat_at AS silent_ms,
-             {connected} AS connected
+             {now} AS told_at, {connected} AS connected
          FROM counter LEFT JOIN controller ON 1 = 1 WHERE counter.name = 'generation' ORDER BY controller.id"
     );
     let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(conn).await?;
     let mut membership = Membership::default();
+    let told_at = rows.first().map(|row| row.time("told_at")).transpose()?.unwrap_or_default();
     for row in rows {
         membership.generation = number(row.int("ring_generation")?);
         if row.opt_text("id")?.is_none() {
@@ -238,7 +244,7 @@ pub async fn all(conn: &mut Conn, dialect: Dialect) -> Result<Membership> {
         }
         membership.controllers.push(ControllerRow {
             id: row.parse("id")?,
-            address: row.text("address")?,
+            addresses: addresses(&row)?,
             version: row.text("version")?,
             state: row.parse("state")?,
             joined: number(row.int("generation")?),
@@ -248,7 +254,7 @@ pub async fn all(conn: &mut Conn, dialect: Dialect) -> Result<Membership> {
             connected: row.int("connected")? != 0,
         });
     }
-    Ok(membership)
+    Ok((membership, told_at))
 }
 
 /// Removes a controller that is dead, unless it has shown life meanwhile. Answers whether it did.
@@ -312,6 +318,15 @@ pub fn from_row(row: &AnyRow) -> Result<Controller> {
         report: row.json("report")?,
         links: Default::default(),
     })
+}
+
+/// The addresses of a controller: the one that it joined with, and the others that it has reported since.
+fn addresses(row: &AnyRow) -> Result<Vec<String>> {
+    // Another version may report what this one cannot read; that it lives counts all the same.
+    let reported = row.json::<ControllerReport>("report").map(|report| report.addresses).unwrap_or_default();
+    let first = row.text("address")?;
+    let others: Vec<String> = reported.into_iter().filter(|url| *url != first).collect();
+    Ok([vec![first], others].concat())
 }
 
 async fn next_generation(conn: &mut Conn) -> Result<i64> {

@@ -59,8 +59,9 @@ use shared::api::network::Network;
 use shared::api::storage::Storage;
 use shared::api::vm::Vm;
 use shared::id::{AccountId, ControllerId, HostId, ImageId, JobId, NetworkId, StorageId, VmId};
+use shared::time::Timestamp;
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool, Connection};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row as _};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -289,8 +290,29 @@ pub async fn take_heartbeat_lock(conn: &mut Conn, dialect: Dialect, joined: u64)
     dialect.take_lock(conn, joined).await
 }
 
-/// What makes the schema of this release.
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+/// What makes the schema of this release. A controller of the version before may start beside those that have
+/// brought it further: what they added is not its business.
+fn migrations() -> sqlx::migrate::Migrator {
+    let mut migrations = sqlx::migrate!("./migrations");
+    migrations.set_ignore_missing(true);
+    migrations
+}
+
+/// Brings the schema up to date.
+async fn migrate(writers: &AnyPool) -> Result<()> {
+    migrations().run(writers).await?;
+    let sql = "SELECT CAST(MAX(version) AS BIGINT) FROM _sqlx_migrations";
+    let there: i64 = sqlx::query_scalar(sql).fetch_one(writers).await?;
+    let known = probe::newest();
+    if there > known {
+        tracing::warn!(
+            schema.version = there,
+            schema.known = known,
+            "a newer version has changed the database's schema; this works for one version back and no further"
+        );
+    }
+    Ok(())
+}
 
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
 const READERS: u32 = 8;
@@ -308,7 +330,7 @@ impl Db {
             .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
             .connect(&dialect.create_url(url))
             .await?;
-        MIGRATIONS.run(&writers).await?;
+        migrate(&writers).await?;
         let readers = pool::options(dialect, READERS)
             .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
             .connect(url)
@@ -435,6 +457,13 @@ impl Db {
     #[must_use]
     pub const fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// What the database's clock says.
+    pub async fn told_at(&self) -> Result<Timestamp> {
+        let sql = format!("SELECT {} AS told_at", self.dialect.now_ms());
+        let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut *self.read().await?).await?;
+        Ok(Timestamp(row.try_get("told_at")?))
     }
 
     /// Waits for running writes and closes all connections.

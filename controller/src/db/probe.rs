@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, Row};
 
-use super::{Conn, Dialect, MIGRATIONS, Result};
+use super::{Conn, Dialect, Result, migrations};
 
 /// What a database answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub async fn ask(url: &str, dialect: Dialect) -> Result<Probe> {
 /// The newest schema that this release knows.
 #[must_use]
 pub fn newest() -> i64 {
-    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+    migrations().iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -67,3 +67,32 @@ async fn what_was_committed_is_there_after_a_restart() {
     let db = Db::open(&Db::sqlite_url(dir.path()), &TaskTracker::new()).await.unwrap();
     assert_eq!(value(&db, "generation").await, Some(7));
 }
+
+#[tokio::test]
+async fn a_version_before_starts_on_a_newer_schema() {
+    let (dir, db) = open().await;
+    db.write(|tx| {
+        async move {
+            let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                       SELECT 9999, 'of tomorrow', success, checksum, 1 FROM _sqlx_migrations LIMIT 1";
+            sqlx::query(sql).execute(tx.conn()).await?;
+            Ok(())
+        }
+        .boxed()
+    })
+    .await
+    .unwrap();
+    db.close().await;
+    let db = Db::open(&Db::sqlite_url(dir.path()), &TaskTracker::new()).await.unwrap();
+    assert!(value(&db, "generation").await.is_some());
+}
+
+#[tokio::test]
+async fn the_databases_clock_is_asked() {
+    for db in testing::dbs().await {
+        // Both are on this machine.
+        let before = Timestamp::now().plus_ms(-60_000);
+        let told = db.told_at().await.unwrap();
+        assert!(told > before && told < before.plus_ms(3_600_000), "{told}");
+    }
+}

@@ -7,6 +7,8 @@
 //! row is still there, nobody has taken over and the controller goes on. When the row is gone, others
 //! have: it fires `fenced`, and the process ends.
 //!
+//! It also tells the [`Clock`] what the database's says, so that all controllers have one time.
+//!
 //! On SQLite there is nobody else, and a beat that fails takes no lease away.
 //!
 //! On PostgreSQL the connection holds a lock for as long as it exists, so the others see at once when a
@@ -18,10 +20,12 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use shared::id::ControllerId;
+use shared::time::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Ring, view};
+use crate::clock::Clock;
 use crate::db::controller::Membership;
 use crate::db::{self, Dialect};
 
@@ -30,6 +34,8 @@ const EVERY_ALONE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_millis(500);
 /// How long the database may take to answer a beat.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What a clock may be off before it is worth a line.
+const CLOCK_IS_OFF_MS: i64 = 1000;
 
 /// Who beats, and for whom.
 pub struct Pulse {
@@ -41,6 +47,8 @@ pub struct Pulse {
     pub joined: u64,
     /// The ring whose lease is renewed.
     pub ring: Ring,
+    /// The clock that follows the database's.
+    pub clock: Clock,
     /// Fires when this controller must not act any more.
     pub fenced: CancellationToken,
 }
@@ -181,6 +189,13 @@ impl Heart {
         false
     }
 
+    fn follow_clock(&self, asked: Instant, told_at: Timestamp) {
+        let by_ms = self.pulse.clock.follow(asked, told_at);
+        if by_ms.abs() >= CLOCK_IS_OFF_MS {
+            tracing::warn!(by_ms, "this controller's clock was not the database's: it was set");
+        }
+    }
+
     /// Touches, looks, buries. `None` when this controller's row is gone.
     async fn exchange(&mut self) -> db::Result<Option<Membership>> {
         let Pulse { url, dialect, joined, .. } = &self.pulse;
@@ -196,11 +211,13 @@ impl Heart {
         if !db::controller::touch(&mut beating.conn, dialect, self.me, joined).await? {
             return Ok(None);
         }
-        let mut membership = db::controller::all(&mut beating.conn, dialect).await?;
+        let asked = Instant::now();
+        let (mut membership, told_at) = db::controller::look(&mut beating.conn, dialect).await?;
+        self.follow_clock(asked, told_at);
         let dead: Vec<_> = view::dead(beating.since.elapsed(), &membership).cloned().collect();
         for row in &dead {
             if db::controller::bury(&mut beating.conn, dialect, row).await? {
-                tracing::warn!(controller.id = %row.id, controller.address = row.address, silent_ms = row.silent_ms,
+                tracing::warn!(controller.id = %row.id, controller.address = row.addresses.first(), silent_ms = row.silent_ms,
                     connected = row.connected, "a controller is dead; its share goes to the others");
             }
         }

@@ -8,7 +8,7 @@ use shared::time::Timestamp;
 fn row(id: ControllerId, state: ControllerState, settled: u64) -> ControllerRow {
     ControllerRow {
         id,
-        address: String::new(),
+        addresses: Vec::new(),
         version: String::new(),
         state,
         joined: 1,

@@ -39,6 +39,9 @@ pub struct Controller {
 /// What a controller says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ControllerReport {
+    /// URLs by which agents reach it, the one for callbacks first.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// The services that it runs.
     #[serde(default)]
     pub services: Vec<String>,

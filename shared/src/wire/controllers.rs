@@ -9,15 +9,30 @@ pub const MAX_CONTROLLERS: usize = 32;
 /// Longest address, in bytes: a DNS name has at most 253.
 const MAX_LEN: usize = 300;
 
-/// The addresses among `urls` that can be used, each once, sorted, so that equal lists read the same.
+/// The addresses among `urls` that can be used, each once, in their order.
 #[must_use]
 pub fn clean<'a>(urls: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut list: Vec<String> =
-        urls.into_iter().map(|url| url.trim().trim_end_matches('/')).filter(is_address).map(str::to_string).collect();
-    list.sort_unstable();
-    list.dedup();
-    list.truncate(MAX_CONTROLLERS);
+    let mut list: Vec<String> = Vec::new();
+    for url in urls.into_iter().map(|url| url.trim().trim_end_matches('/')).filter(is_address) {
+        if list.len() < MAX_CONTROLLERS && !list.iter().any(|known| known == url) {
+            list.push(url.to_string());
+        }
+    }
     list
+}
+
+/// One list of where several controllers are reached, each of them in several ways: the first address of
+/// each, then the second ones, so that every controller is in the list before any has a second place.
+#[must_use]
+pub fn merge(each: &[&[String]]) -> Vec<String> {
+    let most = each.iter().map(|urls| urls.len()).max().unwrap_or_default();
+    clean((0..most).flat_map(|n| each.iter().filter_map(move |urls| urls.get(n)).map(String::as_str)))
+}
+
+/// Whether two lists have the same addresses, in whatever order: each controller names itself first.
+#[must_use]
+pub fn same(one: &[String], other: &[String]) -> bool {
+    one == other || (one.len() == other.len() && one.iter().all(|url| other.contains(url)))
 }
 
 /// A list as the header has it.
@@ -43,14 +58,28 @@ fn is_address(url: &&str) -> bool {
 mod tests {
     use super::*;
 
+    fn urls(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| format!("https://{name}")).collect()
+    }
+
     #[test]
-    fn a_list_round_trips_sorted_and_without_what_is_no_address() {
+    fn a_list_round_trips_in_its_order_and_without_what_is_no_address() {
         let list = clean(["https://b:8443/", " https://[::1]:1 ", "https://a.example", "https://b:8443"]);
-        assert_eq!(list, ["https://[::1]:1", "https://a.example", "https://b:8443"]);
+        assert_eq!(list, ["https://b:8443", "https://[::1]:1", "https://a.example"]);
         assert_eq!(read(&write(&list)), list);
         let bad = ["", "https://", "http://a", "https://a/b", "https://u@a", "https://a?x", "ftp://a", "https://a b"];
         assert!(clean(bad).is_empty());
         assert!(clean([format!("https://{}", "a".repeat(300)).as_str()]).is_empty());
+    }
+
+    #[test]
+    fn every_controller_is_named_before_any_is_named_twice() {
+        let each = [urls(&["b", "b2"]), urls(&["a"]), Vec::new(), urls(&["c", "c2", "a"])];
+        let each: Vec<&[String]> = each.iter().map(Vec::as_slice).collect();
+        assert_eq!(merge(&each), urls(&["b", "a", "c", "b2", "c2"]));
+        assert!(merge(&[]).is_empty());
+        assert!(same(&urls(&["a", "b"]), &urls(&["b", "a"])) && same(&[], &[]));
+        assert!(!same(&urls(&["a", "b"]), &urls(&["a", "c"])) && !same(&urls(&["a"]), &urls(&["a", "b"])));
     }
 
     #[test]

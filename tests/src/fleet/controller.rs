@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use anyhow::Context;
 use reqwest::Method;
@@ -27,30 +27,40 @@ pub struct Controller {
     /// Its way to the database.
     pub to_database: Arc<Proxy>,
     folder: PathBuf,
+    /// What it is started from.
+    program: std::sync::Mutex<PathBuf>,
     client: OnceLock<Client>,
     process: Mutex<Option<Child>>,
 }
 
 impl Controller {
     /// The `n`th controller, which does not run yet. Its ways go to this broker and this database.
-    pub(super) async fn new(n: usize, folder: PathBuf, broker: &str, database: &str) -> anyhow::Result<Self> {
+    pub(super) async fn new(
+        n: usize,
+        folder: PathBuf,
+        program: &Path,
+        broker: &str,
+        database: &str,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         // Taken and given back: it shall come back on the same port after it was killed.
         let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let (to_broker, broker) = way(broker).await?;
         let (to_database, database) = way(database).await?;
+        let url = format!("https://{listen}");
         let config = format!(
-            "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"https://{listen}\"]\nnames = [\"127.0.0.1\"]\n\
+            "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"{url}\"]\nnames = [\"127.0.0.1\"]\n\
              [database]\nurl = \"{database}\"\n[bus]\nurl = \"{broker}\"\n",
             folder.join("data").display()
         );
         std::fs::write(folder.join("controller.toml"), config)?;
         Ok(Self {
             name: format!("c{}", n + 1),
-            url: format!("https://{listen}"),
+            url,
             to_broker,
             to_database,
             folder,
+            program: std::sync::Mutex::new(program.to_owned()),
             client: OnceLock::new(),
             process: Mutex::default(),
         })
@@ -63,6 +73,22 @@ impl Controller {
 
     pub(super) fn config_file(&self) -> PathBuf {
         self.folder.join("controller.toml")
+    }
+
+    /// Has it run another version of the program from its next start on.
+    pub fn set_program(&self, program: &Path) {
+        *self.program.lock().unwrap_or_else(PoisonError::into_inner) = program.to_owned();
+    }
+
+    /// Has it say, from its next start on, that it is reached at these addresses too.
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn advertise(&self, more: &[&str]) -> anyhow::Result<()> {
+        let (file, own) = (self.config_file(), format!("advertise = [\"{}\"]", self.url));
+        let all: Vec<_> = std::iter::once(self.url.as_str()).chain(more.iter().copied()).collect();
+        let text = std::fs::read_to_string(&file)?;
+        Ok(std::fs::write(file, text.replace(&own, &format!("advertise = {all:?}")))?)
     }
 
     fn log_file(&self) -> PathBuf {
@@ -110,7 +136,8 @@ impl Controller {
         let args = [OsStr::new("serve"), OsStr::new("--config"), file.as_os_str()];
         let mut process = self.process.lock().await;
         anyhow::ensure!(process.is_none(), "{} runs already", self.name);
-        *process = Some(cmd::spawn(cmd::program("kring-controller")?.as_os_str(), &args, &self.log_file())?);
+        let program = self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        *process = Some(cmd::spawn(program.as_os_str(), &args, &self.log_file())?);
         Ok(())
     }
 

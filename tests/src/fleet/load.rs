@@ -32,6 +32,7 @@ struct Seen {
 struct User {
     api: Arc<Api>,
     body: CreateVm,
+    may: &'static [Code],
     random: StdRng,
     name: String,
     seen: Arc<Seen>,
@@ -41,11 +42,20 @@ impl Load {
     /// This many users begin; what they do follows from the seed.
     #[must_use]
     pub fn start(fleet: &Fleet, users: u64, seed: u64) -> Self {
+        let body = fleet.vm_body(&fleet.image, &fleet.network);
+        Self::start_with(&fleet.api, &body, &[], users, seed)
+    }
+
+    /// The same, through this API, with VMs like this one. They may be refused with these codes, beside those
+    /// that users always may be told.
+    #[must_use]
+    pub fn start_with(api: &Arc<Api>, body: &CreateVm, may: &'static [Code], users: u64, seed: u64) -> Self {
         let load = Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), seen: Arc::default() };
         for n in 0..users {
             let mut user = User {
-                api: Arc::clone(&fleet.api),
-                body: fleet.vm_body(&fleet.image, &fleet.network),
+                api: Arc::clone(api),
+                body: body.clone(),
+                may,
                 random: StdRng::seed_from_u64(seed ^ (n + 1).rotate_left(40)),
                 name: format!("u{n}-{seed}"),
                 seen: Arc::clone(&load.seen),
@@ -118,6 +128,7 @@ impl User {
             Err(failure) => match failure.code() {
                 // What a user may be told while hosts come and go.
                 Code::InvalidState | Code::Conflict | Code::NotFound | Code::NoHostFits => return Ok(None),
+                code if self.may.contains(&code) => return Ok(None),
                 _ => anyhow::bail!("{path}: {failure}"),
             },
         };

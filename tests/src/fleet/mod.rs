@@ -14,6 +14,7 @@ mod tally;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,13 +78,21 @@ impl Fleet {
     /// # Errors
     /// When RabbitMQ or PostgreSQL is not installed, or anything does not start.
     pub async fn start(controllers: usize, hosts: usize) -> anyhow::Result<Self> {
+        Self::start_of(&cmd::program("kring-controller")?, controllers, hosts).await
+    }
+
+    /// The same with this program, which may be another version than this harness.
+    ///
+    /// # Errors
+    /// When RabbitMQ or PostgreSQL is not installed, or anything does not start.
+    pub async fn start_of(program: &Path, controllers: usize, hosts: usize) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("kring-fleet-").tempdir()?;
         let (broker, postgres) = tokio::try_join!(Broker::start(), Postgres::start())?;
         let database_url = postgres.database("kring").await?;
         let mut all = Vec::new();
         for n in 0..controllers {
             let path = folder.path().join(format!("c{}", n + 1));
-            all.push(Arc::new(Controller::new(n, path, &broker.url, &database_url).await?));
+            all.push(Arc::new(Controller::new(n, path, program, &broker.url, &database_url).await?));
         }
         let first = all.first().context("a fleet has controllers")?;
         let cli = folder.path().join("cli.toml");
@@ -93,7 +102,7 @@ impl Fleet {
             "--cli-config".as_ref(),
             cli.as_os_str(),
         ]);
-        cmd::run(cmd::program("kring-controller")?.as_os_str(), &args.collect::<Vec<_>>()).await?;
+        cmd::run(program.as_os_str(), &args.collect::<Vec<_>>()).await?;
         let (_, ca, token) = Client::parts_of_cli_config(&cli)?;
         let clients: Vec<_> =
             all.iter().map(|c| Client::new(&c.url, &ca, token.as_deref())).collect::<anyhow::Result<_>>()?;

@@ -7,8 +7,9 @@ use std::fmt;
 use shared::error::Code;
 use shared::state::job::JobState;
 
-use super::Fleet;
-use crate::sim::Fate;
+use super::{Api, Fleet};
+use crate::sim::{Fate, Sim};
+use crate::snapshot::Database;
 
 /// Sums since the histories began, and every breach.
 #[derive(Clone, Debug, Default)]
@@ -43,19 +44,24 @@ impl Tally {
     /// # Errors
     /// When the database cannot be read.
     pub async fn take(fleet: &Fleet) -> anyhow::Result<Self> {
+        Self::of(&fleet.database, &fleet.api, &fleet.sim).await
+    }
+
+    /// The same, of a database, a user and hosts, however many controllers there are.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn of(database: &Database, api: &Api, sim: &Sim) -> anyhow::Result<Self> {
         let mut tally = Self::default();
-        tally.requests(fleet).await?;
-        tally.commands(fleet);
+        tally.requests(database, api).await?;
+        tally.commands(sim);
         Ok(tally)
     }
 
-    async fn requests(&mut self, fleet: &Fleet) -> anyhow::Result<()> {
-        let states: BTreeMap<String, String> =
-            fleet.database.pairs("SELECT id, state FROM job").await?.into_iter().collect();
-        let ends = "SELECT (content::json->>'job_id') AS job, CAST(COUNT(*) AS TEXT) AS n
-             FROM event WHERE path LIKE '/job/%' GROUP BY 1";
-        let ends: BTreeMap<String, String> = fleet.database.pairs(ends).await?.into_iter().collect();
-        for called in fleet.api.history() {
+    async fn requests(&mut self, database: &Database, api: &Api) -> anyhow::Result<()> {
+        let states: BTreeMap<String, String> = database.pairs("SELECT id, state FROM job").await?.into_iter().collect();
+        let ends: BTreeMap<String, String> = database.ends_of_jobs().await?.into_iter().collect();
+        for called in api.history() {
             let jobs: BTreeSet<_> = called.jobs.iter().map(ToString::to_string).collect();
             if jobs.len() > 1 {
                 self.doubled += 1;
@@ -94,9 +100,9 @@ impl Tally {
         Ok(())
     }
 
-    fn commands(&mut self, fleet: &Fleet) {
+    fn commands(&mut self, sim: &Sim) {
         let mut newest: HashMap<_, u64> = HashMap::new();
-        for action in fleet.sim.history().actions() {
+        for action in sim.history().actions() {
             match action.fate {
                 Fate::Stale => self.stale_refused += 1,
                 Fate::Repeated => {}

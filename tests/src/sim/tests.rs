@@ -209,10 +209,11 @@ async fn only_a_controller_of_the_same_authority_is_let_in() {
 #[tokio::test]
 async fn a_host_knows_the_controllers_and_repeats_go_to_the_next_owner() {
     let bench = bench(&authority()).await;
-    let list = vec!["https://127.0.0.1:1".to_string(), "https://127.0.0.1:2".to_string()];
-    bench.agents.set_controllers(&list);
+    let (own, list) =
+        ("https://127.0.0.1:1".to_string(), ["https://127.0.0.1:2".to_string(), "https://127.0.0.1:3".to_string()]);
+    bench.agents.set_others(&[&list]);
     bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
-    assert_eq!(bench.host.controllers(), list);
+    assert_eq!(bench.host.controllers(), [vec![own], list.to_vec()].concat());
     let (first, ensure) = (order(3), vm(true));
     bench.send(first.clone(), &ensure).await.unwrap();
     let again = bench.send(Order { generation: 4, ..first.clone() }, &ensure).await.unwrap();

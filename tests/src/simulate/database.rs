@@ -182,7 +182,7 @@ impl Database {
     pub fn all(&self, now: u64) -> Membership {
         let row = |(id, row): (&ControllerId, &Row)| ControllerRow {
             id: *id,
-            address: String::new(),
+            addresses: Vec::new(),
             version: String::new(),
             state: row.state,
             joined: row.joined,

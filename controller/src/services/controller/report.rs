@@ -12,6 +12,7 @@ pub async fn run(context: Context) -> Result<()> {
     let way = bus.transport().health();
     let services = bus.services().filter(|(_, service)| !service.disabled).map(|(name, _)| name.to_string());
     let report = ControllerReport {
+        addresses: context.deps.agents.own_addresses().to_vec(),
         services: services.collect(),
         bus: Health {
             kind: if way.broker { "rabbitmq" } else { "none" }.to_string(),
