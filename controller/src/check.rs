@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 use shared::units::Bytes;
-use shared::wire::host::Finding;
+use shared::wire::host::{Finding, Grade};
 
 use crate::auth::tls;
 use crate::bus::rabbit;
@@ -135,8 +135,11 @@ async fn database(config: &Config, clock: &Clock) -> Vec<Finding> {
         Some(schema) => Finding::good("database", format!("{shown}: {}, schema {schema}", answer.version)),
     }];
     if dialect == Dialect::Postgres {
-        let clock = Finding::of_clock(clock.now().ms() - answer.now_ms);
-        findings.push(Finding { text: clock.text.replace("the controller's", "the database's"), ..clock });
+        let of_clock = Finding::of_clock(clock.now().ms() - answer.now_ms);
+        let text = of_clock.text.replace("the controller's", "the database's");
+        // A running controller follows the database; what else runs here does not.
+        let good = of_clock.grade == Grade::Good;
+        findings.push(if good { Finding::good("clock", text) } else { Finding::poor("clock", text) });
     }
     findings
 }
@@ -161,8 +164,6 @@ async fn address(url: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use shared::wire::host::Grade;
-
     use super::*;
     use crate::app::Foundation;
     use crate::config::Source;
