@@ -78,24 +78,22 @@ impl Begun {
 async fn requests_beyond_the_bound_are_shed_and_those_before_are_answered() -> anyhow::Result<()> {
     let api = format!("max_in_flight = {AT_A_TIME}");
     let (cluster, image, network) = ready_with(Setup { api, deferred: 0.5, ..Setup::default() }).await?;
-    let mut begun = Vec::new();
-    for _ in 0..AT_A_TIME {
+    let (mut begun, list) = (Vec::new(), || Call::new(Method::GET, "/v1/zones"));
+    // A host may have one of the places for a moment; then one more is begun.
+    let shed = eventually("all places are taken", async || {
         begun.push(Begun::new(&cluster).await?);
-    }
-    let list = || Call::new(Method::GET, "/v1/zones");
-    let shed = eventually("all places are taken", async || is_refusal(&cluster.api.send(list()).await?)).await?;
+        is_refusal(&cluster.api.send(list()).await?)
+    })
+    .await?;
     assert!(shed.contains("too many requests"), "{shed}");
     // Whoever asks whether the process is well hears it all the same.
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(cluster.api.send(Call::new(Method::GET, path)).await?.status, 200, "{path}");
     }
-    // A host may have taken one of the places for a moment: its request is then refused as any other's.
     let answers = try_join_all(begun.into_iter().map(Begun::finish)).await?;
-    let made = answers.iter().filter(|line| line.starts_with("HTTP/1.1 201")).count();
-    assert!(
-        made >= AT_A_TIME - 1 && answers.iter().all(|line| line.contains("201") || line.contains("503")),
-        "{answers:?}"
-    );
+    let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|line| line.starts_with("HTTP/1.1 201"));
+    assert!(made.len() >= AT_A_TIME - 2, "{answers:?}");
+    assert!(refused.iter().all(|line| line.starts_with("HTTP/1.1 503")), "{answers:?}");
     until("requests are taken again", async || cluster.api.send(list()).await.is_ok_and(|r| r.status == 200)).await?;
 
     // Many more than that at once: each is accepted, or told when to come again.
@@ -125,7 +123,14 @@ async fn a_service_that_has_its_share_refuses_more_and_answers_what_it_has() -> 
     let held = cluster.sim.faults().add(Fault::new("vm/ensure", What::Held));
     let job: JobRef = cluster.api.post("/v1/vms", &cluster.vm_body(&image, &network)).await?;
     let path = format!("/v1/jobs/{}", job.job_id);
-    let waiting = join_all((0..3).map(|_| cluster.api.send(Call::new(Method::GET, &path).wait(60))));
+    // One that comes while another one is looked for may be refused in its place: it comes again.
+    let waiting = try_join_all((0..3).map(|_| {
+        eventually("it may wait", async || {
+            let reply = cluster.api.send(Call::new(Method::GET, &path).wait(60)).await?;
+            anyhow::ensure!(reply.status != 503, "{}", reply.text);
+            Ok(reply)
+        })
+    }));
     let more = async {
         let said = eventually("the service has its share", async || {
             is_refusal(&cluster.api.send(Call::new(Method::GET, &path)).await?)
@@ -139,12 +144,8 @@ async fn a_service_that_has_its_share_refuses_more_and_answers_what_it_has() -> 
     let (waited, refused) = join(waiting, more).await;
     let (said, _) = refused?;
     assert!(said.contains("too much to do"), "{said}");
-    for reply in waited {
-        let reply = reply?;
-        // One that came while the refused one was looked for may have been refused in its place.
-        if reply.status != 503 {
-            assert_eq!(reply.read::<Job>()?.state, JobState::Succeeded);
-        }
+    for reply in waited? {
+        assert_eq!(reply.read::<Job>()?.state, JobState::Succeeded);
     }
     until("it answers again", async || cluster.api.get::<Job>(&path).await.is_ok()).await?;
     cluster.assert_consistent().await?;
@@ -197,25 +198,40 @@ async fn a_resource_whose_queue_is_full_refuses_and_does_what_waits() -> anyhow:
 async fn a_host_is_given_so_many_commands_at_a_time_and_all_are_done() -> anyhow::Result<()> {
     let config = "[hosts]\nmax_commands = 2".to_string();
     let (cluster, image, network) = ready_with(Setup { config, ..Setup::default() }).await?;
-    // So that nothing else is asked of the host in between.
+    // It has the image and the network from now on.
     cluster.vm(&image, &network).await?;
-    let held = cluster.sim.faults().add(Fault::new("vm/ensure", What::Held));
+    cluster.sim.history().record();
+    let hang = cluster.sim.faults().add(Fault::new("vm/ensure", What::Hang));
     let jobs = join_all(
         (0..6).map(|_| async { cluster.api.post::<JobRef>("/v1/vms", &cluster.vm_body(&image, &network)).await }),
     );
     let jobs = jobs.await.into_iter().collect::<Result<Vec<_>, _>>()?;
     eventually("all have a place or wait for one", async || {
         let commands = figure(&cluster.api, "kring_host_commands").await?;
-        anyhow::ensure!(commands == 6, "{commands}");
+        // The host may be inspected as well, for the first VM's sake.
+        anyhow::ensure!(commands >= 6, "{commands}");
         Ok(())
     })
     .await?;
-    until("two are on the host", async || cluster.sim.faults().hits(held) >= 2).await?;
-    assert_eq!(cluster.sim.faults().remove(held), 2, "the others wait here");
-    for job in &jobs {
+    until("two are on the host", async || cluster.sim.faults().hits(hang) >= 2).await?;
+    assert_eq!(cluster.sim.faults().remove(hang), 2, "the others wait here");
+    let there: Vec<_> = cluster.sim.history().actions().iter().map(|action| action.resource).collect();
+    let (hanging, waiting): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| there.contains(&job.resource.id));
+    assert_eq!((hanging.len(), waiting.len()), (2, 4));
+    // When those two give their places up, the others have their turn.
+    for job in hanging {
+        cluster.api.post::<Job>(&format!("/v1/jobs/{}/cancel", job.job_id), &json!({})).await?;
+        assert_eq!(cluster.api.wait_job(job.job_id).await?.state, JobState::Cancelled);
+    }
+    for job in waiting {
         cluster.api.succeed(job).await?;
     }
-    assert_eq!(figure(&cluster.api, "kring_host_commands").await?, 0);
+    eventually("nothing is asked of the host any more", async || {
+        let commands = figure(&cluster.api, "kring_host_commands").await?;
+        anyhow::ensure!(commands == 0, "{commands}");
+        Ok(())
+    })
+    .await?;
     cluster.assert_consistent().await?;
     cluster.stop().await
 }
@@ -233,12 +249,16 @@ async fn a_host_that_does_not_answer_costs_nobody_a_time_out_and_is_tried_by_one
     let ask = async || cluster.api.send(Call::new(Method::GET, &log)).await;
     assert_eq!(ask().await?.status, 200);
     host.down();
-    for _ in 0..3 {
+    let mut tries = 0;
+    let said = eventually("it is asked no more", async || {
         let said = is_refusal(&ask().await?)?;
-        assert!(said.contains("cannot be reached"), "{said}");
-    }
-    let said = is_refusal(&ask().await?)?;
-    assert!(said.contains("3 times in a row"), "{said}");
+        tries += 1;
+        anyhow::ensure!(!said.contains("cannot be reached"), "{said}");
+        Ok(said)
+    })
+    .await?;
+    // Fewer when the controller has tried it too, on its own behalf.
+    assert!(said.contains("3 times in a row") && tries <= 4, "{tries}: {said}");
     assert_eq!(figure(&cluster.api, "kring_host_breakers_open").await?, 1);
     // A job that needs the host is tried again, and ends as failed in its own time.
     let stop = cluster.vm_verb(vm.id, "stop").await?;
