@@ -215,9 +215,13 @@ async fn a_host_is_given_so_many_commands_at_a_time_and_all_are_done() -> anyhow
     .await?;
     until("two are on the host", async || cluster.sim.faults().hits(hang) >= 2).await?;
     assert_eq!(cluster.sim.faults().remove(hang), 2, "the others wait here");
-    let there: Vec<_> = cluster.sim.history().actions().iter().map(|action| action.resource).collect();
-    let (hanging, waiting): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| there.contains(&job.resource.id));
-    assert_eq!((hanging.len(), waiting.len()), (2, 4));
+    let (hanging, waiting) = eventually("both are told of", async || {
+        let there: Vec<_> = cluster.sim.history().actions().iter().map(|action| action.resource).collect();
+        let all: (Vec<_>, Vec<_>) = jobs.iter().partition(|job| there.contains(&job.resource.id));
+        anyhow::ensure!((all.0.len(), all.1.len()) == (2, 4), "{} are there", all.0.len());
+        Ok(all)
+    })
+    .await?;
     // When those two give their places up, the others have their turn.
     for job in hanging {
         cluster.api.post::<Job>(&format!("/v1/jobs/{}/cancel", job.job_id), &json!({})).await?;
@@ -263,7 +267,7 @@ async fn a_host_that_does_not_answer_costs_nobody_a_time_out_and_is_tried_by_one
     // A job that needs the host is tried again, and ends as failed in its own time.
     let stop = cluster.vm_verb(vm.id, "stop").await?;
     assert_eq!(cluster.api.fail(&stop).await?, Code::HostUnreachable);
-    assert!(figure(&cluster.api, "kring_host_commands_refused_total").await? > 1);
+    assert!(figure(&cluster.api, "kring_host_commands_refused_total").await? >= 1);
 
     // It takes connections and does not answer: one waits for it, the others are told at once.
     host.up();
