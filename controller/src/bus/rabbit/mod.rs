@@ -48,8 +48,8 @@ const WAITING_ROOM: usize = 4096;
 const INBOX: usize = 1024;
 /// How long an event is worth something to another controller.
 const BROADCAST_TTL: Duration = Duration::from_secs(30);
-/// How long leaving may take.
-const LEAVE: Duration = Duration::from_secs(5);
+/// How long leaving may take: a queue that stays is one in which messages to nobody are kept until it expires.
+const LEAVE: Duration = Duration::from_secs(15);
 
 /// The bus over RabbitMQ, of one controller.
 pub struct RabbitTransport {
