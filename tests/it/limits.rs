@@ -261,8 +261,8 @@ async fn a_host_that_does_not_answer_costs_nobody_a_time_out_and_is_tried_by_one
         Ok(said)
     })
     .await?;
-    // Fewer when the controller has tried it too, on its own behalf.
-    assert!(said.contains("3 times in a row") && tries <= 4, "{tries}: {said}");
+    // The controller may have tried it too, on its own behalf.
+    assert!(said.contains("times in a row") && tries <= 4, "{tries}: {said}");
     assert_eq!(figure(&cluster.api, "kring_host_breakers_open").await?, 1);
     // A job that needs the host is tried again, and ends as failed in its own time.
     let stop = cluster.vm_verb(vm.id, "stop").await?;
