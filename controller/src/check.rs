@@ -118,9 +118,12 @@ async fn database(config: &Config, clock: &Clock) -> Vec<Finding> {
     let answer = match asked.unwrap_or(Err(db::Error::Away)) {
         Ok(answer) => answer,
         Err(error) => {
-            let text = shared::Error::from(error).chain();
+            let why = match &error {
+                db::Error::Sql(error) => error.to_string(),
+                other => other.to_string(),
+            };
             let hint = "see that it runs and lets this controller in (docs/install-cluster.md)";
-            return vec![Finding::bad("database", format!("{shown} cannot be used: {text}; {hint}"))];
+            return vec![Finding::bad("database", format!("{shown} cannot be used: {why}; {hint}"))];
         }
     };
     let mut findings = vec![match answer.schema {

@@ -14,6 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How a process ends that was fenced.
 const FENCED: i32 = 3;
+/// How `check` ends when a controller cannot run.
+const UNFIT: i32 = 1;
 
 /// The controller of Kring: every service in one process.
 #[derive(Parser)]
@@ -121,7 +123,10 @@ async fn check(config: &Config) -> Result<()> {
     for finding in &findings {
         writeln!(out, "{finding}")?;
     }
-    anyhow::ensure!(findings.iter().all(|finding| finding.grade != Grade::Bad), "a controller cannot run here yet");
+    if findings.iter().any(|finding| finding.grade == Grade::Bad) {
+        writeln!(out, "A controller cannot run here yet.")?;
+        std::process::exit(UNFIT);
+    }
     Ok(writeln!(out, "A controller can run here.")?)
 }
 

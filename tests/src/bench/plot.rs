@@ -5,14 +5,16 @@ use std::fmt::Write as _;
 
 use super::Series;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 420.0;
 /// Room for the numbers beside the axes and for the names of the lines.
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 250.0;
+const RIGHT: f64 = 390.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 const COLOURS: &[&str] = &["#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989"];
+/// Lines of one colour are told apart by their dashes.
+const DASHES: &[&str] = &["none", "6 4", "2 3"];
 
 /// Powers of ten from the one below the least value to the one above the greatest.
 struct Scale {
@@ -78,14 +80,11 @@ pub fn svg(title: &str, of: &str, series: &[Series]) -> String {
         bottom + 38.0
     );
     for (n, Series { name, unit, points }) in series.iter().enumerate() {
-        let colour = COLOURS[n % COLOURS.len()];
+        let (colour, dashes) = (COLOURS[n % COLOURS.len()], DASHES[n / COLOURS.len() % DASHES.len()]);
+        let look = format!("stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dashes}\"");
         let path: Vec<_> =
             points.iter().map(|(size, value)| format!("{:.1},{:.1}", x.at(*size), y.at(*value))).collect();
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
-            path.join(" ")
-        );
+        let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" {look}/>", path.join(" "));
         for point in &path {
             let (cx, cy) = point.split_once(',').unwrap_or_default();
             let _ = writeln!(svg, "<circle cx=\"{cx}\" cy=\"{cy}\" r=\"3\" fill=\"{colour}\"/>");
@@ -93,9 +92,10 @@ pub fn svg(title: &str, of: &str, series: &[Series]) -> String {
         let (label, at) = (right + 18.0, TOP + 10.0 + 22.0 * n as f64);
         let _ = writeln!(
             svg,
-            "<rect x=\"{label}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{colour}\"/><text x=\"{}\" y=\"{at}\">{name}, {unit}</text>",
-            at - 9.0,
-            label + 16.0
+            "<line x1=\"{label}\" y1=\"{0}\" x2=\"{1}\" y2=\"{0}\" {look}/><text x=\"{2}\" y=\"{at}\">{name}, {unit}</text>",
+            at - 4.0,
+            label + 22.0,
+            label + 28.0
         );
     }
     svg.push_str("</svg>\n");

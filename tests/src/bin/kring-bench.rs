@@ -31,7 +31,7 @@ enum What {
     /// VMs made on simulated hosts.
     Create {
         /// Numbers of VMs, one after the other.
-        #[arg(default_values_t = [1, 100, 1000, 10_000])]
+        #[arg(default_values_t = [1, 10, 100, 1000, 10_000])]
         sizes: Vec<usize>,
         /// Hosts that they are put on.
         #[arg(long, default_value_t = 100)]
@@ -98,7 +98,7 @@ fn main() -> anyhow::Result<()> {
                 bench::idle::run().await?;
                 bench::start::run(9).await?;
                 bench::api::run().await?;
-                bench::create::run(&[1, 100, 1000, 10_000], 100).await?;
+                bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
                 bench::query::run(&[10_000, 100_000, 1_000_000]).await?;
                 bench::hosts::run(&[1000, 10_000, 100_000], Duration::from_secs(60)).await?;
                 bench::takeover::run(20).await
