@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures_util::future::join_all;
 use harness::client::{Call, PATIENCE};
-use harness::cluster::Setup;
+use harness::cluster::{Cluster, Setup};
 use harness::cmd::{freeze, program, run, signal, spawn};
 use harness::fleet::{Api, Load, Tally};
 use harness::sim::{Fault, What};
 use harness::wait::{eventually, until};
 use reqwest::Method;
+use shared::api::image::Image;
 use shared::api::job::{JobRef, JobState};
+use shared::api::network::Network;
 use shared::api::vm::Vm;
 use shared::api::zone::{CreateZone, Zone};
 use shared::error::Code;
@@ -67,21 +69,26 @@ fn fill(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_changes_and_nothing_accepted_is_lost() -> anyhow::Result<()> {
+/// A controller with its data on a file system of its own; `None`, with the reason, where there is none to be had.
+async fn on_a_disk_of_its_own(setup: Setup) -> anyhow::Result<Option<(Cluster, Image, Network)>> {
     if std::env::var("KRING_TEST_POSTGRES").is_ok_and(|url| !url.is_empty()) {
         eprintln!("skipped: the disk of a database server is the server's business");
-        return Ok(());
+        return Ok(None);
     }
-    let setup = Setup { disk: Some(Bytes::mib(64)), ..Setup::default() };
-    let (mut cluster, image, network) = match ready_with(setup).await {
-        Ok(ready) => ready,
+    match ready_with(setup).await {
+        Ok(ready) => Ok(Some(ready)),
         Err(error) if error.to_string().contains("mount") => {
             eprintln!("skipped: a disk of its own cannot be mounted here: {error:#}");
-            return Ok(());
+            Ok(None)
         }
-        Err(error) => return Err(error),
-    };
+        Err(error) => Err(error),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_changes_and_nothing_accepted_is_lost() -> anyhow::Result<()> {
+    let setup = Setup { disk: Some(Bytes::mib(64)), ..Setup::default() };
+    let Some((mut cluster, image, network)) = on_a_disk_of_its_own(setup).await? else { return Ok(()) };
     let vm = cluster.vm(&image, &network).await?;
     // A job that is on a host while the disk becomes full.
     cluster.sim.faults().add(Fault::new("vm/ensure", What::CallbackLate { ms: 3000 }).times(1));
@@ -125,19 +132,8 @@ async fn a_full_disk_refuses_changes_and_nothing_accepted_is_lost() -> anyhow::R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_becomes_full_under_load_loses_nothing() -> anyhow::Result<()> {
-    if std::env::var("KRING_TEST_POSTGRES").is_ok_and(|url| !url.is_empty()) {
-        eprintln!("skipped: the disk of a database server is the server's business");
-        return Ok(());
-    }
     let setup = Setup { disk: Some(Bytes::mib(64)), process: true, deferred: 0.5, ..Setup::default() };
-    let (mut cluster, image, network) = match ready_with(setup).await {
-        Ok(ready) => ready,
-        Err(error) if error.to_string().contains("mount") => {
-            eprintln!("skipped: a disk of its own cannot be mounted here: {error:#}");
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
+    let Some((mut cluster, image, network)) = on_a_disk_of_its_own(setup).await? else { return Ok(()) };
     let api = Arc::new(Api::new(vec![cluster.api.clone()]));
     cluster.sim.history().record();
     let load = Load::start_with(&api, &cluster.vm_body(&image, &network), &[Code::NoSpace], 4, 1);

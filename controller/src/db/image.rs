@@ -9,7 +9,7 @@ use sqlx::any::AnyRow;
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, rows_in, word};
+use super::row::{RowExt, found_in, json, name_taken, word};
 use super::{Conn, Result, Tx};
 use crate::agent_client::HostRef;
 
@@ -61,8 +61,7 @@ pub async fn insert(tx: &mut Tx, image: &Image) -> Result<()> {
 
 /// Some images.
 pub(super) async fn some(conn: &mut Conn, ids: &[ImageId]) -> Result<Found<ImageId, Image>> {
-    let rows = rows_in(conn, "SELECT * FROM image WHERE id", ids.iter(), "").await?;
-    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
+    found_in(conn, "SELECT * FROM image WHERE id", ids, from_row).await
 }
 
 /// One image.

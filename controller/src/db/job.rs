@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, rows_in};
+use super::row::{RowExt, found_in, json};
 use super::{Conn, Result, Tx};
 
 /// Lists of jobs.
@@ -152,8 +152,7 @@ pub async fn get(conn: &mut Conn, id: JobId) -> Result<Option<JobRow>> {
 
 /// Some jobs.
 pub(super) async fn some(conn: &mut Conn, ids: &[JobId]) -> Result<Found<JobId, JobRow>> {
-    let rows = rows_in(conn, "SELECT * FROM job WHERE id", ids.iter(), "").await?;
-    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
+    found_in(conn, "SELECT * FROM job WHERE id", ids, from_row).await
 }
 
 /// Takes a job for `controller`, under a generation that is at least as new, and answers it as it is from

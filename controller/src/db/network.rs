@@ -17,7 +17,7 @@ use sqlx::any::AnyRow;
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, places, rows_in, word};
+use super::row::{RowExt, found_in, json, name_taken, places, word};
 use super::{Conn, Result, Tx};
 
 /// Lists of networks.
@@ -73,8 +73,7 @@ pub async fn insert(tx: &mut Tx, network: &Network) -> Result<()> {
 
 /// Some networks.
 pub(super) async fn some(conn: &mut Conn, ids: &[NetworkId]) -> Result<Found<NetworkId, Network>> {
-    let rows = rows_in(conn, "SELECT * FROM network WHERE id", ids.iter(), "").await?;
-    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
+    found_in(conn, "SELECT * FROM network WHERE id", ids, from_row).await
 }
 
 /// One network.
@@ -233,6 +232,7 @@ impl Leasing {
         Ok(())
     }
 }
+
 fn being_deleted(network: &Network) -> Fault {
     Fault::new(Code::InvalidState, format!("network {} is being deleted", network.name))
 }

@@ -1,5 +1,6 @@
 //! Reading columns into the types of Kring.
 
+use std::hash::Hash;
 use std::str::FromStr;
 
 use serde::de::DeserializeOwned;
@@ -9,6 +10,7 @@ use shared::units::Bytes;
 use sqlx::any::AnyRow;
 use sqlx::{AssertSqlSafe, Row};
 
+use super::gather::Found;
 use super::page::Rows;
 use super::{Conn, Error, Result};
 
@@ -131,6 +133,20 @@ pub(in crate::db) async fn rows_in<T: ToString>(
         query = query.bind(id.to_string());
     }
     Ok(query.fetch_all(conn).await?)
+}
+
+/// The rows of `SELECT … IN` these ids, by their ids; `head` as for [`rows_in`]. One that cannot be read fails alone.
+pub(in crate::db) async fn found_in<K, V>(
+    conn: &mut Conn,
+    head: &str,
+    ids: &[K],
+    from_row: fn(&AnyRow) -> Result<V>,
+) -> Result<Found<K, V>>
+where
+    K: ToString + FromStr + Eq + Hash,
+{
+    let rows = rows_in(conn, head, ids.iter().map(K::to_string), "").await?;
+    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
 }
 
 /// Turns a violated unique key of an insert or a rename into `name_taken`.

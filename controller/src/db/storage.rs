@@ -15,7 +15,7 @@ use sqlx::any::AnyRow;
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken, rows_in, word};
+use super::row::{RowExt, found_in, name_taken, rows_in, word};
 use super::{Conn, Result, Tx};
 use crate::agent_client::HostRef;
 
@@ -79,8 +79,7 @@ pub async fn without_hosts(conn: &mut Conn, id: StorageId) -> Result<Option<Stor
 
 /// Some storages, without what each host has of them.
 pub(super) async fn some(conn: &mut Conn, ids: &[StorageId]) -> Result<Found<StorageId, Storage>> {
-    let rows = rows_in(conn, "SELECT * FROM storage WHERE id", ids.iter(), "").await?;
-    rows.iter().map(|row| Ok((row.parse("id")?, from_row(row)))).collect()
+    found_in(conn, "SELECT * FROM storage WHERE id", ids, from_row).await
 }
 
 /// The storages of a cluster by name, without what each host has of them.

@@ -51,18 +51,21 @@ async fn a_reader_cannot_write() {
     assert!(sqlx::query("DELETE FROM counter").execute(&mut *conn).await.is_err());
 }
 
-#[tokio::test]
-async fn what_was_committed_is_there_after_a_restart() {
-    let (dir, db) = open().await;
-    db.write(|tx| {
+async fn write(db: &Db, sql: &'static str) {
+    let written = db.write(move |tx| {
         async move {
-            sqlx::query("UPDATE counter SET value = 7 WHERE name = 'generation'").execute(tx.conn()).await?;
+            sqlx::query(sql).execute(tx.conn()).await?;
             Ok(())
         }
         .boxed()
-    })
-    .await
-    .unwrap();
+    });
+    written.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_committed_is_there_after_a_restart() {
+    let (dir, db) = open().await;
+    write(&db, "UPDATE counter SET value = 7 WHERE name = 'generation'").await;
     db.close().await;
     let db = Db::open(&Db::sqlite_url(dir.path()), &TaskTracker::new()).await.unwrap();
     assert_eq!(value(&db, "generation").await, Some(7));
@@ -71,17 +74,9 @@ async fn what_was_committed_is_there_after_a_restart() {
 #[tokio::test]
 async fn a_version_before_starts_on_a_newer_schema() {
     let (dir, db) = open().await;
-    db.write(|tx| {
-        async move {
-            let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-                       SELECT 9999, 'of tomorrow', success, checksum, 1 FROM _sqlx_migrations LIMIT 1";
-            sqlx::query(sql).execute(tx.conn()).await?;
-            Ok(())
-        }
-        .boxed()
-    })
-    .await
-    .unwrap();
+    let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+               SELECT 9999, 'of tomorrow', success, checksum, 1 FROM _sqlx_migrations LIMIT 1";
+    write(&db, sql).await;
     db.close().await;
     let db = Db::open(&Db::sqlite_url(dir.path()), &TaskTracker::new()).await.unwrap();
     assert!(value(&db, "generation").await.is_some());
