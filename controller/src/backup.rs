@@ -182,12 +182,11 @@ mod tests {
     async fn look(app: &App, config: &Config) -> (Vec<String>, u64, String) {
         let deps = &app.context().deps;
         let mut conn = deps.db.read().await.unwrap();
-        let zones: Vec<String> = sqlx::query_scalar("SELECT id || name FROM zone").fetch_all(&mut *conn).await.unwrap();
+        let zones = db::query("SELECT id || name AS zone FROM zone").fetch_all(&mut conn).await.unwrap();
+        let zones: Vec<_> = zones.iter().map(|row| row.text("zone").unwrap()).collect();
         let authority = fs::read_to_string(config.pki_dir().join("ca.pem")).unwrap();
-        let generation: i64 = sqlx::query_scalar("SELECT value FROM counter WHERE name = 'generation'")
-            .fetch_one(&mut *conn)
-            .await
-            .unwrap();
+        let generation = db::query("SELECT value FROM counter WHERE name = 'generation'");
+        let generation = generation.fetch_one(&mut conn).await.unwrap().int("value").unwrap();
         (zones, u64::try_from(generation).unwrap(), authority)
     }
 

@@ -13,3 +13,23 @@ async fn hosts() -> anyhow::Result<()> {
 async fn create() -> anyhow::Result<()> {
     bench::create::run(&[1, 20], 3).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn query() -> anyhow::Result<()> {
+    bench::query::run(&[200, 400]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn placement() -> anyhow::Result<()> {
+    bench::placement::run(&[1000]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn api() -> anyhow::Result<()> {
+    bench::api::run(&[20, 40]).await
+}
+
+#[test]
+fn ring() -> anyhow::Result<()> {
+    bench::ring::run()
+}

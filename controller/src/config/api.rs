@@ -92,7 +92,7 @@ impl Default for ApiConfig {
             max_body: Bytes::mib(1),
             max_upload: Bytes::gib(200),
             upload_stall_s: 60,
-            max_in_flight: 4096,
+            max_in_flight: 16_384,
             max_streams: 2000,
             max_streams_per_account: 200,
             timeout_s: 30,

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use sqlx::Connection as _;
-
-use super::{Conn, Error, Result};
+use super::{Conn, Error, Result, query};
 
 /// How far the generation of the ring leaps when a copy is put back. Hosts refuse generations older than
 /// the newest they have seen, and how many there were after the copy was made, nobody knows; a change of
@@ -14,25 +12,20 @@ const LEAP: i64 = 1_000_000;
 /// Writes a consistent copy of the database at `url` (SQLite) to a file that is not there yet. The
 /// controller may run meanwhile.
 pub async fn copy(url: &str, to: &Path) -> Result<()> {
-    sqlx::any::install_default_drivers();
     let mut conn = Conn::connect(url).await?;
-    sqlx::query("PRAGMA busy_timeout = 10000").execute(&mut conn).await?;
+    query("PRAGMA busy_timeout = 10000").execute(&mut conn).await?;
     let to = to.to_str().ok_or_else(|| Error::Column { column: "path".into(), value: to.display().to_string() })?;
-    sqlx::query("VACUUM INTO $1").bind(to.to_string()).execute(&mut conn).await?;
-    Ok(conn.close().await?)
+    query("VACUUM INTO $1").bind(to.to_string()).execute(&mut conn).await?;
+    conn.close().await
 }
 
 /// Checks the copy in the file of `url`, and makes it newer than whatever was done after it was made.
 pub async fn revive(url: &str) -> Result<()> {
-    sqlx::any::install_default_drivers();
     let mut conn = Conn::connect(url).await?;
-    let check: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut conn).await?;
+    let check = query("PRAGMA integrity_check").fetch_one(&mut conn).await?.text("integrity_check")?;
     if check != "ok" {
         return Err(Error::Column { column: "integrity_check".into(), value: check });
     }
-    sqlx::query("UPDATE counter SET value = value + $1 WHERE name = 'generation'")
-        .bind(LEAP)
-        .execute(&mut conn)
-        .await?;
-    Ok(conn.close().await?)
+    query("UPDATE counter SET value = value + $1 WHERE name = 'generation'").bind(LEAP).execute(&mut conn).await?;
+    conn.close().await
 }

@@ -2,11 +2,9 @@
 
 use shared::id::JobId;
 use shared::time::Timestamp;
-use sqlx::any::AnyRow;
 use uuid::Uuid;
 
-use super::row::RowExt;
-use super::{Conn, Result, Tx};
+use super::{Conn, Result, Row, Tx, query};
 
 /// One owed undoing.
 #[derive(Clone, Debug)]
@@ -31,7 +29,7 @@ pub struct Cleanup {
 
 /// Owes an undoing.
 pub async fn insert(tx: &mut Tx, cleanup: &Cleanup, next_at: Timestamp, now: Timestamp) -> Result<()> {
-    sqlx::query(
+    query(
         "INSERT INTO cleanup (id, job_id, kind, step, resource_id, data, attempts, next_at, last_error, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
@@ -52,7 +50,7 @@ pub async fn insert(tx: &mut Tx, cleanup: &Cleanup, next_at: Timestamp, now: Tim
 
 /// What is due, oldest first.
 pub async fn due(conn: &mut Conn, now: Timestamp, max: u32) -> Result<Vec<Cleanup>> {
-    let rows = sqlx::query("SELECT * FROM cleanup WHERE next_at <= $1 ORDER BY next_at LIMIT $2")
+    let rows = query("SELECT * FROM cleanup WHERE next_at <= $1 ORDER BY next_at LIMIT $2")
         .bind(now.ms())
         .bind(i64::from(max))
         .fetch_all(conn)
@@ -62,13 +60,13 @@ pub async fn due(conn: &mut Conn, now: Timestamp, max: u32) -> Result<Vec<Cleanu
 
 /// How many undoings are owed.
 pub async fn count(conn: &mut Conn) -> Result<i64> {
-    let row = sqlx::query("SELECT COUNT(*) AS n FROM cleanup").fetch_one(conn).await?;
+    let row = query("SELECT COUNT(*) AS n FROM cleanup").fetch_one(conn).await?;
     row.int("n")
 }
 
 /// It failed again: the next try is at `next_at`.
 pub async fn postpone(tx: &mut Tx, id: Uuid, next_at: Timestamp, error: &str) -> Result<()> {
-    sqlx::query("UPDATE cleanup SET attempts = attempts + 1, next_at = $2, last_error = $3 WHERE id = $1")
+    query("UPDATE cleanup SET attempts = attempts + 1, next_at = $2, last_error = $3 WHERE id = $1")
         .bind(id.to_string())
         .bind(next_at.ms())
         .bind(error.to_string())
@@ -79,18 +77,17 @@ pub async fn postpone(tx: &mut Tx, id: Uuid, next_at: Timestamp, error: &str) ->
 
 /// Makes everything due: something has changed that may let it succeed (a host is back, say).
 pub async fn hasten(tx: &mut Tx, now: Timestamp) -> Result<u64> {
-    let done =
-        sqlx::query("UPDATE cleanup SET next_at = $1 WHERE next_at > $1").bind(now.ms()).execute(tx.conn()).await?;
-    Ok(done.rows_affected())
+    let rows = query("UPDATE cleanup SET next_at = $1 WHERE next_at > $1").bind(now.ms()).execute(tx.conn()).await?;
+    Ok(rows)
 }
 
 /// It is done.
 pub async fn delete(tx: &mut Tx, id: Uuid) -> Result<()> {
-    sqlx::query("DELETE FROM cleanup WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    query("DELETE FROM cleanup WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
     Ok(())
 }
 
-fn from_row(row: &AnyRow) -> Result<Cleanup> {
+fn from_row(row: &Row) -> Result<Cleanup> {
     Ok(Cleanup {
         id: row.parse("id")?,
         job_id: row.parse("job_id")?,

@@ -5,12 +5,11 @@
 use shared::Error as Fault;
 use shared::api::cluster::Cluster;
 use shared::id::ClusterId;
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken};
-use super::{Conn, Result, Tx};
+use super::row::name_taken;
+use super::{Conn, Result, Row, Tx, query};
 
 /// Lists of clusters.
 pub const LIST: ListSpec = ListSpec {
@@ -33,7 +32,7 @@ pub const LIST: ListSpec = ListSpec {
 /// Adds a cluster; `name_taken` when the name is. A foreign key stands in the way when there is no
 /// such zone.
 pub async fn insert(tx: &mut Tx, cluster: &Cluster) -> Result<()> {
-    let done = sqlx::query(
+    let done = query(
         "INSERT INTO cluster (id, name, zone_id, description, cpu_overcommit, memory_overcommit, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
@@ -51,7 +50,7 @@ pub async fn insert(tx: &mut Tx, cluster: &Cluster) -> Result<()> {
 
 /// One cluster.
 pub async fn get(conn: &mut Conn, id: ClusterId) -> Result<Option<Cluster>> {
-    let row = sqlx::query("SELECT * FROM cluster WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM cluster WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
@@ -67,8 +66,7 @@ pub async fn named_or_only(conn: &mut Conn, wanted: Option<ClusterId>) -> Result
             None => Err(unknown(id)),
         };
     }
-    let rows =
-        sqlx::query("SELECT * FROM cluster ORDER BY name LIMIT $1").bind((NAMED + 1) as i64).fetch_all(conn).await?;
+    let rows = query("SELECT * FROM cluster ORDER BY name LIMIT $1").bind((NAMED + 1) as i64).fetch_all(conn).await?;
     let clusters: Vec<Cluster> = rows.iter().map(from_row).collect::<Result<_>>()?;
     let text = match clusters.as_slice() {
         [only] => return Ok(only.id),
@@ -85,8 +83,8 @@ pub async fn named_or_only(conn: &mut Conn, wanted: Option<ClusterId>) -> Result
 /// Holds the cluster until the end of the transaction, so that what must be unique among what it holds
 /// is checked by one transaction at a time. A refusal names the field `cluster_id`.
 pub async fn lock(tx: &mut Tx, id: ClusterId) -> Result<()> {
-    let done = sqlx::query("UPDATE cluster SET id = id WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    if done.rows_affected() == 1 { Ok(()) } else { Err(unknown(id)) }
+    let rows = query("UPDATE cluster SET id = id WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    if rows == 1 { Ok(()) } else { Err(unknown(id)) }
 }
 
 fn unknown(id: ClusterId) -> super::Error {
@@ -96,12 +94,12 @@ fn unknown(id: ClusterId) -> super::Error {
 /// Removes a cluster; false when there is none. A foreign key stands in the way while it has hosts,
 /// storages or networks.
 pub async fn delete(tx: &mut Tx, id: ClusterId) -> Result<bool> {
-    let done = sqlx::query("DELETE FROM cluster WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query("DELETE FROM cluster WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// Reads a cluster, without links.
-pub fn from_row(row: &AnyRow) -> Result<Cluster> {
+pub fn from_row(row: &Row) -> Result<Cluster> {
     Ok(Cluster {
         id: row.parse("id")?,
         name: row.parse("name")?,

@@ -8,13 +8,11 @@ use shared::id::ControllerId;
 use shared::state::controller::ControllerState;
 use shared::time::Timestamp;
 use shared::{Code, Error as Fault};
-use sqlx::any::AnyRow;
-use sqlx::{AssertSqlSafe, Connection};
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, json};
-use super::{Conn, Dialect, Result, Tx};
+use super::row::json;
+use super::{Conn, Dialect, Result, Row, Tx, query, query_of};
 
 /// Lists of controllers.
 pub const LIST: ListSpec = ListSpec {
@@ -103,21 +101,21 @@ pub async fn join(tx: &mut Tx, id: ControllerId, address: &str, version: &str) -
             );
             return Err(Fault::new(Code::Conflict, text).into());
         }
-        sqlx::query("DELETE FROM controller WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+        query("DELETE FROM controller WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
     } else {
         // The data folder is locked, so nobody else uses an embedded database.
-        sqlx::query("DELETE FROM controller").execute(tx.conn()).await?;
+        query("DELETE FROM controller").execute(tx.conn()).await?;
     }
     // What its last run held is nobody's now: this one need not own it, and knows nothing of it.
-    sqlx::query("UPDATE job SET controller_id = NULL WHERE controller_id = $1 AND finished_at IS NULL")
+    query("UPDATE job SET controller_id = NULL WHERE controller_id = $1 AND finished_at IS NULL")
         .bind(id.to_string())
         .execute(tx.conn())
         .await?;
     let now = dialect.now_ms();
-    sqlx::query(AssertSqlSafe(format!(
+    query_of(format!(
         "INSERT INTO controller (id, address, version, generation, started_at, heartbeat_at, state, settled)
          VALUES ($1, $2, $3, $4, {now}, {now}, 'joining', $4)"
-    )))
+    ))
     .bind(id.to_string())
     .bind(address.to_string())
     .bind(version.to_string())
@@ -132,7 +130,7 @@ pub async fn join(tx: &mut Tx, id: ControllerId, address: &str, version: &str) -
 pub async fn set_state(tx: &mut Tx, id: ControllerId, state: ControllerState) -> Result<u64> {
     let dialect = tx.dialect();
     let generation = next_generation(tx.conn()).await?;
-    let before = sqlx::query("SELECT state FROM controller WHERE id = $1")
+    let before = query("SELECT state FROM controller WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(tx.conn())
         .await?
@@ -143,21 +141,19 @@ pub async fn set_state(tx: &mut Tx, id: ControllerId, state: ControllerState) ->
         return Err(Fault::new(Code::InvalidState, text).into());
     }
     // Who becomes active owned nothing before, so there is nothing to let go of.
-    sqlx::query(
-        "UPDATE controller SET state = $2, settled = CASE WHEN $2 = 'active' THEN $3 ELSE settled END WHERE id = $1",
-    )
-    .bind(id.to_string())
-    .bind(state.as_str())
-    .bind(generation)
-    .execute(tx.conn())
-    .await?;
+    query("UPDATE controller SET state = $2, settled = CASE WHEN $2 = 'active' THEN $3 ELSE settled END WHERE id = $1")
+        .bind(id.to_string())
+        .bind(state.as_str())
+        .bind(generation)
+        .execute(tx.conn())
+        .await?;
     record_change(tx.conn(), dialect, generation).await?;
     Ok(u64::try_from(generation).unwrap_or_default())
 }
 
 /// Notes that a controller has let go of everything that it does not own in `generation`.
 pub async fn settle(tx: &mut Tx, id: ControllerId, joined: u64, generation: u64) -> Result<()> {
-    sqlx::query("UPDATE controller SET settled = $3 WHERE id = $1 AND generation = $2 AND settled < $3")
+    query("UPDATE controller SET settled = $3 WHERE id = $1 AND generation = $2 AND settled < $3")
         .bind(id.to_string())
         .bind(joined as i64)
         .bind(generation as i64)
@@ -170,12 +166,12 @@ pub async fn settle(tx: &mut Tx, id: ControllerId, joined: u64, generation: u64)
 pub async fn leave(tx: &mut Tx, id: ControllerId, joined: u64) -> Result<()> {
     let dialect = tx.dialect();
     let generation = next_generation(tx.conn()).await?;
-    let done = sqlx::query("DELETE FROM controller WHERE id = $1 AND generation = $2")
+    let rows = query("DELETE FROM controller WHERE id = $1 AND generation = $2")
         .bind(id.to_string())
         .bind(joined as i64)
         .execute(tx.conn())
         .await?;
-    if done.rows_affected() == 1 {
+    if rows == 1 {
         record_change(tx.conn(), dialect, generation).await?;
     }
     Ok(())
@@ -184,7 +180,7 @@ pub async fn leave(tx: &mut Tx, id: ControllerId, joined: u64) -> Result<()> {
 /// Refuses the transaction unless the controller is still the member that joined in `joined`, and keeps
 /// it from being removed before the commit.
 pub(super) async fn fence(conn: &mut Conn, id: ControllerId, joined: u64) -> Result<()> {
-    let row = sqlx::query("SELECT 1 AS here FROM controller WHERE id = $1 AND generation = $2 FOR KEY SHARE")
+    let row = query("SELECT 1 AS here FROM controller WHERE id = $1 AND generation = $2 FOR KEY SHARE")
         .bind(id.to_string())
         .bind(joined as i64)
         .fetch_optional(conn)
@@ -198,13 +194,13 @@ pub(super) async fn fence(conn: &mut Conn, id: ControllerId, joined: u64) -> Res
 
 /// One controller, as users see it, without its share.
 pub async fn get(conn: &mut Conn, id: ControllerId) -> Result<Option<Controller>> {
-    let row = sqlx::query("SELECT * FROM controller WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM controller WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
 /// Writes down what a controller says of itself.
 pub async fn report(tx: &mut Tx, id: ControllerId, report: &ControllerReport) -> Result<()> {
-    sqlx::query("UPDATE controller SET report = $2 WHERE id = $1")
+    query("UPDATE controller SET report = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(json(report)?)
         .execute(tx.conn())
@@ -216,8 +212,8 @@ pub async fn report(tx: &mut Tx, id: ControllerId, report: &ControllerReport) ->
 pub async fn touch(conn: &mut Conn, dialect: Dialect, id: ControllerId, joined: u64) -> Result<bool> {
     let now = dialect.now_ms();
     let sql = format!("UPDATE controller SET heartbeat_at = {now} WHERE id = $1 AND generation = $2");
-    let done = sqlx::query(AssertSqlSafe(sql)).bind(id.to_string()).bind(joined as i64).execute(conn).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query_of(sql).bind(id.to_string()).bind(joined as i64).execute(conn).await?;
+    Ok(rows == 1)
 }
 
 /// Everybody, and the generation of the ring.
@@ -234,7 +230,7 @@ pub async fn look(conn: &mut Conn, dialect: Dialect) -> Result<(Membership, Time
              {now} AS told_at, {connected} AS connected
          FROM counter LEFT JOIN controller ON 1 = 1 WHERE counter.name = 'generation' ORDER BY controller.id"
     );
-    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(conn).await?;
+    let rows = query_of(sql).fetch_all(conn).await?;
     let mut membership = Membership::default();
     let told_at = rows.first().map(|row| row.time("told_at")).transpose()?.unwrap_or_default();
     for row in rows {
@@ -257,29 +253,30 @@ pub async fn look(conn: &mut Conn, dialect: Dialect) -> Result<(Membership, Time
     Ok((membership, told_at))
 }
 
-/// Removes a controller that is dead, unless it has shown life meanwhile. Answers whether it did.
+/// Removes a controller that is dead, unless it has shown life meanwhile. Answers whether it did. A failure leaves
+/// a transaction open: the connection is not to be used again.
 pub async fn bury(conn: &mut Conn, dialect: Dialect, dead: &ControllerRow) -> Result<bool> {
-    let mut tx = conn.begin().await?;
-    let generation = next_generation(&mut tx).await?;
-    let now = all(&mut tx, dialect).await?;
+    query(dialect.begin()).execute(conn).await?;
+    let generation = next_generation(conn).await?;
+    let now = all(conn, dialect).await?;
     let still = now.controllers.iter().any(|row| row.id == dead.id && row.joined == dead.joined && row.is_dead());
     if !still {
-        tx.rollback().await?;
+        query("ROLLBACK").execute(conn).await?;
         return Ok(false);
     }
-    sqlx::query("DELETE FROM controller WHERE id = $1 AND generation = $2")
+    query("DELETE FROM controller WHERE id = $1 AND generation = $2")
         .bind(dead.id.to_string())
         .bind(dead.joined as i64)
-        .execute(&mut *tx)
+        .execute(conn)
         .await?;
-    record_change(&mut tx, dialect, generation).await?;
-    tx.commit().await?;
+    record_change(conn, dialect, generation).await?;
+    query("COMMIT").execute(conn).await?;
     Ok(true)
 }
 
 /// The rings before `generation`, newest first.
 pub async fn changes_before(conn: &mut Conn, generation: u64, max: u32) -> Result<Vec<RingChange>> {
-    let rows = sqlx::query("SELECT * FROM ring_change WHERE generation < $1 ORDER BY generation DESC LIMIT $2")
+    let rows = query("SELECT * FROM ring_change WHERE generation < $1 ORDER BY generation DESC LIMIT $2")
         .bind(generation as i64)
         .bind(i64::from(max))
         .fetch_all(conn)
@@ -297,7 +294,7 @@ pub async fn changes_before(conn: &mut Conn, generation: u64, max: u32) -> Resul
 
 /// Forgets all but the newest `keep` changes.
 pub async fn trim_changes(tx: &mut Tx, keep: u32) -> Result<()> {
-    sqlx::query("DELETE FROM ring_change WHERE generation <= (SELECT MAX(generation) FROM ring_change) - $1")
+    query("DELETE FROM ring_change WHERE generation <= (SELECT MAX(generation) FROM ring_change) - $1")
         .bind(i64::from(keep))
         .execute(tx.conn())
         .await?;
@@ -305,7 +302,7 @@ pub async fn trim_changes(tx: &mut Tx, keep: u32) -> Result<()> {
 }
 
 /// Reads a controller, as users see it, without its share.
-pub fn from_row(row: &AnyRow) -> Result<Controller> {
+pub fn from_row(row: &Row) -> Result<Controller> {
     Ok(Controller {
         id: row.parse("id")?,
         address: row.text("address")?,
@@ -321,7 +318,7 @@ pub fn from_row(row: &AnyRow) -> Result<Controller> {
 }
 
 /// The addresses of a controller: the one that it joined with, and the others that it has reported since.
-fn addresses(row: &AnyRow) -> Result<Vec<String>> {
+fn addresses(row: &Row) -> Result<Vec<String>> {
     // Another version may report what this one cannot read; that it lives counts all the same.
     let reported = row.json::<ControllerReport>("report").map(|report| report.addresses).unwrap_or_default();
     let first = row.text("address")?;
@@ -335,11 +332,10 @@ async fn next_generation(conn: &mut Conn) -> Result<i64> {
 
 /// Writes down the ring that the rows make now.
 async fn record_change(conn: &mut Conn, dialect: Dialect, generation: i64) -> Result<()> {
-    let rows =
-        sqlx::query("SELECT id FROM controller WHERE state = 'active' ORDER BY id").fetch_all(&mut *conn).await?;
+    let rows = query("SELECT id FROM controller WHERE state = 'active' ORDER BY id").fetch_all(&mut *conn).await?;
     let members: Vec<ControllerId> = rows.iter().map(|row| row.parse("id")).collect::<Result<_>>()?;
     let now = dialect.now_ms();
-    sqlx::query(AssertSqlSafe(format!("INSERT INTO ring_change (generation, at, members) VALUES ($1, {now}, $2)")))
+    query_of(format!("INSERT INTO ring_change (generation, at, members) VALUES ($1, {now}, $2)"))
         .bind(generation)
         .bind(json(&members)?)
         .execute(conn)

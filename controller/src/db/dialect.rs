@@ -1,9 +1,6 @@
 //! Where SQLite and PostgreSQL differ: the only place that knows.
 
-use sqlx::AnyConnection;
-use sqlx::{AssertSqlSafe, Row};
-
-use super::{Error, Result};
+use super::{Conn, Error, Result, query};
 
 /// Kind of the advisory locks of heartbeats on PostgreSQL.
 const HEARTBEAT_LOCK: i32 = 0x4b52;
@@ -39,14 +36,6 @@ impl Dialect {
         }
     }
 
-    /// SQLite has one writer; its group commit is [`super::writer`].
-    pub(super) const fn write_connections(self) -> u32 {
-        match self {
-            Self::Sqlite => 1,
-            Self::Postgres => 16,
-        }
-    }
-
     /// Queries of gathered reads of one kind that run at a time: on SQLite a second one would only make
     /// both smaller, PostgreSQL answers over a network.
     pub(super) const fn gathered_reads(self) -> usize {
@@ -64,33 +53,47 @@ impl Dialect {
         }
     }
 
-    pub(super) async fn prepare_writer(self, conn: &mut AnyConnection) -> sqlx::Result<()> {
+    /// Statements with which a connection that writes begins.
+    pub(super) fn writer_settings(self) -> Vec<String> {
         match self {
             // FULL: a commit is on the disk before it is answered. Durability is not traded for speed.
-            Self::Sqlite => {
-                pragmas(
-                    conn,
-                    &["journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"],
-                )
-                .await?;
-                pragmas(conn, &["cache_size = -16384", "temp_store = MEMORY", "journal_size_limit = 67108864"]).await
-            }
+            Self::Sqlite => pragmas(&[
+                "journal_mode = WAL",
+                "synchronous = FULL",
+                "foreign_keys = ON",
+                "busy_timeout = 10000",
+                "cache_size = -16384",
+                "temp_store = MEMORY",
+                "journal_size_limit = 67108864",
+            ]),
             // A process that is frozen in the middle of a transaction must not hold its locks for ever.
-            Self::Postgres => {
-                sqlx::query("SET idle_in_transaction_session_timeout = '5s'").execute(conn).await?;
-                Ok(())
-            }
+            Self::Postgres => vec!["SET idle_in_transaction_session_timeout = '5s'".to_string()],
         }
     }
 
-    pub(super) async fn prepare_lister(self, conn: &mut AnyConnection) -> sqlx::Result<()> {
-        self.prepare_reader(conn).await?;
+    /// Statements with which one that reads begins.
+    pub(super) fn reader_settings(self) -> Vec<String> {
+        match self {
+            Self::Sqlite => pragmas(&[
+                "query_only = ON",
+                "busy_timeout = 10000",
+                "cache_size = -4096",
+                "mmap_size = 268435456",
+                "temp_store = MEMORY",
+            ]),
+            Self::Postgres => vec!["SET default_transaction_read_only = on".to_string()],
+        }
+    }
+
+    /// Statements with which one that reads lists begins.
+    pub(super) fn lister_settings(self) -> Vec<String> {
+        let mut settings = self.reader_settings();
         if self == Self::Postgres {
             // Nobody waits for it after that: see `page::list`.
             let limit = (super::page::LONGEST + std::time::Duration::from_millis(500)).as_millis();
-            sqlx::query(AssertSqlSafe(format!("SET statement_timeout = {limit}"))).execute(conn).await?;
+            settings.push(format!("SET statement_timeout = {limit}"));
         }
-        Ok(())
+        settings
     }
 
     /// Statements that look at a part of each index, which takes milliseconds whatever its size.
@@ -101,39 +104,26 @@ impl Dialect {
         }
     }
 
-    pub(super) async fn prepare_reader(self, conn: &mut AnyConnection) -> sqlx::Result<()> {
-        match self {
-            Self::Sqlite => {
-                pragmas(conn, &["query_only = ON", "busy_timeout = 10000", "cache_size = -4096"]).await?;
-                pragmas(conn, &["mmap_size = 268435456", "temp_store = MEMORY"]).await
-            }
-            Self::Postgres => {
-                sqlx::query("SET default_transaction_read_only = on").execute(conn).await?;
-                Ok(())
-            }
-        }
-    }
-
     /// Lets one transaction at a time pass with this key. SQLite has one writer anyway.
-    pub(super) async fn lock_until_commit(self, conn: &mut AnyConnection, key: &str) -> Result<()> {
+    pub(super) async fn lock_until_commit(self, conn: &mut Conn, key: &str) -> Result<()> {
         if self == Self::Postgres {
             let key = i64::from_ne_bytes(xxhash_rust::xxh3::xxh3_64(key.as_bytes()).to_ne_bytes());
             // The lock's own answer has a type that the driver does not know.
             let sql = "SELECT 1 FROM (SELECT pg_advisory_xact_lock($1)) AS locked";
-            sqlx::query(sql).bind(key).execute(conn).await?;
+            query(sql).bind(key).execute(conn).await?;
         }
         Ok(())
     }
 
     /// Takes the lock of a heartbeat, which lasts as long as the connection. False when an older
     /// connection still has it.
-    pub(super) async fn take_lock(self, conn: &mut AnyConnection, number: u64) -> Result<bool> {
+    pub(super) async fn take_lock(self, conn: &mut Conn, number: u64) -> Result<bool> {
         if self == Self::Sqlite {
             return Ok(true);
         }
-        let sql = "SELECT CAST(pg_try_advisory_lock($1, $2) AS INT) AS taken";
-        let row = sqlx::query(sql).bind(HEARTBEAT_LOCK).bind(number as i32).fetch_one(conn).await?;
-        Ok(row.try_get::<i32, _>("taken")? == 1)
+        let sql = "SELECT CAST(pg_try_advisory_lock(CAST($1 AS INT), CAST($2 AS INT)) AS BIGINT) AS taken";
+        let row = query(sql).bind(i64::from(HEARTBEAT_LOCK)).bind(number as i64).fetch_one(conn).await?;
+        Ok(row.int("taken")? == 1)
     }
 
     /// Expression: 1 while some connection has the lock of the heartbeat whose number is in `column`.
@@ -166,53 +156,57 @@ impl Dialect {
     }
 }
 
-async fn pragmas(conn: &mut AnyConnection, settings: &[&str]) -> sqlx::Result<()> {
-    for setting in settings {
-        sqlx::query(AssertSqlSafe(format!("PRAGMA {setting}"))).execute(&mut *conn).await?;
-    }
-    Ok(())
+fn pragmas(settings: &[&str]) -> Vec<String> {
+    settings.iter().map(|setting| format!("PRAGMA {setting}")).collect()
 }
 
-/// Whether what the database says is that its disk is full (SQLite's `SQLITE_FULL`, PostgreSQL's
-/// `disk_full`).
-pub(super) fn is_full(error: &dyn sqlx::error::DatabaseError) -> bool {
-    match error.code().unwrap_or_default().as_ref() {
-        "53100" => true,
-        code => code.parse::<u32>().is_ok_and(|code| code & 0xff == 13),
-    }
+/// Whether a code of the database says that its disk is full.
+pub(super) fn is_full(code: &str) -> bool {
+    code == "53100" || primary(code) == Some(13)
 }
 
-/// Whether what the database says may pass by itself.
-pub(super) fn is_transient(error: &dyn sqlx::error::DatabaseError) -> bool {
-    passes(error.code().unwrap_or_default().as_ref())
+/// Whether it says that a unique key stood in the way.
+pub(super) fn is_unique_violation(code: &str) -> bool {
+    matches!(code, "23505" | "2067" | "1555")
 }
 
-/// Busy, locked or full (SQLite); connection, resources, operator or serialisation (classes 08, 53, 57, 40 of
-/// PostgreSQL); a transaction that was idle for too long because this process or its way to the database
-/// stood still (25P03); a server that only reads for now (25006).
-fn passes(code: &str) -> bool {
+/// Whether it says that a row that others refer to stood in the way.
+pub(super) fn is_foreign_key_violation(code: &str) -> bool {
+    matches!(code, "23503" | "787")
+}
+
+/// Whether what it says may pass by itself: busy, locked or full (SQLite); connection, resources, operator or
+/// serialisation (classes 08, 53, 57, 40 of PostgreSQL); a transaction that was idle for too long because this
+/// process or its way to the database stood still (25P03); a server that only reads for now (25006).
+pub(super) fn is_transient(code: &str) -> bool {
     match code {
         "25P03" | "25006" => true,
-        // SQLSTATE.
-        _ if code.len() == 5 && (!code.bytes().all(|b| b.is_ascii_digit()) || code.starts_with(['0', '4', '5'])) => {
-            ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class))
-        }
-        // SQLite's extended codes: the primary code is the low byte.
-        _ => matches!(code.parse::<u32>().map(|code| code & 0xff), Ok(5 | 6 | 10 | 13 | 14)),
+        _ if is_sqlstate(code) => ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)),
+        _ => matches!(primary(code), Some(5 | 6 | 10 | 13 | 14)),
     }
+}
+
+fn is_sqlstate(code: &str) -> bool {
+    code.len() == 5 && (!code.bytes().all(|b| b.is_ascii_digit()) || code.starts_with(['0', '4', '5']))
+}
+
+/// The primary code in an extended code of SQLite: its low byte.
+fn primary(code: &str) -> Option<u32> {
+    if is_sqlstate(code) { None } else { code.parse::<u32>().ok().map(|code| code & 0xff) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::passes;
+    use super::{is_full, is_transient};
 
     #[test]
     fn what_passes_by_itself_is_told_from_what_does_not() {
         for code in ["57P01", "08006", "40001", "40P01", "53300", "25P03", "25006", "5", "13", "261", "2570"] {
-            assert!(passes(code), "{code}");
+            assert!(is_transient(code), "{code}");
         }
         for code in ["23505", "23503", "42P01", "25P02", "2067", "787", ""] {
-            assert!(!passes(code), "{code}");
+            assert!(!is_transient(code), "{code}");
         }
+        assert!(["53100", "13", "269"].into_iter().all(is_full) && !["53200", "5", "08006"].into_iter().any(is_full));
     }
 }

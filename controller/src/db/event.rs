@@ -9,14 +9,12 @@ use serde::Serialize;
 use shared::api::event::Event;
 use shared::id::{AccountId, ResourceId};
 use shared::time::Timestamp;
-use sqlx::any::AnyRow;
-use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, json, places};
-use super::{Conn, Result, Tx};
+use super::row::{json, places};
+use super::{Conn, Result, Row, Tx, query, query_of};
 
 /// Lists of events.
 pub const LIST: ListSpec = ListSpec {
@@ -93,7 +91,7 @@ pub(super) async fn write(conn: &mut Conn, events: &mut Vec<Appended>) -> Result
         let columns = "cursor, path, resource_kind, resource_id, account_id, content, at";
         let sql = format!("INSERT INTO event ({columns}) VALUES {}", rows.join(", "));
         // The text is made of pieces of this program and `$n`.
-        let mut query = sqlx::query(AssertSqlSafe(sql));
+        let mut query = query_of(sql);
         for event in left.by_ref().take(n) {
             cursor += 1;
             query = query.bind(cursor).bind(event.path).bind(event.resource_kind).bind(event.resource_id);
@@ -106,22 +104,22 @@ pub(super) async fn write(conn: &mut Conn, events: &mut Vec<Appended>) -> Result
 
 /// The cursor of the newest event; 0 when there is none.
 pub async fn newest(conn: &mut Conn) -> Result<i64> {
-    let row = sqlx::query("SELECT value FROM counter WHERE name = 'event_cursor'").fetch_one(conn).await?;
-    Ok(row.try_get("value")?)
+    let row = query("SELECT value FROM counter WHERE name = 'event_cursor'").fetch_one(conn).await?;
+    row.int("value")
 }
 
 /// Events after `cursor`, oldest first; only those of `account` when it is given.
 pub async fn after(conn: &mut Conn, cursor: i64, max: u32, account: Option<AccountId>) -> Result<Vec<Event>> {
     let rows = match account {
         None => {
-            sqlx::query("SELECT * FROM event WHERE cursor > $1 ORDER BY cursor LIMIT $2")
+            query("SELECT * FROM event WHERE cursor > $1 ORDER BY cursor LIMIT $2")
                 .bind(cursor)
                 .bind(i64::from(max))
                 .fetch_all(conn)
                 .await?
         }
         Some(account) => {
-            sqlx::query("SELECT * FROM event WHERE cursor > $1 AND account_id = $3 ORDER BY cursor LIMIT $2")
+            query("SELECT * FROM event WHERE cursor > $1 AND account_id = $3 ORDER BY cursor LIMIT $2")
                 .bind(cursor)
                 .bind(i64::from(max))
                 .bind(account.to_string())
@@ -134,17 +132,16 @@ pub async fn after(conn: &mut Conn, cursor: i64, max: u32, account: Option<Accou
 
 /// Removes events older than `before`; answers how many.
 pub async fn trim(tx: &mut Tx, before: Timestamp, max: u32) -> Result<u64> {
-    let done =
-        sqlx::query("DELETE FROM event WHERE cursor IN (SELECT cursor FROM event WHERE at < $1 ORDER BY at LIMIT $2)")
-            .bind(before.ms())
-            .bind(i64::from(max))
-            .execute(tx.conn())
-            .await?;
-    Ok(done.rows_affected())
+    let rows = query("DELETE FROM event WHERE cursor IN (SELECT cursor FROM event WHERE at < $1 ORDER BY at LIMIT $2)")
+        .bind(before.ms())
+        .bind(i64::from(max))
+        .execute(tx.conn())
+        .await?;
+    Ok(rows)
 }
 
 /// Reads an event.
-pub fn from_row(row: &AnyRow) -> Result<Event> {
+pub fn from_row(row: &Row) -> Result<Event> {
     Ok(Event {
         cursor: row.int("cursor")?,
         path: row.text("path")?,

@@ -7,13 +7,15 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use shared::Error;
 use sqlx::AnyPool;
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{Conn, Result};
@@ -27,6 +29,15 @@ const QUEUE: usize = 16_384;
 pub(super) type Found<K, V> = HashMap<K, Result<V>>;
 /// Reads the rows of some keys.
 pub(super) type Read<K, V> = for<'c> fn(&'c mut Conn, &'c [K]) -> BoxFuture<'c, Result<Found<K, V>>>;
+
+/// Where the connections come from.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// One for each query.
+    Pool(AnyPool),
+    /// One for all: each query is short.
+    One(Arc<Mutex<Conn>>),
+}
 
 type Answer<V> = oneshot::Sender<shared::Result<Option<V>>>;
 
@@ -46,10 +57,15 @@ where
     K: Copy + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + 'static,
 {
-    /// Starts with connections of `pool`, at most `parallel` queries at a time.
-    pub(super) fn start(pool: AnyPool, parallel: usize, read: Read<K, V>, tasks: &TaskTracker) -> Self {
+    /// Starts with connections of `source`, at most `parallel` queries at a time, which run where `on` says.
+    pub(super) fn start(
+        source: Source,
+        parallel: usize,
+        read: Read<K, V>,
+        (tasks, on): (&TaskTracker, &Handle),
+    ) -> Self {
         let (queue, mut asked) = mpsc::channel(QUEUE);
-        tasks.spawn(async move {
+        let run = async move {
             let (mut running, mut group) = (FuturesUnordered::new(), Vec::new());
             loop {
                 tokio::select! {
@@ -66,12 +82,13 @@ where
                         {
                             group.push(more);
                         }
-                        running.push(answer(&pool, read, std::mem::take(&mut group)));
+                        running.push(answer(&source, read, std::mem::take(&mut group)));
                     }
                 }
             }
             while running.next().await.is_some() {}
-        });
+        };
+        tasks.spawn_on(run, on);
         Self { queue }
     }
 
@@ -90,7 +107,7 @@ fn closed() -> Error {
     super::Error::Closed.into()
 }
 
-async fn answer<K: Copy + Eq + Hash, V: Clone>(pool: &AnyPool, read: Read<K, V>, group: Vec<(K, Answer<V>)>) {
+async fn answer<K: Copy + Eq + Hash, V: Clone>(source: &Source, read: Read<K, V>, group: Vec<(K, Answer<V>)>) {
     let mut keys: Vec<K> = Vec::with_capacity(group.len());
     let mut askers: HashMap<K, Vec<Answer<V>>> = HashMap::with_capacity(group.len());
     // Nobody is asked for who does not wait any more.
@@ -104,7 +121,13 @@ async fn answer<K: Copy + Eq + Hash, V: Clone>(pool: &AnyPool, read: Read<K, V>,
     if keys.is_empty() {
         return;
     }
-    let found = super::soon(async { read(&mut *pool.acquire().await?, &padded(keys)).await });
+    let keys = padded(keys);
+    let found = super::soon(async {
+        match source {
+            Source::Pool(pool) => read(&mut Conn::Pooled(pool.acquire().await?), &keys).await,
+            Source::One(conn) => read(&mut *conn.lock().await, &keys).await,
+        }
+    });
     match found.await {
         Ok(mut found) => {
             for (key, waiting) in askers {
@@ -148,6 +171,7 @@ mod tests {
     use shared::id::VmId;
 
     use super::*;
+    use crate::db::query;
     use crate::db::testing::{Seed, dbs};
 
     #[tokio::test]
@@ -160,7 +184,7 @@ mod tests {
                     for n in 0..5 {
                         vms.push(seed.insert_vm(tx, &format!("vm-{n}")).await?);
                     }
-                    sqlx::query("UPDATE vm SET hostname = 'x', vcpus = -1 WHERE id = $1")
+                    query("UPDATE vm SET hostname = 'x', vcpus = -1 WHERE id = $1")
                         .bind(vms[4].to_string())
                         .execute(tx.conn())
                         .await?;

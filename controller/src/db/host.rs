@@ -5,14 +5,13 @@ use shared::id::{ClusterId, HostId};
 use shared::name::Name;
 use shared::time::Timestamp;
 use shared::units::Bytes;
-use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, rows_in};
-use super::{Conn, Result, Tx};
+use super::row::{json, name_taken, rows_in};
+use super::{Conn, Result, Row, Tx, query};
 use crate::agent_client::HostRef;
 
 /// Lists of hosts.
@@ -63,7 +62,7 @@ impl HostRow {
 /// Adds a host that has joined, or takes a known one up again with its new address and facts.
 pub async fn join(tx: &mut Tx, host: &Host) -> Result<()> {
     tx.touch_reach(host.id);
-    let done = sqlx::query(
+    let done = query(
         "INSERT INTO host (id, name, cluster_id, address, admin_state, connection, connection_reason, arch, vcpus_total,
              vcpus_reserved, memory_total, memory_reserved, facts, created_at, nics, version)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $12, $13, 0)
@@ -96,7 +95,7 @@ fn nics(facts: &HostFacts) -> String {
 
 /// One host.
 pub async fn get(conn: &mut Conn, id: HostId) -> Result<Option<HostRow>> {
-    let row = sqlx::query("SELECT * FROM host WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM host WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(row_from).transpose()
 }
 
@@ -117,12 +116,11 @@ pub struct Reach {
 
 /// How the hosts after a certain one are reached, in order of their ids.
 pub async fn reach_after(conn: &mut Conn, after: Option<HostId>, max: u32) -> Result<Vec<Reach>> {
-    let rows =
-        sqlx::query("SELECT id, address, connection, boot_id, agent_id FROM host WHERE id > $1 ORDER BY id LIMIT $2")
-            .bind(after.map(|id| id.to_string()).unwrap_or_default())
-            .bind(i64::from(max))
-            .fetch_all(conn)
-            .await?;
+    let rows = query("SELECT id, address, connection, boot_id, agent_id FROM host WHERE id > $1 ORDER BY id LIMIT $2")
+        .bind(after.map(|id| id.to_string()).unwrap_or_default())
+        .bind(i64::from(max))
+        .fetch_all(conn)
+        .await?;
     rows.iter().map(reach_from).collect()
 }
 
@@ -138,7 +136,7 @@ pub(super) async fn reaches(conn: &mut Conn, hosts: &[HostId]) -> Result<Found<H
     Ok(reach_of(conn, hosts).await?.into_iter().map(|reach| (reach.id, Ok(reach))).collect())
 }
 
-fn reach_from(row: &AnyRow) -> Result<Reach> {
+fn reach_from(row: &Row) -> Result<Reach> {
     Ok(Reach {
         id: row.parse("id")?,
         address: row.text("address")?,
@@ -150,18 +148,17 @@ fn reach_from(row: &AnyRow) -> Result<Reach> {
 
 /// Hosts of a cluster that answer, whatever the operator wants of them.
 pub async fn connected(conn: &mut Conn, cluster: ClusterId) -> Result<Vec<HostRef>> {
-    let rows =
-        sqlx::query("SELECT id, address FROM host WHERE connection = 'connected' AND cluster_id = $1 ORDER BY id")
-            .bind(cluster.to_string())
-            .fetch_all(conn)
-            .await?;
+    let rows = query("SELECT id, address FROM host WHERE connection = 'connected' AND cluster_id = $1 ORDER BY id")
+        .bind(cluster.to_string())
+        .fetch_all(conn)
+        .await?;
     rows.iter().map(|row| Ok(HostRef { id: row.parse("id")?, address: row.text("address")? })).collect()
 }
 
 /// Hosts that answer and take new work.
 pub async fn accepting(conn: &mut Conn) -> Result<Vec<HostRef>> {
     let sql = "SELECT id, address FROM host WHERE connection = 'connected' AND admin_state = 'enabled' ORDER BY id";
-    let rows = sqlx::query(sql).fetch_all(conn).await?;
+    let rows = query(sql).fetch_all(conn).await?;
     rows.iter().map(|row| Ok(HostRef { id: row.parse("id")?, address: row.text("address")? })).collect()
 }
 
@@ -174,7 +171,7 @@ pub async fn set_connection(
     reason: Option<String>,
 ) -> Result<bool> {
     tx.touch_reach(id);
-    let done = sqlx::query(
+    let rows = query(
         "UPDATE host SET connection = $3, connection_reason = $4, version = version + 1 WHERE id = $1 AND connection = $2",
     )
     .bind(id.to_string())
@@ -183,7 +180,7 @@ pub async fn set_connection(
     .bind(reason)
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(rows == 1)
 }
 
 /// Writes down what a comparison found.
@@ -195,7 +192,7 @@ pub async fn set_facts(
     now: Timestamp,
 ) -> Result<()> {
     tx.touch_host(id);
-    sqlx::query(
+    query(
         "UPDATE host SET facts = $2, arch = $3, vcpus_total = $4, memory_total = $5, last_seen_at = $6,
              nics = $7, version = version + 1 WHERE id = $1",
     )
@@ -214,7 +211,7 @@ pub async fn set_facts(
 /// Notes which life of a host's kernel and agent was compared.
 pub async fn set_process(tx: &mut Tx, id: HostId, (boot_id, agent_id): (Uuid, Uuid), now: Timestamp) -> Result<()> {
     tx.touch_reach(id);
-    sqlx::query("UPDATE host SET boot_id = $2, agent_id = $3, last_seen_at = $4, version = version + 1 WHERE id = $1")
+    query("UPDATE host SET boot_id = $2, agent_id = $3, last_seen_at = $4, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(boot_id.to_string())
         .bind(agent_id.to_string())
@@ -226,7 +223,7 @@ pub async fn set_process(tx: &mut Tx, id: HostId, (boot_id, agent_id): (Uuid, Uu
 
 /// Notes that a host answered.
 pub async fn set_last_seen(tx: &mut Tx, id: HostId, now: Timestamp) -> Result<()> {
-    sqlx::query("UPDATE host SET last_seen_at = $2 WHERE id = $1")
+    query("UPDATE host SET last_seen_at = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(now.ms())
         .execute(tx.conn())
@@ -237,7 +234,7 @@ pub async fn set_last_seen(tx: &mut Tx, id: HostId, now: Timestamp) -> Result<()
 /// Renames a host or changes what the operator wants of it.
 pub async fn update(tx: &mut Tx, id: HostId, name: &Name, admin_state: HostAdminState) -> Result<()> {
     tx.touch_host(id);
-    let done = sqlx::query("UPDATE host SET name = $2, admin_state = $3, version = version + 1 WHERE id = $1")
+    let done = query("UPDATE host SET name = $2, admin_state = $3, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(name.to_string())
         .bind(admin_state.as_str())
@@ -250,7 +247,7 @@ pub async fn update(tx: &mut Tx, id: HostId, name: &Name, admin_state: HostAdmin
 /// new VMs; the check and the reservation are one statement, so two callers cannot both have the last.
 pub async fn reserve(tx: &mut Tx, id: HostId, vcpus: u32, memory: Bytes, new_vm: bool) -> Result<bool> {
     tx.touch_host(id);
-    let done = sqlx::query(
+    let rows = query(
         "UPDATE host SET vcpus_reserved = vcpus_reserved + $2, memory_reserved = memory_reserved + $3
          WHERE id = $1 AND vcpus_reserved + $2 <= vcpus_total AND memory_reserved + $3 <= memory_total
              AND connection = 'connected' AND (admin_state = 'enabled' OR ($4 = 0 AND admin_state = 'disabled'))",
@@ -261,7 +258,7 @@ pub async fn reserve(tx: &mut Tx, id: HostId, vcpus: u32, memory: Bytes, new_vm:
     .bind(i64::from(new_vm))
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(rows == 1)
 }
 
 /// Reserves without asking whether there is room: for a VM that runs there already.
@@ -272,14 +269,12 @@ pub async fn reserve_anyway(tx: &mut Tx, id: HostId, vcpus: u32, memory: Bytes) 
 /// Gives reserved processors and memory back.
 pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result<()> {
     tx.touch_host(id);
-    sqlx::query(
-        "UPDATE host SET vcpus_reserved = vcpus_reserved - $2, memory_reserved = memory_reserved - $3 WHERE id = $1",
-    )
-    .bind(id.to_string())
-    .bind(vcpus)
-    .bind(memory)
-    .execute(tx.conn())
-    .await?;
+    query("UPDATE host SET vcpus_reserved = vcpus_reserved - $2, memory_reserved = memory_reserved - $3 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(vcpus)
+        .bind(memory)
+        .execute(tx.conn())
+        .await?;
     Ok(())
 }
 
@@ -287,7 +282,7 @@ pub async fn release(tx: &mut Tx, id: HostId, vcpus: i64, memory: i64) -> Result
 pub async fn delete(tx: &mut Tx, id: HostId) -> Result<bool> {
     tx.touch_reach(id);
     // What lies on a shared storage is reached by another host from now on.
-    sqlx::query(
+    query(
         "UPDATE volume SET host_id = (SELECT MIN(s.host_id) FROM storage_host s
              WHERE s.storage_id = volume.storage_id AND s.host_id <> $1 AND s.error IS NULL)
          WHERE host_id = $1 AND vm_id IS NULL AND EXISTS (SELECT 1 FROM storage_host s JOIN storage ON storage.id = s.storage_id
@@ -299,14 +294,14 @@ pub async fn delete(tx: &mut Tx, id: HostId) -> Result<bool> {
     for sql in
         ["DELETE FROM storage_host WHERE host_id = $1 AND reserved = 0", "DELETE FROM image_host WHERE host_id = $1"]
     {
-        sqlx::query(sql).bind(id.to_string()).execute(tx.conn()).await?;
+        query(sql).bind(id.to_string()).execute(tx.conn()).await?;
     }
-    let done = sqlx::query("DELETE FROM host WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query("DELETE FROM host WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// Reads a host, without links.
-pub fn from_row(row: &AnyRow) -> Result<Host> {
+pub fn from_row(row: &Row) -> Result<Host> {
     Ok(Host {
         id: row.parse("id")?,
         name: row.parse("name")?,
@@ -328,7 +323,7 @@ pub fn from_row(row: &AnyRow) -> Result<Host> {
     })
 }
 
-fn row_from(row: &AnyRow) -> Result<HostRow> {
+fn row_from(row: &Row) -> Result<HostRow> {
     Ok(HostRow {
         host: from_row(row)?,
         boot_id: row.opt_parse("boot_id")?,

@@ -6,14 +6,14 @@ use shared::id::AccountId;
 use shared::time::Timestamp;
 use shared::{Code, Error as Fault};
 
-use super::row::{RowExt, json};
-use super::{Result, Tx};
+use super::row::json;
+use super::{Result, Tx, query};
 use crate::cx::Idempotency;
 
 /// The answer that was given to this key before. An error when the key belongs to another request.
 pub async fn find<R: DeserializeOwned>(tx: &mut Tx, account: AccountId, key: &Idempotency) -> Result<Option<R>> {
     tx.dialect().lock_until_commit(tx.conn(), &format!("{account}/{}", key.key)).await?;
-    let row = sqlx::query("SELECT request_hash, reply FROM idempotency WHERE account_id = $1 AND key = $2")
+    let row = query("SELECT request_hash, reply FROM idempotency WHERE account_id = $1 AND key = $2")
         .bind(account.to_string())
         .bind(key.key.clone())
         .fetch_optional(tx.conn())
@@ -65,7 +65,7 @@ async fn insert<R: Serialize>(
     reply: &R,
     now: Timestamp,
 ) -> Result<bool> {
-    let done = sqlx::query(
+    let rows = query(
         "INSERT INTO idempotency (account_id, key, request_hash, reply, created_at) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (account_id, key) DO NOTHING",
     )
@@ -76,12 +76,11 @@ async fn insert<R: Serialize>(
     .bind(now.ms())
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(rows == 1)
 }
 
 /// Forgets answers older than `before`; answers how many.
 pub async fn trim(tx: &mut Tx, before: Timestamp) -> Result<u64> {
-    let done =
-        sqlx::query("DELETE FROM idempotency WHERE created_at < $1").bind(before.ms()).execute(tx.conn()).await?;
-    Ok(done.rows_affected())
+    let rows = query("DELETE FROM idempotency WHERE created_at < $1").bind(before.ms()).execute(tx.conn()).await?;
+    Ok(rows)
 }

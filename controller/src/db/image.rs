@@ -4,13 +4,12 @@ use shared::api::image::{Image, ImageState};
 use shared::id::{HostId, ImageId};
 use shared::wire::image::ImageInfo;
 use shared::{Code, Error as Fault};
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, found_in, json, name_taken, word};
-use super::{Conn, Result, Tx};
+use super::row::{found_in, json, name_taken, word};
+use super::{Conn, Result, Row, Tx, query};
 use crate::agent_client::HostRef;
 
 /// Lists of images.
@@ -38,7 +37,7 @@ pub const LIST: ListSpec = ListSpec {
 /// Adds an image; `name_taken` when the account has one of that name. Format and checksum are what
 /// the content must turn out to have, when they are given.
 pub async fn insert(tx: &mut Tx, image: &Image) -> Result<()> {
-    let done = sqlx::query(
+    let done = query(
         "INSERT INTO image (id, name, account_id, state, source, format, sha256, size, virtual_size, firmware, created_at,
              version)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0)",
@@ -66,7 +65,7 @@ pub(super) async fn some(conn: &mut Conn, ids: &[ImageId]) -> Result<Found<Image
 
 /// One image.
 pub async fn get(conn: &mut Conn, id: ImageId) -> Result<Option<Image>> {
-    let row = sqlx::query("SELECT * FROM image WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM image WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
@@ -74,15 +73,15 @@ pub async fn get(conn: &mut Conn, id: ImageId) -> Result<Option<Image>> {
 /// `invalid_state` otherwise, also when somebody else was quicker.
 pub async fn change(tx: &mut Tx, id: ImageId, from: &[ImageState], to: ImageState) -> Result<Image> {
     let (image, version) = for_change(tx, id, from, to).await?;
-    let done =
-        sqlx::query("UPDATE image SET state = $4, version = version + 1 WHERE id = $1 AND state = $2 AND version = $3")
+    let rows =
+        query("UPDATE image SET state = $4, version = version + 1 WHERE id = $1 AND state = $2 AND version = $3")
             .bind(id.to_string())
             .bind(image.state.as_str())
             .bind(version)
             .bind(to.as_str())
             .execute(tx.conn())
             .await?;
-    changed(done.rows_affected(), &image)?;
+    changed(rows, &image)?;
     Ok(Image { state: to, ..image })
 }
 
@@ -104,7 +103,7 @@ pub async fn set_ready(tx: &mut Tx, id: ImageId, info: &ImageInfo) -> Result<Ima
         let text = format!("image {} is ready with another content", image.name);
         return Err(Fault::new(Code::InvalidState, text).into());
     }
-    let done = sqlx::query(
+    let rows = query(
         "UPDATE image SET state = 'ready', format = $4, sha256 = $5, size = $6, virtual_size = $7, version = version + 1
          WHERE id = $1 AND state = $2 AND version = $3",
     )
@@ -117,12 +116,12 @@ pub async fn set_ready(tx: &mut Tx, id: ImageId, info: &ImageInfo) -> Result<Ima
     .bind(info.virtual_size.as_i64())
     .execute(tx.conn())
     .await?;
-    changed(done.rows_affected(), &image)?;
+    changed(rows, &image)?;
     Ok(ready)
 }
 
 async fn for_change(tx: &mut Tx, id: ImageId, from: &[ImageState], to: ImageState) -> Result<(Image, i64)> {
-    let row = sqlx::query("SELECT * FROM image WHERE id = $1").bind(id.to_string()).fetch_optional(tx.conn()).await?;
+    let row = query("SELECT * FROM image WHERE id = $1").bind(id.to_string()).fetch_optional(tx.conn()).await?;
     let Some(row) = row else {
         return Err(Fault::not_found("image", id).into());
     };
@@ -148,7 +147,7 @@ pub async fn refuse_in_use(conn: &mut Conn, image: &Image) -> Result<()> {
         ("SELECT name FROM volume WHERE image_id = $1 LIMIT 1", "volume"),
         ("SELECT name FROM vm WHERE image_id = $1 LIMIT 1", "VM"),
     ] {
-        let row = sqlx::query(sql).bind(image.id.to_string()).fetch_optional(&mut *conn).await?;
+        let row = query(sql).bind(image.id.to_string()).fetch_optional(&mut *conn).await?;
         if let Some(row) = row {
             let text = format!(
                 "{noun} {} is based on image {}: delete and expunge what is made from the image first",
@@ -163,19 +162,17 @@ pub async fn refuse_in_use(conn: &mut Conn, image: &Image) -> Result<()> {
 
 /// Notes that a host has an image in its cache.
 pub async fn add_host(tx: &mut Tx, id: ImageId, host: HostId) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO image_host (image_id, host_id) VALUES ($1, $2) ON CONFLICT (image_id, host_id) DO NOTHING",
-    )
-    .bind(id.to_string())
-    .bind(host.to_string())
-    .execute(tx.conn())
-    .await?;
+    query("INSERT INTO image_host (image_id, host_id) VALUES ($1, $2) ON CONFLICT (image_id, host_id) DO NOTHING")
+        .bind(id.to_string())
+        .bind(host.to_string())
+        .execute(tx.conn())
+        .await?;
     Ok(())
 }
 
 /// Notes that a host does not have an image any more.
 pub async fn remove_host(tx: &mut Tx, id: ImageId, host: HostId) -> Result<()> {
-    sqlx::query("DELETE FROM image_host WHERE image_id = $1 AND host_id = $2")
+    query("DELETE FROM image_host WHERE image_id = $1 AND host_id = $2")
         .bind(id.to_string())
         .bind(host.to_string())
         .execute(tx.conn())
@@ -185,7 +182,7 @@ pub async fn remove_host(tx: &mut Tx, id: ImageId, host: HostId) -> Result<()> {
 
 /// The hosts that have an image in their caches and answer.
 pub async fn connected_hosts(conn: &mut Conn, id: ImageId) -> Result<Vec<HostRef>> {
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT host.id, host.address FROM image_host JOIN host ON host.id = image_host.host_id
          WHERE image_host.image_id = $1 AND host.connection = 'connected' ORDER BY host.id",
     )
@@ -197,7 +194,7 @@ pub async fn connected_hosts(conn: &mut Conn, id: ImageId) -> Result<Vec<HostRef
 
 /// The images that a host has in its cache.
 pub async fn of_host(conn: &mut Conn, host: HostId) -> Result<Vec<ImageId>> {
-    let rows = sqlx::query("SELECT image_id FROM image_host WHERE host_id = $1 ORDER BY image_id")
+    let rows = query("SELECT image_id FROM image_host WHERE host_id = $1 ORDER BY image_id")
         .bind(host.to_string())
         .fetch_all(conn)
         .await?;
@@ -207,13 +204,13 @@ pub async fn of_host(conn: &mut Conn, host: HostId) -> Result<Vec<ImageId>> {
 /// Removes an image and what is noted of caches; false when there is none. A foreign key stands in
 /// the way while VMs or volumes are based on it.
 pub async fn delete(tx: &mut Tx, id: ImageId) -> Result<bool> {
-    sqlx::query("DELETE FROM image_host WHERE image_id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    let done = sqlx::query("DELETE FROM image WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    query("DELETE FROM image_host WHERE image_id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    let rows = query("DELETE FROM image WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// Reads an image, without links.
-pub fn from_row(row: &AnyRow) -> Result<Image> {
+pub fn from_row(row: &Row) -> Result<Image> {
     Ok(Image {
         id: row.parse("id")?,
         name: row.parse("name")?,
@@ -299,7 +296,7 @@ mod tests {
             assert!(kept.unwrap_err().is_foreign_key_violation());
             let deleted = db.write(move |tx| {
                 async move {
-                    sqlx::query("DELETE FROM vm WHERE id = $1").bind(vm.to_string()).execute(tx.conn()).await?;
+                    query("DELETE FROM vm WHERE id = $1").bind(vm.to_string()).execute(tx.conn()).await?;
                     delete(tx, id).await
                 }
                 .boxed()

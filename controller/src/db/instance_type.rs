@@ -2,12 +2,11 @@
 
 use shared::api::instance_type::InstanceType;
 use shared::id::InstanceTypeId;
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken};
-use super::{Conn, Result, Tx};
+use super::row::name_taken;
+use super::{Conn, Result, Row, Tx, query};
 
 /// Lists of instance types.
 pub const LIST: ListSpec = ListSpec {
@@ -28,33 +27,31 @@ pub const LIST: ListSpec = ListSpec {
 
 /// Adds an instance type; `name_taken` when the name is.
 pub async fn insert(tx: &mut Tx, instance_type: &InstanceType) -> Result<()> {
-    let done =
-        sqlx::query("INSERT INTO instance_type (id, name, vcpus, memory, created_at) VALUES ($1, $2, $3, $4, $5)")
-            .bind(instance_type.id.to_string())
-            .bind(instance_type.name.to_string())
-            .bind(i64::from(instance_type.vcpus))
-            .bind(instance_type.memory.as_i64())
-            .bind(instance_type.created_at.ms())
-            .execute(tx.conn())
-            .await;
+    let done = query("INSERT INTO instance_type (id, name, vcpus, memory, created_at) VALUES ($1, $2, $3, $4, $5)")
+        .bind(instance_type.id.to_string())
+        .bind(instance_type.name.to_string())
+        .bind(i64::from(instance_type.vcpus))
+        .bind(instance_type.memory.as_i64())
+        .bind(instance_type.created_at.ms())
+        .execute(tx.conn())
+        .await;
     name_taken(done, "instance type", &instance_type.name)
 }
 
 /// One instance type.
 pub async fn get(conn: &mut Conn, id: InstanceTypeId) -> Result<Option<InstanceType>> {
-    let row =
-        sqlx::query("SELECT * FROM instance_type WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM instance_type WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
 /// Removes an instance type; false when there is none.
 pub async fn delete(tx: &mut Tx, id: InstanceTypeId) -> Result<bool> {
-    let done = sqlx::query("DELETE FROM instance_type WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query("DELETE FROM instance_type WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// Reads an instance type, without links.
-pub fn from_row(row: &AnyRow) -> Result<InstanceType> {
+pub fn from_row(row: &Row) -> Result<InstanceType> {
     Ok(InstanceType {
         id: row.parse("id")?,
         name: row.parse("name")?,

@@ -10,14 +10,13 @@ use shared::api::job::{Job, JobResource, JobState};
 use shared::id::{AccountId, ControllerId, JobId};
 use shared::time::Timestamp;
 use shared::{Code, Error as Fault};
-use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, found_in, json};
-use super::{Conn, Result, Tx};
+use super::row::{found_in, json};
+use super::{Conn, Result, Row, Tx, query};
 
 /// Lists of jobs.
 pub const LIST: ListSpec = ListSpec {
@@ -120,7 +119,7 @@ impl NewJob {
 
 /// Accepts a job.
 pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<()> {
-    sqlx::query(
+    query(
         "INSERT INTO job (id, kind, state, resource_kind, resource_id, account_id, request_id, traceparent, step, steps,
              data, progress, cancel_requested, rolled_back, cleanup_owed, created_at, deadline_at, generation, controller_id)
          VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, '[]', '[]', $11, $12, $13, $14)",
@@ -146,7 +145,7 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<()> {
 
 /// One job.
 pub async fn get(conn: &mut Conn, id: JobId) -> Result<Option<JobRow>> {
-    let row = sqlx::query("SELECT * FROM job WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM job WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
@@ -162,7 +161,7 @@ pub async fn claim(tx: &mut Tx, id: JobId, controller: ControllerId, generation:
          WHERE id = $1 AND generation <= $2 AND finished_at IS NULL
              AND (controller_id IS NULL OR controller_id = $3 OR controller_id NOT IN (SELECT id FROM controller))
          RETURNING *";
-    let row = sqlx::query(sql)
+    let row = query(sql)
         .bind(id.to_string())
         .bind(generation as i64)
         .bind(controller.to_string())
@@ -173,7 +172,7 @@ pub async fn claim(tx: &mut Tx, id: JobId, controller: ControllerId, generation:
 
 /// Lets go of a job, so that the new owner of its resource may take it.
 pub async fn release(tx: &mut Tx, id: JobId, controller: ControllerId) -> Result<()> {
-    sqlx::query("UPDATE job SET controller_id = NULL WHERE id = $1 AND controller_id = $2 AND finished_at IS NULL")
+    query("UPDATE job SET controller_id = NULL WHERE id = $1 AND controller_id = $2 AND finished_at IS NULL")
         .bind(id.to_string())
         .bind(controller.to_string())
         .execute(tx.conn())
@@ -197,14 +196,14 @@ pub struct OpenJob {
 /// Jobs that have not ended, oldest first, after a certain one.
 pub async fn open_after(conn: &mut Conn, after: Option<JobId>, max: u32) -> Result<Vec<OpenJob>> {
     let after = after.map(|id| id.to_string()).unwrap_or_default();
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT id, resource_id, cancel_requested, controller_id FROM job WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT $2",
     )
     .bind(after)
     .bind(i64::from(max))
     .fetch_all(conn)
     .await?;
-    let open = |row: &AnyRow| {
+    let open = |row: &Row| {
         let cancel_requested = row.int("cancel_requested")? != 0;
         let controller_id = row.opt_parse("controller_id")?;
         Ok(OpenJob { id: row.parse("id")?, resource: row.parse("resource_id")?, cancel_requested, controller_id })
@@ -214,7 +213,7 @@ pub async fn open_after(conn: &mut Conn, after: Option<JobId>, max: u32) -> Resu
 
 /// Whether a resource has a job that has not ended.
 pub async fn has_open(conn: &mut Conn, resource: Uuid) -> Result<bool> {
-    let row = sqlx::query("SELECT id FROM job WHERE resource_id = $1 AND finished_at IS NULL LIMIT 1")
+    let row = query("SELECT id FROM job WHERE resource_id = $1 AND finished_at IS NULL LIMIT 1")
         .bind(resource.to_string())
         .fetch_optional(conn)
         .await?;
@@ -223,7 +222,7 @@ pub async fn has_open(conn: &mut Conn, resource: Uuid) -> Result<bool> {
 
 /// The first job of a kind on a resource, to recognise a repeated create.
 pub async fn find(conn: &mut Conn, resource: Uuid, kind: &'static str) -> Result<Option<JobRow>> {
-    let row = sqlx::query("SELECT * FROM job WHERE resource_id = $1 AND kind = $2 ORDER BY id LIMIT 1")
+    let row = query("SELECT * FROM job WHERE resource_id = $1 AND kind = $2 ORDER BY id LIMIT 1")
         .bind(resource.to_string())
         .bind(kind)
         .fetch_optional(conn)
@@ -260,7 +259,7 @@ pub struct Progress<'a, E> {
 /// Writes the progress of a job, unless another controller or a newer generation has it, or it has ended.
 pub async fn journal<E: Serialize>(tx: &mut Tx, p: &Progress<'_, E>) -> Result<()> {
     let error = p.error.map(|error| json(error)).transpose()?;
-    let done = sqlx::query(
+    let rows = query(
         "UPDATE job SET state = $2, step = $3, data = $4, progress = $5, error = $6, rolled_back = $7, cleanup_owed = $8,
              started_at = COALESCE(started_at, $9), finished_at = $10, generation = $11
          WHERE id = $1 AND generation <= $11 AND controller_id = $12 AND finished_at IS NULL",
@@ -279,7 +278,7 @@ pub async fn journal<E: Serialize>(tx: &mut Tx, p: &Progress<'_, E>) -> Result<(
     .bind(p.controller_id.to_string())
     .execute(tx.conn())
     .await?;
-    if done.rows_affected() == 1 {
+    if rows == 1 {
         return Ok(());
     }
     Err(Fault::new(Code::StaleGeneration, format!("job {} belongs to a newer generation, or has ended", p.id)).into())
@@ -288,7 +287,7 @@ pub async fn journal<E: Serialize>(tx: &mut Tx, p: &Progress<'_, E>) -> Result<(
 /// What a job's journal holds, when the step before `step` is recorded already. Waits for whoever is
 /// writing to the job.
 pub async fn recorded(tx: &mut Tx, id: JobId, step: usize) -> Result<Option<String>> {
-    let row = sqlx::query("UPDATE job SET progress = progress WHERE id = $1 RETURNING state, step, data")
+    let row = query("UPDATE job SET progress = progress WHERE id = $1 RETURNING state, step, data")
         .bind(id.to_string())
         .fetch_optional(tx.conn())
         .await?;
@@ -300,7 +299,7 @@ pub async fn recorded(tx: &mut Tx, id: JobId, step: usize) -> Result<Option<Stri
 
 /// Writes how far a job is, between two steps.
 pub async fn set_progress(tx: &mut Tx, id: JobId, percent: u8) -> Result<()> {
-    sqlx::query("UPDATE job SET progress = $2 WHERE id = $1 AND state = 'running'")
+    query("UPDATE job SET progress = $2 WHERE id = $1 AND state = 'running'")
         .bind(id.to_string())
         .bind(i64::from(percent))
         .execute(tx.conn())
@@ -310,14 +309,12 @@ pub async fn set_progress(tx: &mut Tx, id: JobId, percent: u8) -> Result<()> {
 
 /// An owed undoing has succeeded.
 pub async fn forget_cleanup(tx: &mut Tx, id: JobId, step: &str) -> Result<()> {
-    let row = sqlx::query("SELECT cleanup_owed FROM job WHERE id = $1")
-        .bind(id.to_string())
-        .fetch_optional(tx.conn())
-        .await?;
+    let row =
+        query("SELECT cleanup_owed FROM job WHERE id = $1").bind(id.to_string()).fetch_optional(tx.conn()).await?;
     let Some(row) = row else { return Ok(()) };
     let mut owed: Vec<String> = row.json("cleanup_owed")?;
     owed.retain(|name| name != step);
-    sqlx::query("UPDATE job SET cleanup_owed = $2 WHERE id = $1")
+    query("UPDATE job SET cleanup_owed = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(json(&owed)?)
         .execute(tx.conn())
@@ -327,27 +324,26 @@ pub async fn forget_cleanup(tx: &mut Tx, id: JobId, step: &str) -> Result<()> {
 
 /// Notes that a user wants the job to stop. False when it has ended.
 pub async fn request_cancel(tx: &mut Tx, id: JobId) -> Result<bool> {
-    let done = sqlx::query("UPDATE job SET cancel_requested = 1 WHERE id = $1 AND finished_at IS NULL")
+    let rows = query("UPDATE job SET cancel_requested = 1 WHERE id = $1 AND finished_at IS NULL")
         .bind(id.to_string())
         .execute(tx.conn())
         .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(rows == 1)
 }
 
 /// Removes ended jobs older than `before`; answers how many.
 pub async fn trim(tx: &mut Tx, before: Timestamp, max: u32) -> Result<u64> {
-    let done = sqlx::query(
-        "DELETE FROM job WHERE id IN (SELECT id FROM job WHERE finished_at < $1 ORDER BY finished_at LIMIT $2)",
-    )
-    .bind(before.ms())
-    .bind(i64::from(max))
-    .execute(tx.conn())
-    .await?;
-    Ok(done.rows_affected())
+    let rows =
+        query("DELETE FROM job WHERE id IN (SELECT id FROM job WHERE finished_at < $1 ORDER BY finished_at LIMIT $2)")
+            .bind(before.ms())
+            .bind(i64::from(max))
+            .execute(tx.conn())
+            .await?;
+    Ok(rows)
 }
 
 /// Reads a job.
-pub fn from_row(row: &AnyRow) -> Result<JobRow> {
+pub fn from_row(row: &Row) -> Result<JobRow> {
     let steps: Vec<String> = row.json("steps")?;
     let next_step = usize::try_from(row.int("step")?).unwrap_or_default();
     let state: JobState = row.parse("state")?;

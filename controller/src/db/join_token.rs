@@ -3,8 +3,7 @@
 use shared::id::{ClusterId, HostId, JoinTokenId};
 use shared::time::Timestamp;
 
-use super::row::RowExt;
-use super::{Result, Tx};
+use super::{Result, Tx, query};
 
 /// Adds a token.
 pub async fn insert(
@@ -15,16 +14,14 @@ pub async fn insert(
     expires_at: Timestamp,
     now: Timestamp,
 ) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO join_token (id, secret_sha256, cluster_id, expires_at, created_at) VALUES ($1, $2, $3, $4, $5)",
-    )
-    .bind(id.to_string())
-    .bind(secret_sha256.to_string())
-    .bind(cluster.to_string())
-    .bind(expires_at.ms())
-    .bind(now.ms())
-    .execute(tx.conn())
-    .await?;
+    query("INSERT INTO join_token (id, secret_sha256, cluster_id, expires_at, created_at) VALUES ($1, $2, $3, $4, $5)")
+        .bind(id.to_string())
+        .bind(secret_sha256.to_string())
+        .bind(cluster.to_string())
+        .bind(expires_at.ms())
+        .bind(now.ms())
+        .execute(tx.conn())
+        .await?;
     Ok(())
 }
 
@@ -43,7 +40,7 @@ pub enum Used {
 
 /// Uses a token for `host`. The same host may use it again, since its first answer may have got lost.
 pub async fn consume(tx: &mut Tx, secret_sha256: &str, host: HostId, now: Timestamp) -> Result<Used> {
-    let row = sqlx::query("SELECT id, cluster_id, expires_at, used_by FROM join_token WHERE secret_sha256 = $1")
+    let row = query("SELECT id, cluster_id, expires_at, used_by FROM join_token WHERE secret_sha256 = $1")
         .bind(secret_sha256.to_string())
         .fetch_optional(tx.conn())
         .await?;
@@ -55,16 +52,16 @@ pub async fn consume(tx: &mut Tx, secret_sha256: &str, host: HostId, now: Timest
         return Ok(Used::Already);
     }
     let id: JoinTokenId = row.parse("id")?;
-    let done = sqlx::query("UPDATE join_token SET used_by = $2 WHERE id = $1 AND (used_by IS NULL OR used_by = $2)")
+    let rows = query("UPDATE join_token SET used_by = $2 WHERE id = $1 AND (used_by IS NULL OR used_by = $2)")
         .bind(id.to_string())
         .bind(host.to_string())
         .execute(tx.conn())
         .await?;
-    Ok(if done.rows_affected() == 1 { Used::Now(row.parse("cluster_id")?) } else { Used::Already })
+    Ok(if rows == 1 { Used::Now(row.parse("cluster_id")?) } else { Used::Already })
 }
 
 /// Removes tokens that expired before `before`; answers how many.
 pub async fn trim(tx: &mut Tx, before: Timestamp) -> Result<u64> {
-    let done = sqlx::query("DELETE FROM join_token WHERE expires_at < $1").bind(before.ms()).execute(tx.conn()).await?;
-    Ok(done.rows_affected())
+    let rows = query("DELETE FROM join_token WHERE expires_at < $1").bind(before.ms()).execute(tx.conn()).await?;
+    Ok(rows)
 }

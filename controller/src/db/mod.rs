@@ -1,7 +1,8 @@
 //! The database: SQLite by default, PostgreSQL for many controllers, the same SQL text on both.
 //!
 //! SQL is written only in this folder, one file per noun. All of it uses TEXT and BIGINT columns and
-//! `$n` parameters, which both databases understand; the few differences live in [`dialect`].
+//! `$n` parameters, which both databases understand; the few differences live in [`dialect`]. A statement is a
+//! [`Query`], and its answer [`Row`]s; which library runs it, the connection ([`Conn`]) knows.
 //!
 //! - [`Db::read`]: a connection that cannot write.
 //! - [`Db::vms`], [`Db::owners`] and the like: point reads of which there are many at once, read together.
@@ -16,9 +17,11 @@ pub mod authority;
 pub mod backup;
 pub mod cleanup;
 pub mod cluster;
+mod conn;
 pub mod controller;
 pub mod counter;
 pub mod dialect;
+mod embedded;
 pub mod event;
 pub mod filter;
 mod gather;
@@ -35,11 +38,13 @@ pub mod page;
 pub mod placement;
 mod pool;
 pub mod probe;
+mod query;
 pub mod row;
 pub mod setting;
 pub mod storage;
 #[cfg(test)]
 pub mod testing;
+mod thread;
 pub mod token;
 mod touched;
 pub mod vm;
@@ -47,6 +52,7 @@ pub mod volume;
 mod writer;
 pub mod zone;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,19 +66,20 @@ use shared::api::storage::Storage;
 use shared::api::vm::Vm;
 use shared::id::{AccountId, ControllerId, HostId, ImageId, JobId, NetworkId, StorageId, VmId};
 use shared::time::Timestamp;
-use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row as _};
-use tokio::sync::watch;
+use sqlx::AnyPool;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+pub use conn::Conn;
+use conn::Library;
 pub use dialect::Dialect;
 pub use gather::Gathered;
+pub use query::{Query, Row, query, query_of};
 pub use touched::TouchedHosts;
 use writer::{Committed, Writer};
-
-/// A connection of either database.
-pub type Conn = AnyConnection;
 
 /// What goes wrong here.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +87,9 @@ pub enum Error {
     /// The database failed or refused.
     #[error("the database failed")]
     Sql(#[from] sqlx::Error),
+    /// SQLite failed or refused.
+    #[error("the database failed")]
+    Sqlite(#[from] rusqlite::Error),
     /// The schema could not be brought up to date.
     #[error("the database schema could not be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -109,17 +119,39 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// What the database calls it: an SQLSTATE or an extended code of SQLite.
+    fn code(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Sql(sqlx::Error::Database(error)) => error.code(),
+            Self::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => Some(error.extended_code.to_string().into()),
+            _ => None,
+        }
+    }
+
     /// Whether a unique key stood in the way.
     #[must_use]
     pub fn is_unique_violation(&self) -> bool {
-        matches!(self, Self::Sql(sqlx::Error::Database(error)) if error.is_unique_violation())
+        self.code().is_some_and(|code| dialect::is_unique_violation(&code))
+    }
+
+    /// Whether a row that others refer to stood in the way.
+    #[must_use]
+    pub fn is_foreign_key_violation(&self) -> bool {
+        self.code().is_some_and(|code| dialect::is_foreign_key_violation(&code))
+    }
+
+    /// Whether the disk of the database is full.
+    pub(in crate::db) fn is_full(&self) -> bool {
+        matches!(self, Self::Full) || self.code().is_some_and(|code| dialect::is_full(&code))
     }
 
     /// Whether the same write may succeed later: the database is away, busy or full.
     #[must_use]
     pub fn is_transient(&self) -> bool {
+        if let Some(code) = self.code() {
+            return dialect::is_transient(&code);
+        }
         match self {
-            Self::Sql(sqlx::Error::Database(error)) => dialect::is_transient(error.as_ref()),
             Self::Sql(error) => !matches!(
                 error,
                 sqlx::Error::RowNotFound
@@ -130,23 +162,8 @@ impl Error {
                     | sqlx::Error::TypeNotFound { .. }
             ),
             Self::Full | Self::Away => true,
-            Self::Closed | Self::Migrate(_) | Self::Refused(_) | Self::Column { .. } => false,
+            Self::Closed | Self::Sqlite(_) | Self::Migrate(_) | Self::Refused(_) | Self::Column { .. } => false,
         }
-    }
-
-    /// Whether the disk of the database is full.
-    pub(in crate::db) fn is_full(&self) -> bool {
-        match self {
-            Self::Full => true,
-            Self::Sql(sqlx::Error::Database(error)) => dialect::is_full(error.as_ref()),
-            _ => false,
-        }
-    }
-
-    /// Whether a row that others refer to stood in the way.
-    #[must_use]
-    pub fn is_foreign_key_violation(&self) -> bool {
-        matches!(self, Self::Sql(sqlx::Error::Database(error)) if error.is_foreign_key_violation())
     }
 }
 
@@ -174,7 +191,7 @@ impl From<Error> for shared::Error {
 
 /// One transaction.
 pub struct Tx {
-    conn: PoolConnection<Any>,
+    conn: Conn,
     dialect: Dialect,
     events: Vec<event::Appended>,
     touched_hosts: Vec<HostId>,
@@ -182,7 +199,7 @@ pub struct Tx {
 }
 
 impl Tx {
-    const fn new(conn: PoolConnection<Any>, dialect: Dialect) -> Self {
+    const fn new(conn: Conn, dialect: Dialect) -> Self {
         Self { conn, dialect, events: Vec::new(), touched_hosts: Vec::new(), reached_hosts: Vec::new() }
     }
 
@@ -235,14 +252,18 @@ pub struct Db {
     own_events: Arc<watch::Sender<u64>>,
     touched_hosts: Arc<TouchedHosts>,
     reached_hosts: Arc<TouchedHosts>,
+    /// Ends the thread of the reads that are done together.
+    closing: CancellationToken,
+    _closes: Arc<DropGuard>,
     /// What hosts should answer to a ping when all is as it is written here.
     pub digests: Gathered<HostId, u64>,
 }
 
 /// Starts reads of one kind after the other.
 struct Points<'a> {
-    pool: AnyPool,
+    source: gather::Source,
     together: usize,
+    on: Handle,
     tasks: &'a TaskTracker,
 }
 
@@ -252,7 +273,7 @@ impl Points<'_> {
         K: Copy + Eq + std::hash::Hash + Send + Sync + 'static,
         V: Clone + Send + 'static,
     {
-        Gathered::start(self.pool.clone(), self.together, read, self.tasks)
+        Gathered::start(self.source.clone(), self.together, read, (self.tasks, &self.on))
     }
 }
 
@@ -277,13 +298,6 @@ pub async fn soon<T, E: From<Error>>(reading: impl Future<Output = Result<T, E>>
     tokio::time::timeout(SOON, reading).await.unwrap_or_else(|_| Err(Error::Away.into()))
 }
 
-/// A connection of its own that may write, for the heartbeat.
-pub async fn connect_writer(url: &str, dialect: Dialect) -> Result<Conn> {
-    let mut conn = Conn::connect(url).await?;
-    dialect.prepare_writer(&mut conn).await?;
-    Ok(conn)
-}
-
 /// Takes the lock that tells the others that the heartbeat of the controller that joined in `joined` is
 /// connected. False when an older connection still has it.
 pub async fn take_heartbeat_lock(conn: &mut Conn, dialect: Dialect, joined: u64) -> Result<bool> {
@@ -298,11 +312,16 @@ fn migrations() -> sqlx::migrate::Migrator {
     migrations
 }
 
-/// Brings the schema up to date.
-async fn migrate(writers: &AnyPool) -> Result<()> {
-    migrations().run(writers).await?;
-    let sql = "SELECT CAST(MAX(version) AS BIGINT) FROM _sqlx_migrations";
-    let there: i64 = sqlx::query_scalar(sql).fetch_one(writers).await?;
+/// Brings the schema up to date, and makes the file when there is none.
+async fn migrate(url: &str, dialect: Dialect) -> Result<()> {
+    let mut conn = Conn::connect(&dialect.create_url(url)).await?;
+    conn.set(dialect.writer_settings()).await?;
+    if let Library::Sqlx(conn) = conn.library() {
+        migrations().run(conn).await?;
+    }
+    let sql = "SELECT CAST(MAX(version) AS BIGINT) AS version FROM _sqlx_migrations";
+    let there = query(sql).fetch_one(&mut conn).await?.int("version")?;
+    conn.close().await?;
     let known = probe::newest();
     if there > known {
         tracing::warn!(
@@ -324,22 +343,24 @@ impl Db {
     /// Opens the database at `url` (`sqlite:/path/file.db` or `postgres://…`), makes it when it is a
     /// SQLite file that is missing, and brings its schema up to date.
     pub async fn open(url: &str, tasks: &TaskTracker) -> Result<Self> {
-        sqlx::any::install_default_drivers();
         let dialect = Dialect::of(url)?;
-        let writers = pool::options(dialect, dialect.write_connections())
-            .after_connect(move |conn, _| async move { dialect.prepare_writer(conn).await }.boxed())
-            .connect(&dialect.create_url(url))
-            .await?;
-        migrate(&writers).await?;
-        let readers = pool::options(dialect, READERS)
-            .after_connect(move |conn, _| async move { dialect.prepare_reader(conn).await }.boxed())
-            .connect(url)
-            .await?;
-        let listers = pool::options(dialect, LISTERS)
-            .after_connect(move |conn, _| async move { dialect.prepare_lister(conn).await }.boxed())
-            .connect_lazy(url)?;
-        let together = dialect.gathered_reads();
-        let points = Points { pool: readers.clone(), together, tasks };
+        migrate(url, dialect).await?;
+        let readers = pool::options(dialect, READERS, dialect.reader_settings()).connect(url).await?;
+        let listers = pool::options(dialect, LISTERS, dialect.lister_settings()).connect_lazy(url)?;
+        let (closing, together) = (CancellationToken::new(), dialect.gathered_reads());
+        let points = match dialect {
+            // They are short, and many.
+            Dialect::Sqlite => {
+                let conn = Conn::connect_reader(url, dialect).await?;
+                let until = closing.clone().cancelled_owned();
+                let on = thread::own("db-reader", until, CancellationToken::new(), tasks)?;
+                Points { source: gather::Source::One(Arc::new(Mutex::new(conn))), together, on, tasks }
+            }
+            Dialect::Postgres => {
+                let source = gather::Source::Pool(readers.clone());
+                Points { source, together, on: Handle::current(), tasks }
+            }
+        };
         let events = Arc::new(watch::Sender::new(0));
         let own_events = Arc::new(watch::Sender::new(0));
         let (touched_hosts, reached_hosts) = <(Arc<TouchedHosts>, Arc<TouchedHosts>)>::default();
@@ -349,7 +370,7 @@ impl Db {
             touched_hosts: Arc::clone(&touched_hosts),
             reached_hosts: Arc::clone(&reached_hosts),
         };
-        let writer = Writer::start(writers, dialect, committed, tasks)?;
+        let writer = Writer::start(url, dialect, committed, tasks).await?;
         Ok(Self {
             vms: points.of(|conn, ids| vm::views(conn, ids).boxed()),
             whole_vms: points.of(|conn, ids| vm::wholes(conn, ids).boxed()),
@@ -368,6 +389,8 @@ impl Db {
             own_events,
             touched_hosts,
             reached_hosts,
+            _closes: Arc::new(closing.clone().drop_guard()),
+            closing,
         })
     }
 
@@ -378,13 +401,13 @@ impl Db {
     }
 
     /// A connection that cannot write.
-    pub async fn read(&self) -> Result<PoolConnection<Any>> {
-        Ok(self.readers.acquire().await?)
+    pub async fn read(&self) -> Result<Conn> {
+        Ok(Conn::Pooled(self.readers.acquire().await?))
     }
 
     /// A connection for [`page::list`].
-    pub async fn list(&self) -> Result<PoolConnection<Any>> {
-        Ok(self.listers.acquire().await?)
+    pub async fn list(&self) -> Result<Conn> {
+        Ok(Conn::Pooled(self.listers.acquire().await?))
     }
 
     /// Runs `work` in one transaction and answers when it is durable. When `work` fails, nothing of
@@ -404,7 +427,7 @@ impl Db {
         self.write(move |tx| {
             Box::pin(async move {
                 for sql in statements {
-                    sqlx::query(*sql).execute(tx.conn()).await?;
+                    query(sql).execute(tx.conn()).await?;
                 }
                 Ok(())
             })
@@ -447,12 +470,6 @@ impl Db {
         self.events.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// A connection that may write, as the heartbeat has one.
-    #[cfg(test)]
-    pub(crate) async fn own_connection(&self) -> Result<PoolConnection<Any>> {
-        self.writer.connection().await
-    }
-
     /// Which database this is.
     #[must_use]
     pub const fn dialect(&self) -> Dialect {
@@ -462,13 +479,13 @@ impl Db {
     /// What the database's clock says.
     pub async fn told_at(&self) -> Result<Timestamp> {
         let sql = format!("SELECT {} AS told_at", self.dialect.now_ms());
-        let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut *self.read().await?).await?;
-        Ok(Timestamp(row.try_get("told_at")?))
+        query_of(sql).fetch_one(&mut self.read().await?).await?.time("told_at")
     }
 
     /// Waits for running writes and closes all connections.
     pub async fn close(&self) {
         self.writer.close().await;
+        self.closing.cancel();
         self.readers.close().await;
         self.listers.close().await;
     }

@@ -11,14 +11,12 @@ use ipnet::Ipv4Net;
 use shared::api::network::Network;
 use shared::id::{ClusterId, NetworkId};
 use shared::{Code, Error as Fault};
-use sqlx::AssertSqlSafe;
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, found_in, json, name_taken, places, word};
-use super::{Conn, Result, Tx};
+use super::row::{found_in, json, name_taken, places, word};
+use super::{Conn, Result, Row, Tx, query, query_of};
 
 /// Lists of networks.
 pub const LIST: ListSpec = ListSpec {
@@ -47,7 +45,7 @@ pub const LIST: ListSpec = ListSpec {
 /// Adds a network; `name_taken` when the account has one of that name. A foreign key stands in the way
 /// when there is no such account or cluster.
 pub async fn insert(tx: &mut Tx, network: &Network) -> Result<()> {
-    let done = sqlx::query(
+    let done = query(
         "INSERT INTO network (id, name, account_id, cluster_id, kind, cidr, gateway, service_address, dns, mtu, next_ip, state,
              created_at, uplink, vlan)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'ready', $12, $13, $14)",
@@ -78,13 +76,13 @@ pub(super) async fn some(conn: &mut Conn, ids: &[NetworkId]) -> Result<Found<Net
 
 /// One network.
 pub async fn get(conn: &mut Conn, id: NetworkId) -> Result<Option<Network>> {
-    let row = sqlx::query("SELECT * FROM network WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM network WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
 /// A network of the cluster that shares addresses with `cidr`. Hold the cluster before asking.
 pub async fn overlapping(conn: &mut Conn, cluster: ClusterId, cidr: Ipv4Net) -> Result<Option<Network>> {
-    let rows = sqlx::query("SELECT * FROM network WHERE cluster_id = $1 ORDER BY id")
+    let rows = query("SELECT * FROM network WHERE cluster_id = $1 ORDER BY id")
         .bind(cluster.to_string())
         .fetch_all(conn)
         .await?;
@@ -104,7 +102,7 @@ pub async fn on_segment(
     uplink: &str,
     vlan: Option<u16>,
 ) -> Result<Option<Network>> {
-    let row = sqlx::query("SELECT * FROM network WHERE cluster_id = $1 AND uplink = $2 AND COALESCE(vlan, 0) = $3")
+    let row = query("SELECT * FROM network WHERE cluster_id = $1 AND uplink = $2 AND COALESCE(vlan, 0) = $3")
         .bind(cluster.to_string())
         .bind(uplink.to_string())
         .bind(i64::from(vlan.unwrap_or(0)))
@@ -117,7 +115,7 @@ pub async fn on_segment(
 /// that is so already, `invalid_state`.
 pub async fn close(tx: &mut Tx, id: NetworkId) -> Result<Network> {
     // First the write, which holds the row: from then on no lease can come in between.
-    let row = sqlx::query("UPDATE network SET state = 'deleting' WHERE id = $1 AND state = 'ready' RETURNING *")
+    let row = query("UPDATE network SET state = 'deleting' WHERE id = $1 AND state = 'ready' RETURNING *")
         .bind(id.to_string())
         .fetch_optional(tx.conn())
         .await?;
@@ -128,7 +126,7 @@ pub async fn close(tx: &mut Tx, id: NetworkId) -> Result<Network> {
         });
     };
     let network = from_row(&row)?;
-    let user = sqlx::query("SELECT vm.name FROM nic JOIN vm ON vm.id = nic.vm_id WHERE nic.network_id = $1 LIMIT 1")
+    let user = query("SELECT vm.name FROM nic JOIN vm ON vm.id = nic.vm_id WHERE nic.network_id = $1 LIMIT 1")
         .bind(id.to_string())
         .fetch_optional(tx.conn())
         .await?;
@@ -147,7 +145,7 @@ pub async fn close(tx: &mut Tx, id: NetworkId) -> Result<Network> {
 
 /// Lets cards into a network again.
 pub async fn reopen(tx: &mut Tx, id: NetworkId) -> Result<()> {
-    sqlx::query("UPDATE network SET state = 'ready' WHERE id = $1 AND state = 'deleting'")
+    query("UPDATE network SET state = 'ready' WHERE id = $1 AND state = 'deleting'")
         .bind(id.to_string())
         .execute(tx.conn())
         .await?;
@@ -156,8 +154,8 @@ pub async fn reopen(tx: &mut Tx, id: NetworkId) -> Result<()> {
 
 /// Removes a network; false when there is none.
 pub async fn delete(tx: &mut Tx, id: NetworkId) -> Result<bool> {
-    let done = sqlx::query("DELETE FROM network WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query("DELETE FROM network WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// A network whose row is held until the commit, to lease addresses of it.
@@ -172,7 +170,7 @@ pub struct Leasing {
 /// # Errors
 /// `not_found`; `invalid_state` for a network that is being deleted.
 pub async fn hold(tx: &mut Tx, id: NetworkId) -> Result<Leasing> {
-    let row = sqlx::query("UPDATE network SET next_ip = next_ip + 1 WHERE id = $1 RETURNING *")
+    let row = query("UPDATE network SET next_ip = next_ip + 1 WHERE id = $1 RETURNING *")
         .bind(id.to_string())
         .fetch_optional(tx.conn())
         .await?;
@@ -200,7 +198,7 @@ impl Leasing {
     /// `exhausted`.
     pub(super) async fn next_free(&self, tx: &mut Tx) -> Result<Ipv4Addr> {
         let ip = next_free(tx, &self.network, &self.range, self.hint).await?;
-        sqlx::query("UPDATE network SET next_ip = $2 WHERE id = $1")
+        query("UPDATE network SET next_ip = $2 WHERE id = $1")
             .bind(self.network.id.to_string())
             .bind(i64::from(u32::from(ip)) + 1)
             .execute(tx.conn())
@@ -291,7 +289,7 @@ async fn taken_of(conn: &mut Conn, id: NetworkId, ips: &[Ipv4Addr]) -> Result<Ha
     }
     let sql = format!("SELECT ip FROM nic WHERE network_id = $1 AND ip IN ({})", places(2, ips.len()));
     // The text is made of pieces of this program and `$n`.
-    let mut query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_string());
+    let mut query = query_of(sql).bind(id.to_string());
     for ip in ips {
         query = query.bind(ip.to_string());
     }
@@ -299,12 +297,12 @@ async fn taken_of(conn: &mut Conn, id: NetworkId, ips: &[Ipv4Addr]) -> Result<Ha
 }
 
 async fn all_taken(conn: &mut Conn, id: NetworkId) -> Result<HashSet<Ipv4Addr>> {
-    let rows = sqlx::query("SELECT ip FROM nic WHERE network_id = $1").bind(id.to_string()).fetch_all(conn).await?;
+    let rows = query("SELECT ip FROM nic WHERE network_id = $1").bind(id.to_string()).fetch_all(conn).await?;
     rows.iter().map(|row| row.parse("ip")).collect()
 }
 
 /// Reads a network, without links.
-pub fn from_row(row: &AnyRow) -> Result<Network> {
+pub fn from_row(row: &Row) -> Result<Network> {
     Ok(Network {
         id: row.parse("id")?,
         name: row.parse("name")?,

@@ -5,10 +5,9 @@ use std::net::Ipv4Addr;
 
 use shared::api::vm::Nic;
 use shared::id::{NetworkId, NicId, VmId};
-use sqlx::any::AnyRow;
 
-use super::row::{RowExt, rows_in};
-use super::{Conn, Result, Tx};
+use super::row::rows_in;
+use super::{Conn, Result, Row, Tx, query};
 
 /// Adds a card with an address of the network: `wanted`, or the next free one. Its hardware address is one
 /// of those that `mac` gives.
@@ -53,7 +52,7 @@ pub async fn add(
 async fn insert(tx: &mut Tx, vm: VmId, position: usize, nic: &Nic) -> Result<bool> {
     let sql = "INSERT INTO nic (id, vm_id, network_id, position, mac, ip) VALUES ($1, $2, $3, $4, $5, $6)
         ON CONFLICT DO NOTHING";
-    let done = sqlx::query(sql)
+    let rows = query(sql)
         .bind(nic.id.to_string())
         .bind(vm.to_string())
         .bind(nic.network_id.to_string())
@@ -62,15 +61,13 @@ async fn insert(tx: &mut Tx, vm: VmId, position: usize, nic: &Nic) -> Result<boo
         .bind(nic.ip.to_string())
         .execute(tx.conn())
         .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(rows == 1)
 }
 
 /// The cards of a VM, in order.
 pub async fn of_vm(conn: &mut Conn, vm: VmId) -> Result<Vec<Nic>> {
-    let rows = sqlx::query("SELECT * FROM nic WHERE vm_id = $1 ORDER BY position")
-        .bind(vm.to_string())
-        .fetch_all(conn)
-        .await?;
+    let rows =
+        query("SELECT * FROM nic WHERE vm_id = $1 ORDER BY position").bind(vm.to_string()).fetch_all(conn).await?;
     rows.iter().map(from_row).collect()
 }
 
@@ -88,7 +85,7 @@ pub async fn of_vms(conn: &mut Conn, vms: &[VmId]) -> Result<HashMap<VmId, Vec<N
 
 /// Interfaces that a host must have for the networks of a VM's cards.
 pub async fn uplinks(conn: &mut Conn, vm: VmId) -> Result<Vec<String>> {
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT DISTINCT network.uplink FROM nic JOIN network ON network.id = nic.network_id
          WHERE nic.vm_id = $1 AND network.uplink IS NOT NULL",
     )
@@ -100,29 +97,27 @@ pub async fn uplinks(conn: &mut Conn, vm: VmId) -> Result<Vec<String>> {
 
 /// How many cards are in a network.
 pub async fn count_in(conn: &mut Conn, network: NetworkId) -> Result<i64> {
-    let row = sqlx::query("SELECT COUNT(*) AS n FROM nic WHERE network_id = $1")
-        .bind(network.to_string())
-        .fetch_one(conn)
-        .await?;
+    let row =
+        query("SELECT COUNT(*) AS n FROM nic WHERE network_id = $1").bind(network.to_string()).fetch_one(conn).await?;
     row.int("n")
 }
 
 /// Removes the cards of a VM; their addresses are free again.
 pub async fn delete_of(tx: &mut Tx, vm: VmId) -> Result<()> {
-    sqlx::query("DELETE FROM nic WHERE vm_id = $1").bind(vm.to_string()).execute(tx.conn()).await?;
+    query("DELETE FROM nic WHERE vm_id = $1").bind(vm.to_string()).execute(tx.conn()).await?;
     Ok(())
 }
 
 /// The card in a row of `vm LEFT JOIN nic`, where its id is called `nic_id`.
-pub(super) fn joined(row: &AnyRow) -> Result<Option<Nic>> {
+pub(super) fn joined(row: &Row) -> Result<Option<Nic>> {
     row.opt_parse("nic_id")?.map(|id| with_id(id, row)).transpose()
 }
 
-fn from_row(row: &AnyRow) -> Result<Nic> {
+fn from_row(row: &Row) -> Result<Nic> {
     with_id(row.parse("id")?, row)
 }
 
-fn with_id(id: NicId, row: &AnyRow) -> Result<Nic> {
+fn with_id(id: NicId, row: &Row) -> Result<Nic> {
     Ok(Nic { id, network_id: row.parse("network_id")?, mac: row.text("mac")?, ip: row.parse("ip")? })
 }
 

@@ -6,7 +6,7 @@ use shared::id::AccountId;
 use uuid::Uuid;
 
 use super::gather::Found;
-use super::row::{RowExt, rows_in};
+use super::row::rows_in;
 use super::{Conn, Result};
 
 /// The table of a noun whose resources belong to accounts, and the column that names the account.

@@ -17,13 +17,12 @@ use serde::{Deserialize, Serialize};
 use shared::Error as Wire;
 use shared::api::page::{DEFAULT_LIMIT, ListParams, MAX_LIMIT};
 use shared::id::AccountId;
-use sqlx::any::AnyRow;
-use sqlx::{Any, AssertSqlSafe, Row};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::filter::{Bind, Sql, compile, find};
 pub use super::filter::{Field, Kind};
-use super::{Conn, Result};
+use super::query::Query;
+use super::{Conn, Result, Row, query_of};
 
 /// How long the query of a list may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(2);
@@ -50,7 +49,7 @@ pub struct ListSpec {
 /// One page of rows.
 pub struct Rows {
     /// The rows, in the order asked for.
-    pub rows: Vec<AnyRow>,
+    pub rows: Vec<Row>,
     /// Cursor of the next page, when there is one.
     pub next_cursor: Option<String>,
     /// How many match in all, when that was asked.
@@ -75,7 +74,7 @@ pub async fn list(conn: &mut Conn, spec: &ListSpec, params: &ListParams, scope: 
         // Everything is on this page: no second query.
         Some(true) if next_cursor.is_none() && !after => Some(rows.len() as u64),
         Some(true) => {
-            let total: i64 = in_time(plan.count().query().fetch_one(conn)).await?.try_get(0)?;
+            let total: i64 = in_time(plan.count().query().fetch_one(conn)).await?.int("n")?;
             Some(u64::try_from(total).unwrap_or(0))
         }
         _ => None,
@@ -84,9 +83,9 @@ pub async fn list(conn: &mut Conn, spec: &ListSpec, params: &ListParams, scope: 
 }
 
 /// A query that reads very many rows is given up.
-async fn in_time<T>(query: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+async fn in_time<T>(query: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(LONGEST, query).await {
-        Ok(result) => Ok(result?),
+        Ok(result) => result,
         Err(_) => {
             let text = "the list takes too long: too many rows have to be read for it. Add a condition on id, name, state \
                         or the id of something it belongs to, sort by id, and leave count out";
@@ -97,9 +96,9 @@ async fn in_time<T>(query: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
 
 impl Sql {
     /// The query with its parameters bound.
-    fn query(&self) -> sqlx::query::Query<'_, Any, sqlx::any::AnyArguments> {
+    fn query(&self) -> Query {
         // The text is made of pieces of this program and `$n`; what callers wrote is bound.
-        let mut query = sqlx::query(AssertSqlSafe(self.text.clone()));
+        let mut query = query_of(self.text.clone());
         for bind in &self.binds {
             query = match bind {
                 Bind::Text(text) => query.bind(text.clone()),
@@ -129,8 +128,8 @@ enum Value {
 }
 
 impl Value {
-    fn of(row: &AnyRow, column: &str, field: &Field) -> Result<Self> {
-        Ok(if field.is_number() { Self::Int(row.try_get(column)?) } else { Self::Text(row.try_get(column)?) })
+    fn of(row: &Row, column: &str, field: &Field) -> Result<Self> {
+        Ok(if field.is_number() { Self::Int(row.int(column)?) } else { Self::Text(row.text(column)?) })
     }
 
     fn into_bind(self, field: &Field) -> Option<Bind> {
@@ -203,7 +202,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn cursor_behind(&self, row: &AnyRow) -> Result<String> {
+    fn cursor_behind(&self, row: &Row) -> Result<String> {
         let v = Value::of(row, "kring_sort", self.sort)?;
         let cursor = Cursor { h: self.hash, v, i: Value::of(row, "kring_id", self.id)? };
         let json = serde_json::to_vec(&cursor).map_err(|e| Wire::internal(format_args!("a cursor: {e}")))?;
@@ -238,7 +237,7 @@ impl<'a> Plan<'a> {
 
     fn count(&self) -> Sql {
         let mut sql = Sql { text: String::new(), binds: self.conditions.binds.clone() };
-        sql.push("SELECT COUNT(*) FROM ").push(self.spec.from).push(" WHERE ").push(&self.conditions.text);
+        sql.push("SELECT COUNT(*) AS n FROM ").push(self.spec.from).push(" WHERE ").push(&self.conditions.text);
         sql
     }
 }

@@ -1,15 +1,12 @@
 //! What the placement needs to know of hosts.
 
-use futures_util::StreamExt;
 use shared::api::host::{HostAdminState, HostConnection};
 use shared::id::{ClusterId, HostId, StorageId};
 use shared::units::Bytes;
-use sqlx::AssertSqlSafe;
-use sqlx::any::AnyRow;
 
-use super::row::{RowExt, rows_in};
+use super::row::rows_in;
 use super::storage::permille;
-use super::{Conn, Result};
+use super::{Conn, Result, Row, query_of};
 
 /// What is to be placed.
 #[derive(Clone, Debug)]
@@ -92,13 +89,14 @@ const COLUMNS: &str =
 pub async fn each(conn: &mut Conn, mut visit: impl FnMut(Place)) -> Result<()> {
     let sql = format!("SELECT {COLUMNS} ORDER BY host.id, storage_host.storage_id");
     // The text is made of pieces of this program.
-    let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(conn);
     let mut last: Option<Place> = None;
-    while let Some(row) = rows.next().await {
-        if let Some(whole) = add(&mut last, &row?)? {
+    let read = query_of(sql).each(conn, |row| {
+        if let Some(whole) = add(&mut last, &row)? {
             visit(whole);
         }
-    }
+        Ok(())
+    });
+    read.await?;
     last.into_iter().for_each(visit);
     Ok(())
 }
@@ -115,7 +113,7 @@ pub async fn of_hosts(conn: &mut Conn, hosts: &[HostId]) -> Result<Vec<Place>> {
 }
 
 /// Adds a row to the host that it belongs to; answers the one before when that is whole.
-fn add(last: &mut Option<Place>, row: &AnyRow) -> Result<Option<Place>> {
+fn add(last: &mut Option<Place>, row: &Row) -> Result<Option<Place>> {
     let host_id = row.parse("id")?;
     let whole = last.take_if(|place| place.host_id != host_id);
     let place = match last {
@@ -158,7 +156,7 @@ pub async fn fitting(conn: &mut Conn, request: &Request, most: u32) -> Result<Ve
     }
     sql.push_str(" ORDER BY host.memory_total - host.memory_reserved DESC, host.id LIMIT $7");
     // The text is made of pieces of this program and `$n`.
-    let mut query = sqlx::query(AssertSqlSafe(sql))
+    let mut query = query_of(sql)
         .bind(i64::from(request.vcpus))
         .bind(request.memory.as_i64())
         .bind(request.disk.as_i64())

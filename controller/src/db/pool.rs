@@ -2,11 +2,12 @@
 //! machine is gone): whoever writes into such a connection hears nothing for many minutes. So nobody waits
 //! for a connection without a limit, and none goes back into its pool without having answered.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyConnection, Connection};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection};
 
 use super::Dialect;
 
@@ -16,9 +17,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A connection that was in use so shortly ago is used again without being asked whether it is well.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How the pools of a database are made.
-pub(super) fn options(dialect: Dialect, most: u32) -> AnyPoolOptions {
+/// How the pools of a database are made, whose connections begin with these statements.
+pub(super) fn options(dialect: Dialect, most: u32, settings: Vec<String>) -> AnyPoolOptions {
+    let settings: Arc<[String]> = settings.into();
     let options = AnyPoolOptions::new().max_connections(most).test_before_acquire(false);
+    let options = options.after_connect(move |conn, _| {
+        let settings = Arc::clone(&settings);
+        async move {
+            for setting in &*settings {
+                sqlx::query(AssertSqlSafe(setting.clone())).execute(&mut *conn).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    });
     if dialect == Dialect::Sqlite {
         // A way to a file does not cease, and a ping costs as much as most queries.
         return options;

@@ -1,8 +1,6 @@
 //! A look at a database that changes nothing: whether it answers, and whose it is.
 
-use sqlx::{AssertSqlSafe, Connection, Row};
-
-use super::{Conn, Dialect, Result, migrations};
+use super::{Conn, Dialect, Result, migrations, query, query_of};
 
 /// What a database answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,16 +15,15 @@ pub struct Probe {
 
 /// Asks the database at `url`.
 pub async fn ask(url: &str, dialect: Dialect) -> Result<Probe> {
-    sqlx::any::install_default_drivers();
     let mut conn = Conn::connect(url).await?;
     let sql = format!("SELECT {} AS now_ms, {} AS version", dialect.now_ms(), dialect.version());
-    let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut conn).await?;
+    let row = query_of(sql).fetch_one(&mut conn).await?;
     // The table is not there before the first start.
-    let schema = sqlx::query("SELECT MAX(version) AS schema FROM _sqlx_migrations").fetch_one(&mut conn).await;
+    let schema = query("SELECT MAX(version) AS schema FROM _sqlx_migrations").fetch_one(&mut conn).await;
     let probe = Probe {
-        schema: schema.ok().and_then(|row| row.try_get("schema").ok()),
-        version: row.try_get("version")?,
-        now_ms: row.try_get("now_ms")?,
+        schema: schema.ok().and_then(|row| row.opt_int("schema").ok().flatten()),
+        version: row.text("version")?,
+        now_ms: row.int("now_ms")?,
     };
     conn.close().await?;
     Ok(probe)

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use shared::time::Timestamp;
 
-use super::row::{RowExt, json};
-use super::{Conn, Result, Tx};
+use super::row::json;
+use super::{Conn, Result, Tx, query};
 
 /// A value that somebody set.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +19,7 @@ pub struct Changed {
 
 /// All values that somebody set, by key.
 pub async fn all(conn: &mut Conn) -> Result<HashMap<String, Changed>> {
-    let rows = sqlx::query("SELECT key, value, updated_at FROM setting").fetch_all(conn).await?;
+    let rows = query("SELECT key, value, updated_at FROM setting").fetch_all(conn).await?;
     rows.iter()
         .map(|row| Ok((row.text("key")?, Changed { value: row.json("value")?, updated_at: row.time("updated_at")? })))
         .collect()
@@ -27,7 +27,7 @@ pub async fn all(conn: &mut Conn) -> Result<HashMap<String, Changed>> {
 
 /// Sets a value.
 pub async fn upsert(tx: &mut Tx, key: &str, value: &Value, now: Timestamp) -> Result<()> {
-    sqlx::query(
+    query(
         "INSERT INTO setting (key, value, updated_at) VALUES ($1, $2, $3)
          ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
     )
@@ -41,7 +41,7 @@ pub async fn upsert(tx: &mut Tx, key: &str, value: &Value, now: Timestamp) -> Re
 
 /// Takes a setting back to its default.
 pub async fn delete(tx: &mut Tx, key: &str) -> Result<()> {
-    sqlx::query("DELETE FROM setting WHERE key = $1").bind(key.to_string()).execute(tx.conn()).await?;
+    query("DELETE FROM setting WHERE key = $1").bind(key.to_string()).execute(tx.conn()).await?;
     Ok(())
 }
 

@@ -10,13 +10,12 @@ use shared::api::storage::{Storage, StorageCapacity, StorageHost, StorageKind};
 use shared::id::{ClusterId, HostId, StorageId};
 use shared::units::Bytes;
 use shared::wire::host::StorageReport;
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, found_in, name_taken, rows_in, word};
-use super::{Conn, Result, Tx};
+use super::row::{found_in, name_taken, rows_in, word};
+use super::{Conn, Result, Row, Tx, query};
 use crate::agent_client::HostRef;
 
 /// Lists of storages.
@@ -50,17 +49,16 @@ pub const LIST: ListSpec = ListSpec {
 
 /// Adds a storage; `name_taken` when the name is. What hosts have of it is reported later.
 pub async fn insert(tx: &mut Tx, storage: &Storage) -> Result<()> {
-    let done = sqlx::query(
-        "INSERT INTO storage (id, name, kind, cluster_id, path, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(storage.id.to_string())
-    .bind(storage.name.to_string())
-    .bind(word(&storage.kind))
-    .bind(storage.cluster_id.to_string())
-    .bind(storage.path.clone())
-    .bind(storage.created_at.ms())
-    .execute(tx.conn())
-    .await;
+    let done =
+        query("INSERT INTO storage (id, name, kind, cluster_id, path, created_at) VALUES ($1, $2, $3, $4, $5, $6)")
+            .bind(storage.id.to_string())
+            .bind(storage.name.to_string())
+            .bind(word(&storage.kind))
+            .bind(storage.cluster_id.to_string())
+            .bind(storage.path.clone())
+            .bind(storage.created_at.ms())
+            .execute(tx.conn())
+            .await;
     name_taken(done, "storage", &storage.name)
 }
 
@@ -73,7 +71,7 @@ pub async fn get(conn: &mut Conn, id: StorageId) -> Result<Option<Storage>> {
 
 /// One storage, without what each host has of it: there may be very many hosts.
 pub async fn without_hosts(conn: &mut Conn, id: StorageId) -> Result<Option<Storage>> {
-    let row = sqlx::query("SELECT * FROM storage WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM storage WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
@@ -84,7 +82,7 @@ pub(super) async fn some(conn: &mut Conn, ids: &[StorageId]) -> Result<Found<Sto
 
 /// The storages of a cluster by name, without what each host has of them.
 pub async fn of_cluster(conn: &mut Conn, cluster: ClusterId) -> Result<Vec<Storage>> {
-    let rows = sqlx::query("SELECT * FROM storage WHERE cluster_id = $1 ORDER BY name")
+    let rows = query("SELECT * FROM storage WHERE cluster_id = $1 ORDER BY name")
         .bind(cluster.to_string())
         .fetch_all(conn)
         .await?;
@@ -109,7 +107,7 @@ pub async fn fill_hosts(conn: &mut Conn, storages: &mut [Storage]) -> Result<()>
 
 /// What one host has of a storage; `None` until it has reported.
 pub async fn of_host(conn: &mut Conn, id: StorageId, host: HostId) -> Result<Option<StorageHost>> {
-    let row = sqlx::query("SELECT * FROM storage_host WHERE storage_id = $1 AND host_id = $2")
+    let row = query("SELECT * FROM storage_host WHERE storage_id = $1 AND host_id = $2")
         .bind(id.to_string())
         .bind(host.to_string())
         .fetch_optional(conn)
@@ -124,7 +122,7 @@ const MOST: Bytes = Bytes(1 << 56);
 pub async fn report(tx: &mut Tx, host: HostId, report: &StorageReport) -> Result<()> {
     tx.touch_host(host);
     let (total, available) = (report.total.min(MOST).as_i64(), report.available.min(MOST).as_i64());
-    sqlx::query(
+    query(
         "INSERT INTO storage_host (storage_id, host_id, total, available, reserved, error)
          VALUES ($1, $2, $3, $4, 0, $5)
          ON CONFLICT (storage_id, host_id) DO UPDATE
@@ -138,7 +136,7 @@ pub async fn report(tx: &mut Tx, host: HostId, report: &StorageReport) -> Result
     .execute(tx.conn())
     .await?;
     if report.error.is_none() {
-        sqlx::query("UPDATE storage SET total = $2, available = $3 WHERE id = $1 AND kind = 'shared'")
+        query("UPDATE storage SET total = $2, available = $3 WHERE id = $1 AND kind = 'shared'")
             .bind(report.storage_id.to_string())
             .bind(total)
             .bind(available)
@@ -158,7 +156,7 @@ pub(super) fn permille(overcommit: f64) -> i64 {
 /// has not reported.
 pub async fn reserve(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes, overcommit: f64) -> Result<bool> {
     tx.touch_host(host);
-    let done = sqlx::query(
+    let rows = query(
         "UPDATE storage_host SET reserved = reserved + $3
          WHERE storage_id = $1 AND host_id = $2 AND $3 <= total / 1000 * $4 - reserved AND error IS NULL
              AND EXISTS (SELECT 1 FROM storage s WHERE s.id = storage_host.storage_id AND s.kind = 'local')",
@@ -169,10 +167,10 @@ pub async fn reserve(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes, over
     .bind(permille(overcommit))
     .execute(tx.conn())
     .await?;
-    if done.rows_affected() == 1 {
+    if rows == 1 {
         return Ok(true);
     }
-    let done = sqlx::query(
+    let rows = query(
         "UPDATE storage SET reserved = reserved + $3
          WHERE id = $1 AND kind = 'shared' AND $3 <= total / 1000 * $4 - reserved
              AND EXISTS (SELECT 1 FROM storage_host h WHERE h.storage_id = storage.id AND h.host_id = $2 AND h.error IS NULL)",
@@ -183,20 +181,20 @@ pub async fn reserve(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes, over
     .bind(permille(overcommit))
     .execute(tx.conn())
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(rows == 1)
 }
 
 /// Gives back what [`reserve`] promised; in the transaction that forgets the promise, so that it is
 /// given back once.
 pub async fn release(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes) -> Result<()> {
     tx.touch_host(host);
-    let shared = sqlx::query("UPDATE storage SET reserved = reserved - $2 WHERE id = $1 AND kind = 'shared'")
+    let shared = query("UPDATE storage SET reserved = reserved - $2 WHERE id = $1 AND kind = 'shared'")
         .bind(id.to_string())
         .bind(size.as_i64())
         .execute(tx.conn())
         .await?;
-    if shared.rows_affected() == 0 {
-        sqlx::query("UPDATE storage_host SET reserved = reserved - $3 WHERE storage_id = $1 AND host_id = $2")
+    if shared == 0 {
+        query("UPDATE storage_host SET reserved = reserved - $3 WHERE storage_id = $1 AND host_id = $2")
             .bind(id.to_string())
             .bind(host.to_string())
             .bind(size.as_i64())
@@ -208,7 +206,7 @@ pub async fn release(tx: &mut Tx, id: StorageId, host: HostId, size: Bytes) -> R
 
 /// The shared storages, each with a host that answers and can use it.
 pub async fn shared_with_host(conn: &mut Conn) -> Result<Vec<(Storage, HostRef)>> {
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT storage.*, host.id AS host_id, host.address AS host_address FROM storage
          JOIN storage_host h ON h.storage_id = storage.id AND h.error IS NULL JOIN host ON host.id = h.host_id
          WHERE storage.kind = 'shared' AND host.connection = 'connected' ORDER BY storage.id, host.id",
@@ -227,19 +225,19 @@ pub async fn shared_with_host(conn: &mut Conn) -> Result<Vec<(Storage, HostRef)>
 
 /// Removes a storage; false when there is none. A foreign key stands in the way while it keeps volumes.
 pub async fn delete(tx: &mut Tx, id: StorageId) -> Result<bool> {
-    let hosts = sqlx::query("DELETE FROM storage_host WHERE storage_id = $1 RETURNING host_id")
+    let hosts = query("DELETE FROM storage_host WHERE storage_id = $1 RETURNING host_id")
         .bind(id.to_string())
         .fetch_all(tx.conn())
         .await?;
     for host in &hosts {
         tx.touch_host(host.parse("host_id")?);
     }
-    let done = sqlx::query("DELETE FROM storage WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query("DELETE FROM storage WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// Reads a storage, without links and without what each host has of it.
-pub fn from_row(row: &AnyRow) -> Result<Storage> {
+pub fn from_row(row: &Row) -> Result<Storage> {
     Ok(Storage {
         id: row.parse("id")?,
         name: row.parse("name")?,
@@ -260,7 +258,7 @@ pub fn from_row(row: &AnyRow) -> Result<Storage> {
     })
 }
 
-fn host_from_row(row: &AnyRow) -> Result<StorageHost> {
+fn host_from_row(row: &Row) -> Result<StorageHost> {
     Ok(StorageHost {
         host_id: row.parse("host_id")?,
         total: row.bytes("total")?,

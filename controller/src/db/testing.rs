@@ -14,11 +14,10 @@ use shared::api::storage::{Storage, StorageKind};
 use shared::api::zone::Zone;
 use shared::id::{AccountId, ClusterId, HostId, ImageId, NetworkId, StorageId, VmId, ZoneId};
 use shared::time::Timestamp;
-use sqlx::{AnyConnection, AssertSqlSafe, Connection};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{Db, Result, Tx};
+use super::{Conn, Db, Result, Tx, query, query_of};
 
 /// A database that exists as long as this.
 pub struct TestDb {
@@ -61,7 +60,6 @@ pub async fn sqlite() -> TestDb {
 }
 
 async fn postgres(server: String) -> TestDb {
-    sqlx::any::install_default_drivers();
     let name = format!("kring_test_{}", Uuid::now_v7().simple());
     execute(&server, format!("CREATE DATABASE {name}")).await;
     // Dropped from here on, also when opening fails.
@@ -80,8 +78,8 @@ fn database_url(server: &str, name: &str) -> String {
 }
 
 async fn execute(server: &str, sql: String) {
-    let mut conn = AnyConnection::connect(server).await.unwrap();
-    sqlx::query(AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
+    let mut conn = Conn::connect(server).await.unwrap();
+    query_of(sql).execute(&mut conn).await.unwrap();
     conn.close().await.unwrap();
 }
 
@@ -226,7 +224,7 @@ impl Seed {
     /// Adds a stopped VM from the image.
     pub async fn insert_vm(&self, tx: &mut Tx, name: &str) -> Result<VmId> {
         let id = VmId::new();
-        sqlx::query(
+        query(
             "INSERT INTO vm (id, name, account_id, state, state_since, hostname, vcpus, memory, image_id, root_volume_id,
                  firmware, holds_compute, ssh_keys, created_at, generation, version)
              VALUES ($1, $2, $3, 'stopped', 0, $2, 1, 1, $4, $1, 'bios', 0, '[]', 0, 0, 0)",
@@ -251,9 +249,9 @@ pub async fn everything(db: &Db) -> String {
         ("event", "path || content"),
         ("job", "data"),
     ] {
-        let sql = format!("SELECT {columns} FROM {table}");
-        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *conn).await.unwrap();
-        texts.extend(rows);
+        let sql = format!("SELECT {columns} AS texts FROM {table}");
+        let rows = query_of(sql).fetch_all(&mut conn).await.unwrap();
+        texts.extend(rows.iter().map(|row| row.text("texts").unwrap()));
     }
     texts
 }

@@ -10,7 +10,8 @@ async fn open() -> (tempfile::TempDir, Db) {
 
 async fn value(db: &Db, name: &'static str) -> Option<i64> {
     let mut conn = db.read().await.unwrap();
-    sqlx::query_scalar("SELECT value FROM counter WHERE name = $1").bind(name).fetch_optional(&mut *conn).await.unwrap()
+    let found = query("SELECT value FROM counter WHERE name = $1").bind(name).fetch_optional(&mut conn).await.unwrap();
+    found.map(|row| row.int("value").unwrap())
 }
 
 #[tokio::test]
@@ -19,7 +20,7 @@ async fn a_failed_write_leaves_nothing_and_its_neighbours_stay() {
     let writes = (0..200_i64).map(|n| {
         db.write(move |tx| {
             async move {
-                sqlx::query("INSERT INTO counter (name, value) VALUES ($1, $2)")
+                query("INSERT INTO counter (name, value) VALUES ($1, $2)")
                     .bind(format!("n{n}"))
                     .bind(n)
                     .execute(tx.conn())
@@ -48,13 +49,13 @@ async fn a_panic_in_a_write_is_an_error_of_that_write() {
 async fn a_reader_cannot_write() {
     let (_dir, db) = open().await;
     let mut conn = db.read().await.unwrap();
-    assert!(sqlx::query("DELETE FROM counter").execute(&mut *conn).await.is_err());
+    assert!(query("DELETE FROM counter").execute(&mut conn).await.is_err());
 }
 
 async fn write(db: &Db, sql: &'static str) {
     let written = db.write(move |tx| {
         async move {
-            sqlx::query(sql).execute(tx.conn()).await?;
+            query(sql).execute(tx.conn()).await?;
             Ok(())
         }
         .boxed()

@@ -2,12 +2,10 @@
 
 use shared::api::account::{AccountKind, Token};
 use shared::id::TokenId;
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::RowExt;
-use super::{Conn, Result, Tx};
+use super::{Conn, Result, Row, Tx, query};
 
 /// Lists of tokens.
 pub const LIST: ListSpec = ListSpec {
@@ -30,7 +28,7 @@ pub const LIST: ListSpec = ListSpec {
 /// Adds a token with the hexadecimal SHA-256 of its secret. A foreign key stands in the way when there
 /// is no such account.
 pub async fn insert(tx: &mut Tx, token: &Token, secret_sha256: &str) -> Result<()> {
-    sqlx::query(
+    query(
         "INSERT INTO token (id, name, account_id, secret_sha256, expires_at, created_at)
          VALUES ($1, $2, $3, $4, $5, $6)",
     )
@@ -47,13 +45,13 @@ pub async fn insert(tx: &mut Tx, token: &Token, secret_sha256: &str) -> Result<(
 
 /// One token.
 pub async fn get(conn: &mut Conn, id: TokenId) -> Result<Option<Token>> {
-    let row = sqlx::query("SELECT * FROM token WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM token WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
 /// The token whose secret has this hash, expired or not, and the kind of its account.
 pub async fn find(conn: &mut Conn, secret_sha256: &str) -> Result<Option<(Token, AccountKind)>> {
-    let row = sqlx::query(
+    let row = query(
         "SELECT token.*, account.kind AS account_kind FROM token JOIN account ON account.id = token.account_id
          WHERE token.secret_sha256 = $1",
     )
@@ -65,12 +63,12 @@ pub async fn find(conn: &mut Conn, secret_sha256: &str) -> Result<Option<(Token,
 
 /// Removes a token; false when there is none.
 pub async fn delete(tx: &mut Tx, id: TokenId) -> Result<bool> {
-    let done = sqlx::query("DELETE FROM token WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query("DELETE FROM token WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// Reads a token.
-pub fn from_row(row: &AnyRow) -> Result<Token> {
+pub fn from_row(row: &Row) -> Result<Token> {
     Ok(Token {
         id: row.parse("id")?,
         name: row.parse("name")?,

@@ -14,13 +14,12 @@ use shared::time::Timestamp;
 use shared::units::Bytes;
 use shared::wire::vm::{PowerState, digest};
 use shared::{Code, Error as Fault};
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{RowExt, json, name_taken, rows_in, word};
-use super::{Conn, Result, Tx};
+use super::row::{json, name_taken, rows_in, word};
+use super::{Conn, Result, Row, Tx, query};
 pub use state::change;
 
 /// Lists of VMs.
@@ -75,7 +74,7 @@ pub struct VmRow {
 /// Adds a VM; `name_taken` when the name is.
 pub async fn insert(tx: &mut Tx, row: &VmRow, generation: u64) -> Result<()> {
     let vm = &row.vm;
-    let done = sqlx::query(
+    let rows = query(
         "INSERT INTO vm (id, name, account_id, state, state_since, hostname, vcpus, memory, instance_type_id, image_id,
              root_volume_id, firmware, host_id, holds_compute, ssh_keys, user_data, created_at, generation, auto_start, version)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, 0)",
@@ -101,12 +100,12 @@ pub async fn insert(tx: &mut Tx, row: &VmRow, generation: u64) -> Result<()> {
     .bind(i64::from(vm.auto_start))
     .execute(tx.conn())
     .await;
-    name_taken(done, "vm", &vm.name)
+    name_taken(rows, "vm", &vm.name)
 }
 
 /// One VM, without its network cards.
 pub async fn get(conn: &mut Conn, id: VmId) -> Result<Option<VmRow>> {
-    let row = sqlx::query("SELECT * FROM vm WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM vm WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(row_from).transpose()
 }
 
@@ -148,7 +147,7 @@ pub(super) async fn wholes(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, 
     let rows = rows_in(conn, "SELECT * FROM vm WHERE id", ids.iter(), "").await?;
     let mut nics = super::nic::of_vms(conn, ids).await?;
     let mut volumes = super::volume::of_vms(conn, ids).await?;
-    let whole = |row: &AnyRow| {
+    let whole = |row: &Row| {
         let id = row.parse("id")?;
         let (nics, volumes) = (nics.remove(&id).unwrap_or_default(), volumes.remove(&id).unwrap_or_default());
         Ok((id, row_from(row).map(|row| Whole { row, nics, volumes })))
@@ -187,14 +186,13 @@ fn adds(id: VmId, state: VmState) -> Option<u64> {
 
 /// Id and version of every VM on a host.
 pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, i64)>> {
-    let rows =
-        sqlx::query("SELECT id, version FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
+    let rows = query("SELECT id, version FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
     rows.iter().map(|row| Ok((row.parse("id")?, row.int("version")?))).collect()
 }
 
 /// The VMs on a host that run, or may do so in a moment: name and state.
 pub async fn active_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, Name, VmState)>> {
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT id, name, state FROM vm WHERE host_id = $1
              AND state NOT IN ('stopped', 'deleted', 'expunging', 'deleting', 'crashed') ORDER BY id",
     )
@@ -206,7 +204,7 @@ pub async fn active_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, 
 
 /// The VMs on a host that are to be started because they ran when it went down.
 pub async fn start_due(conn: &mut Conn, host: HostId) -> Result<Vec<VmId>> {
-    let rows = sqlx::query("SELECT id FROM vm WHERE host_id = $1 AND start_due = 1 AND state = 'stopped' ORDER BY id")
+    let rows = query("SELECT id FROM vm WHERE host_id = $1 AND start_due = 1 AND state = 'stopped' ORDER BY id")
         .bind(host.to_string())
         .fetch_all(conn)
         .await?;
@@ -215,24 +213,23 @@ pub async fn start_due(conn: &mut Conn, host: HostId) -> Result<Vec<VmId>> {
 
 /// Notes that a VM is to be started as soon as its host is ready; any change of its state forgets it.
 pub async fn set_start_due(tx: &mut Tx, id: VmId) -> Result<()> {
-    sqlx::query("UPDATE vm SET start_due = 1 WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    query("UPDATE vm SET start_due = 1 WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
     Ok(())
 }
 
 /// VMs that were deleted before a time, oldest first.
 pub async fn deleted_before(conn: &mut Conn, before: Timestamp, max: u32) -> Result<Vec<VmRow>> {
-    let rows =
-        sqlx::query("SELECT * FROM vm WHERE deleted_at <= $1 AND state = 'deleted' ORDER BY deleted_at LIMIT $2")
-            .bind(before.ms())
-            .bind(i64::from(max))
-            .fetch_all(conn)
-            .await?;
+    let rows = query("SELECT * FROM vm WHERE deleted_at <= $1 AND state = 'deleted' ORDER BY deleted_at LIMIT $2")
+        .bind(before.ms())
+        .bind(i64::from(max))
+        .fetch_all(conn)
+        .await?;
     rows.iter().map(row_from).collect()
 }
 
 /// Puts a VM on a host where its processors and memory were just reserved.
 pub async fn place(tx: &mut Tx, id: VmId, host: HostId) -> Result<()> {
-    sqlx::query("UPDATE vm SET host_id = $2, holds_compute = 1, version = version + 1 WHERE id = $1")
+    query("UPDATE vm SET host_id = $2, holds_compute = 1, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(host.to_string())
         .execute(tx.conn())
@@ -242,7 +239,7 @@ pub async fn place(tx: &mut Tx, id: VmId, host: HostId) -> Result<()> {
 
 /// Puts a VM on a host, or takes it off.
 pub async fn set_host(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()> {
-    sqlx::query("UPDATE vm SET host_id = $2, version = version + 1 WHERE id = $1")
+    query("UPDATE vm SET host_id = $2, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(host.map(|host| host.to_string()))
         .execute(tx.conn())
@@ -252,7 +249,7 @@ pub async fn set_host(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()>
 
 /// Notes which host a VM is moving to, or that it is known where it is.
 pub async fn set_moving_to(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Result<()> {
-    sqlx::query("UPDATE vm SET moving_to = $2, version = version + 1 WHERE id = $1")
+    query("UPDATE vm SET moving_to = $2, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(host.map(|host| host.to_string()))
         .execute(tx.conn())
@@ -260,7 +257,7 @@ pub async fn set_moving_to(tx: &mut Tx, id: VmId, host: Option<HostId>) -> Resul
     Ok(())
 }
 
-/// Reserves the VM's processors and memory on its host, unless that is done. `no_host_fits` when they
+/// Reserves the VM's processors and memory on its host, unless that is rows. `no_host_fits` when they
 /// are not there.
 pub async fn hold_compute(tx: &mut Tx, id: VmId, new_vm: bool) -> Result<()> {
     let row = require(tx.conn(), id).await?;
@@ -292,7 +289,7 @@ pub async fn hold_compute_anyway(tx: &mut Tx, id: VmId) -> Result<()> {
     Ok(())
 }
 
-/// Gives the VM's processors and memory back, unless that is done.
+/// Gives the VM's processors and memory back, unless that is rows.
 pub async fn drop_compute(tx: &mut Tx, id: VmId) -> Result<()> {
     let Some(row) = get(tx.conn(), id).await? else { return Ok(()) };
     if let Some(host) = row.vm.host_id
@@ -306,7 +303,7 @@ pub async fn drop_compute(tx: &mut Tx, id: VmId) -> Result<()> {
 
 /// Notes whether compute is held; the reservation itself is made or given back beside it.
 pub async fn set_holds(tx: &mut Tx, id: VmId, holds: bool) -> Result<()> {
-    sqlx::query("UPDATE vm SET holds_compute = $2 WHERE id = $1")
+    query("UPDATE vm SET holds_compute = $2 WHERE id = $1")
         .bind(id.to_string())
         .bind(i64::from(holds))
         .execute(tx.conn())
@@ -316,7 +313,7 @@ pub async fn set_holds(tx: &mut Tx, id: VmId, holds: bool) -> Result<()> {
 
 /// Renames or resizes a VM, when it is still in the version that was looked at.
 pub async fn update(tx: &mut Tx, before: &VmRow, after: &Changed) -> Result<()> {
-    let done = sqlx::query(
+    let done = query(
         "UPDATE vm SET name = $3, vcpus = $4, memory = $5, auto_start = $6, version = version + 1
          WHERE id = $1 AND version = $2",
     )
@@ -328,9 +325,7 @@ pub async fn update(tx: &mut Tx, before: &VmRow, after: &Changed) -> Result<()> 
     .bind(i64::from(after.auto_start))
     .execute(tx.conn())
     .await;
-    if let Ok(done) = &done
-        && done.rows_affected() == 0
-    {
+    if let Ok(0) = done {
         return Err(Fault::new(
             Code::InvalidState,
             format!("vm {} has just changed: look at it and try again", before.vm.name),
@@ -355,7 +350,7 @@ pub struct Changed {
 
 /// Sets or clears the time of deletion; the name is free while it is set.
 pub async fn set_deleted_at(tx: &mut Tx, id: VmId, name: &Name, at: Option<Timestamp>) -> Result<()> {
-    let done = sqlx::query("UPDATE vm SET deleted_at = $2, version = version + 1 WHERE id = $1")
+    let done = query("UPDATE vm SET deleted_at = $2, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(at.map(Timestamp::ms))
         .execute(tx.conn())
@@ -365,24 +360,22 @@ pub async fn set_deleted_at(tx: &mut Tx, id: VmId, name: &Name, at: Option<Times
 
 /// Puts a VM that was just recovered back among the deleted: the only way from `stopped` to `deleted`.
 pub async fn restore_deleted(tx: &mut Tx, id: VmId, now: Timestamp) -> Result<()> {
-    sqlx::query(
-        "UPDATE vm SET state = 'deleted', state_since = $2, deleted_at = $2, version = version + 1 WHERE id = $1",
-    )
-    .bind(id.to_string())
-    .bind(now.ms())
-    .execute(tx.conn())
-    .await?;
+    query("UPDATE vm SET state = 'deleted', state_since = $2, deleted_at = $2, version = version + 1 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(now.ms())
+        .execute(tx.conn())
+        .await?;
     Ok(())
 }
 
 /// Removes a VM; a success when there is none.
 pub async fn delete(tx: &mut Tx, id: VmId) -> Result<()> {
-    sqlx::query("DELETE FROM vm WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    query("DELETE FROM vm WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
     Ok(())
 }
 
 /// Reads a VM as users see it, without its network cards and links.
-pub fn from_row(row: &AnyRow) -> Result<Vm> {
+pub fn from_row(row: &Row) -> Result<Vm> {
     Ok(Vm {
         id: row.parse("id")?,
         name: row.parse("name")?,
@@ -406,7 +399,7 @@ pub fn from_row(row: &AnyRow) -> Result<Vm> {
     })
 }
 
-fn row_from(row: &AnyRow) -> Result<VmRow> {
+fn row_from(row: &Row) -> Result<VmRow> {
     Ok(VmRow {
         vm: from_row(row)?,
         holds_compute: row.int("holds_compute")? != 0,
@@ -435,7 +428,7 @@ mod tests {
                         let mut ids = Vec::new();
                         for state in states {
                             let id = seed.insert_vm(tx, &format!("vm-{state}")).await?;
-                            sqlx::query("UPDATE vm SET host_id = $2, state = $3 WHERE id = $1")
+                            query("UPDATE vm SET host_id = $2, state = $3 WHERE id = $1")
                                 .bind(id.to_string())
                                 .bind(seed.host.id.to_string())
                                 .bind(*state)

@@ -6,13 +6,11 @@ use shared::api::image::DiskFormat;
 use shared::api::volume::{Volume, VolumeKind, VolumeState};
 use shared::id::{HostId, VmId, VolumeId};
 use shared::{Code, Error as Fault};
-use sqlx::AssertSqlSafe;
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken, places, rows_in, word};
-use super::{Conn, Result, Tx};
+use super::row::{name_taken, places, rows_in, word};
+use super::{Conn, Result, Row, Tx, query, query_of};
 
 /// Lists of volumes.
 pub const LIST: ListSpec = ListSpec {
@@ -42,7 +40,7 @@ pub const LIST: ListSpec = ListSpec {
 
 /// Adds a volume; `name_taken` when the name is.
 pub async fn insert(tx: &mut Tx, volume: &Volume) -> Result<()> {
-    let done = sqlx::query(
+    let done = query(
         "INSERT INTO volume (id, name, account_id, kind, state, size, format, storage_id, host_id, vm_id, device, image_id,
              created_at, version)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 0)",
@@ -67,7 +65,7 @@ pub async fn insert(tx: &mut Tx, volume: &Volume) -> Result<()> {
 
 /// One volume.
 pub async fn get(conn: &mut Conn, id: VolumeId) -> Result<Option<Volume>> {
-    let row = sqlx::query("SELECT * FROM volume WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM volume WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
@@ -90,7 +88,7 @@ pub(super) async fn of_vms(conn: &mut Conn, vms: &[VmId]) -> Result<HashMap<VmId
 
 /// The volumes that lie on a host.
 pub async fn ids_on_host(conn: &mut Conn, host: HostId) -> Result<Vec<VolumeId>> {
-    let rows = sqlx::query("SELECT id FROM volume WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
+    let rows = query("SELECT id FROM volume WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
     rows.iter().map(|row| row.parse("id")).collect()
 }
 
@@ -115,7 +113,7 @@ pub async fn change(tx: &mut Tx, id: VolumeId, from: &[VolumeState], to: &Change
          WHERE id = $1 AND state IN ({})",
         places(6, from.len())
     );
-    let mut query = sqlx::query(AssertSqlSafe(sql))
+    let mut query = query_of(sql)
         .bind(id.to_string())
         .bind(to.state.as_str())
         .bind(to.host_id.map(|id| id.to_string()))
@@ -124,7 +122,7 @@ pub async fn change(tx: &mut Tx, id: VolumeId, from: &[VolumeState], to: &Change
     for state in from {
         query = query.bind(state.as_str());
     }
-    if allowed && query.execute(tx.conn()).await?.rows_affected() == 1 {
+    if allowed && query.execute(tx.conn()).await? == 1 {
         return Ok(());
     }
     let Some(now) = get(tx.conn(), id).await? else { return Err(Fault::not_found("volume", id).into()) };
@@ -134,7 +132,7 @@ pub async fn change(tx: &mut Tx, id: VolumeId, from: &[VolumeState], to: &Change
 
 /// Frees a data volume whose VM goes for good, whatever state it is in.
 pub async fn release_from_vm(tx: &mut Tx, id: VolumeId) -> Result<()> {
-    sqlx::query("UPDATE volume SET state = $2, vm_id = NULL, device = NULL, version = version + 1 WHERE id = $1")
+    query("UPDATE volume SET state = $2, vm_id = NULL, device = NULL, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(VolumeState::Available.as_str())
         .execute(tx.conn())
@@ -144,7 +142,7 @@ pub async fn release_from_vm(tx: &mut Tx, id: VolumeId) -> Result<()> {
 
 /// Notes the host that a volume lies on, or is reached through.
 pub async fn set_host(tx: &mut Tx, id: VolumeId, host: HostId) -> Result<()> {
-    sqlx::query("UPDATE volume SET host_id = $2, version = version + 1 WHERE id = $1")
+    query("UPDATE volume SET host_id = $2, version = version + 1 WHERE id = $1")
         .bind(id.to_string())
         .bind(host.to_string())
         .execute(tx.conn())
@@ -167,12 +165,12 @@ pub struct Change<'a> {
 
 /// Removes a volume; a success when there is none.
 pub async fn delete(tx: &mut Tx, id: VolumeId) -> Result<()> {
-    sqlx::query("DELETE FROM volume WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    query("DELETE FROM volume WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
     Ok(())
 }
 
 /// Reads a volume, without links.
-pub fn from_row(row: &AnyRow) -> Result<Volume> {
+pub fn from_row(row: &Row) -> Result<Volume> {
     Ok(Volume {
         id: row.parse("id")?,
         name: row.parse("name")?,

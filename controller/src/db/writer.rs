@@ -11,21 +11,23 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use shared::id::ControllerId;
-use sqlx::AnyConnection;
 use sqlx::AnyPool;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::dialect::Dialect;
-use super::{Error, Result, TouchedHosts, Tx};
+use super::{Conn, Dialect, Error, Result, TouchedHosts, Tx, pool, query, thread};
 
 /// Most writes in one commit: bounds how long the first of them waits.
 const GROUP: usize = 256;
 /// Most writes that wait; more callers wait for their turn to wait.
 const QUEUE: usize = 4096;
 
+/// Connections to a server.
+const CONNECTIONS: u32 = 16;
+
 /// How long a server may take for one write. Whoever holds a lock is ended by it earlier
-/// ([`Dialect::prepare_writer`]), so a longer silence is that of a way that is no more.
+/// ([`Dialect::writer_settings`]), so a longer silence is that of a way that is no more.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(15);
 
 /// Tells the caller how its write ended, once the commit has succeeded (`Ok`) or not.
@@ -74,7 +76,7 @@ impl Committed {
 
 #[derive(Clone)]
 pub(super) enum Writer {
-    Grouped { queue: mpsc::Sender<Write>, pool: AnyPool },
+    Grouped { queue: mpsc::Sender<Write>, closing: CancellationToken, closed: CancellationToken },
     Pooled { pool: AnyPool, dialect: Dialect, committed: Committed, tasks: TaskTracker, fence: Fence },
 }
 
@@ -83,15 +85,18 @@ pub(super) enum Writer {
 pub(super) type Fence = Arc<OnceLock<(ControllerId, u64)>>;
 
 impl Writer {
-    pub(super) fn start(pool: AnyPool, dialect: Dialect, committed: Committed, tasks: &TaskTracker) -> Result<Self> {
+    pub(super) async fn start(url: &str, dialect: Dialect, committed: Committed, tasks: &TaskTracker) -> Result<Self> {
         Ok(match dialect {
             Dialect::Sqlite => {
                 let (queue, writes) = mpsc::channel(QUEUE);
-                on_own_thread(run(writes, pool.clone(), dialect, committed), tasks)
-                    .map_err(|error| Error::Sql(sqlx::Error::Io(error)))?;
-                Self::Grouped { queue, pool }
+                let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
+                let first = Conn::connect_writer(url, dialect).await?;
+                let grouping = Grouping { url: url.to_string(), writes, closing: closing.clone(), committed };
+                thread::own("db-writer", grouping.run(first), closed.clone(), tasks)?;
+                Self::Grouped { queue, closing, closed }
             }
             Dialect::Postgres => {
+                let pool = pool::options(dialect, CONNECTIONS, dialect.writer_settings()).connect(url).await?;
                 Self::Pooled { pool, dialect, committed, tasks: tasks.clone(), fence: Fence::default() }
             }
         })
@@ -139,7 +144,7 @@ impl Writer {
                 let (pool, dialect, committed) = (pool.clone(), *dialect, committed.clone());
                 tasks.spawn(async move {
                     let mut tx = match pool.acquire().await {
-                        Ok(conn) => Tx::new(conn, dialect),
+                        Ok(conn) => Tx::new(Conn::Pooled(conn), dialect),
                         // The reply channel closes with the write: the caller sees `Away`.
                         Err(error) => return tracing::warn!(%error, "no database connection for a write"),
                     };
@@ -148,19 +153,12 @@ impl Writer {
                         // It may be committed, or not: the caller sees `Away`, and asks again.
                         tracing::warn!("the database does not answer a write; its connection is given up");
                         committed.tell(&mut tx, true);
-                        tx.conn.close_on_drop();
+                        tx.conn.give_up();
                     }
                 });
             }
         }
         answer.await.map_err(|_| Error::Away)?
-    }
-
-    #[cfg(test)]
-    pub(super) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Any>> {
-        match self {
-            Self::Grouped { pool, .. } | Self::Pooled { pool, .. } => Ok(pool.acquire().await?),
-        }
     }
 
     /// From now on, writes are refused unless this member still is one.
@@ -173,63 +171,82 @@ impl Writer {
 
     pub(super) async fn close(&self) {
         match self {
-            Self::Grouped { pool, .. } | Self::Pooled { pool, .. } => pool.close().await,
+            Self::Grouped { closing, closed, .. } => {
+                closing.cancel();
+                closed.cancelled().await;
+            }
+            Self::Pooled { pool, .. } => pool.close().await,
         }
     }
 }
 
-/// Runs the writes of SQLite on a thread of its own. Each statement is handed to the connection's thread and
-/// back; from a thread that does nothing else that is two switches, from a pool of threads it is three or more.
-fn on_own_thread(work: impl Future<Output = ()> + Send + 'static, tasks: &TaskTracker) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    let (ended, end) = oneshot::channel::<()>();
-    std::thread::Builder::new().name("db-writer".into()).spawn(move || {
-        runtime.block_on(work);
-        drop(ended);
-    })?;
-    tasks.spawn(async move {
-        // Nothing is sent: it ends with the thread.
-        let _ = end.await;
-    });
-    Ok(())
+/// The writer of SQLite.
+struct Grouping {
+    url: String,
+    writes: mpsc::Receiver<Write>,
+    closing: CancellationToken,
+    committed: Committed,
 }
 
-async fn run(mut writes: mpsc::Receiver<Write>, pool: AnyPool, dialect: Dialect, committed: Committed) {
-    let mut group = Vec::with_capacity(GROUP);
-    while writes.recv_many(&mut group, GROUP).await > 0 {
-        match pool.acquire().await {
-            Ok(conn) => {
-                let mut tx = Tx::new(conn, dialect);
-                commit_group(&mut tx, std::mem::take(&mut group), &committed).await;
-            }
-            Err(error) => {
-                tracing::warn!(%error, writes = group.len(), "no database connection for writing");
-                group.clear();
+impl Grouping {
+    /// Commits what waits until it is closed; what waits then is still done.
+    async fn run(mut self, first: Conn) {
+        let (mut conn, mut group) = (Some(first), Vec::with_capacity(GROUP));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled(), if !self.writes.is_closed() => self.writes.close(),
+                some = self.writes.recv_many(&mut group, GROUP) => {
+                    if some == 0 {
+                        break;
+                    }
+                    let opened = match conn.take() {
+                        Some(conn) => Ok(conn),
+                        None => Conn::connect_writer(&self.url, Dialect::Sqlite).await,
+                    };
+                    match opened {
+                        Ok(opened) => conn = self.commit(opened, std::mem::take(&mut group)).await,
+                        Err(error) => {
+                            let (writes, error) = (group.len(), &error as &dyn std::error::Error);
+                            tracing::warn!(error, writes, "no database connection for writing");
+                            group.clear();
+                        }
+                    }
+                }
             }
         }
     }
+
+    /// Gives the connection back, unless it is in an unknown state.
+    async fn commit(&self, conn: Conn, group: Vec<Write>) -> Option<Conn> {
+        let mut tx = Tx::new(conn, Dialect::Sqlite);
+        commit_group(&mut tx, group, &self.committed).await.then_some(tx.conn)
+    }
 }
 
-/// Runs `group` in one transaction and answers everybody after the commit.
-async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) {
+/// Runs `group` in one transaction and answers everybody after the commit. False when the connection is not to be
+/// used again.
+async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) -> bool {
     let mut answers = Vec::with_capacity(group.len());
     match apply_group(tx, group, &mut answers).await {
         Ok(events) => {
             committed.tell(tx, events);
             answers.into_iter().for_each(|answer| answer(Ok(())));
+            true
         }
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, writes = answers.len(), "a commit failed");
             let (full, text) = (error.is_full(), error.to_string());
-            // A connection in an unknown state is not used again.
-            if exec(tx.conn(), "ROLLBACK").await.is_err() {
-                tx.conn.close_on_drop();
+            let known = exec(tx.conn(), "ROLLBACK").await.is_ok();
+            if !known {
+                tx.conn.give_up();
             }
             // The commit may have been done, and only its answer lost: whoever is told looks for himself.
             committed.tell(tx, true);
             for answer in answers {
                 answer(Err(if full { Error::Full } else { Error::Sql(sqlx::Error::Protocol(text.clone())) }));
             }
+            known
         }
     }
 }
@@ -243,7 +260,10 @@ async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) 
         match n {
             0 if alone => {}
             0 => exec(tx.conn(), "SAVEPOINT w").await?,
-            _ => exec(tx.conn(), "RELEASE SAVEPOINT w; SAVEPOINT w").await?,
+            _ => {
+                exec(tx.conn(), "RELEASE SAVEPOINT w").await?;
+                exec(tx.conn(), "SAVEPOINT w").await?;
+            }
         }
         let events = tx.events.len();
         match write(tx).await {
@@ -252,7 +272,7 @@ async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) 
                 tx.events.truncate(events);
                 let back = if alone { "ROLLBACK" } else { "ROLLBACK TO SAVEPOINT w" };
                 // On a full disk SQLite may have rolled back everything, with the savepoint.
-                exec(tx.conn(), back).await.map_err(|error| if full { Error::Full } else { error.into() })?;
+                exec(tx.conn(), back).await.map_err(|error| if full { Error::Full } else { error })?;
                 if alone {
                     return Ok(false);
                 }
@@ -265,6 +285,6 @@ async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) 
     Ok(events)
 }
 
-async fn exec(conn: &mut AnyConnection, sql: &'static str) -> sqlx::Result<()> {
-    sqlx::query(sql).execute(conn).await.map(|_| ())
+async fn exec(conn: &mut Conn, sql: &'static str) -> Result<()> {
+    query(sql).execute(conn).await.map(drop)
 }

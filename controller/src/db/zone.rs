@@ -2,12 +2,11 @@
 
 use shared::api::zone::Zone;
 use shared::id::ZoneId;
-use sqlx::any::AnyRow;
 
 use super::filter::Field;
 use super::page::ListSpec;
-use super::row::{RowExt, name_taken};
-use super::{Conn, Result, Tx};
+use super::row::name_taken;
+use super::{Conn, Result, Row, Tx, query};
 
 /// Lists of zones.
 pub const LIST: ListSpec = ListSpec {
@@ -27,7 +26,7 @@ pub const LIST: ListSpec = ListSpec {
 
 /// Adds a zone; `name_taken` when the name is.
 pub async fn insert(tx: &mut Tx, zone: &Zone) -> Result<()> {
-    let done = sqlx::query("INSERT INTO zone (id, name, description, created_at) VALUES ($1, $2, $3, $4)")
+    let done = query("INSERT INTO zone (id, name, description, created_at) VALUES ($1, $2, $3, $4)")
         .bind(zone.id.to_string())
         .bind(zone.name.to_string())
         .bind(zone.description.clone())
@@ -39,23 +38,23 @@ pub async fn insert(tx: &mut Tx, zone: &Zone) -> Result<()> {
 
 /// One zone.
 pub async fn get(conn: &mut Conn, id: ZoneId) -> Result<Option<Zone>> {
-    let row = sqlx::query("SELECT * FROM zone WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
+    let row = query("SELECT * FROM zone WHERE id = $1").bind(id.to_string()).fetch_optional(conn).await?;
     row.as_ref().map(from_row).transpose()
 }
 
 /// Whether there is any zone.
 pub async fn any(conn: &mut Conn) -> Result<bool> {
-    Ok(sqlx::query("SELECT id FROM zone LIMIT 1").fetch_optional(conn).await?.is_some())
+    Ok(query("SELECT id FROM zone LIMIT 1").fetch_optional(conn).await?.is_some())
 }
 
 /// Removes a zone; false when there is none. A foreign key stands in the way while it has clusters.
 pub async fn delete(tx: &mut Tx, id: ZoneId) -> Result<bool> {
-    let done = sqlx::query("DELETE FROM zone WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
-    Ok(done.rows_affected() == 1)
+    let rows = query("DELETE FROM zone WHERE id = $1").bind(id.to_string()).execute(tx.conn()).await?;
+    Ok(rows == 1)
 }
 
 /// Reads a zone, without links.
-pub fn from_row(row: &AnyRow) -> Result<Zone> {
+pub fn from_row(row: &Row) -> Result<Zone> {
     Ok(Zone {
         id: row.parse("id")?,
         name: row.parse("name")?,

@@ -203,7 +203,9 @@ impl Heart {
         // Taken out, so a failure or a time-out drops the connection.
         let mut beating = match self.conn.take() {
             Some(beating) => beating,
-            None => Beating { conn: db::connect_writer(url, dialect).await?, locked: false, since: Instant::now() },
+            None => {
+                Beating { conn: db::Conn::connect_writer(url, dialect).await?, locked: false, since: Instant::now() }
+            }
         };
         if !beating.locked {
             beating.locked = db::take_heartbeat_lock(&mut beating.conn, dialect, joined).await?;

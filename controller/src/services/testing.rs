@@ -57,7 +57,8 @@ pub struct TestSystem {
     pub agent: PlayedAgent,
     _stop: DropGuard,
     _data: tempfile::TempDir,
-    _db: TestDb,
+    /// Its database.
+    pub db: TestDb,
 }
 
 /// One controller for each kind of database.
@@ -133,7 +134,7 @@ impl TestSystem {
             agent,
             _stop: stop.drop_guard(),
             _data: data,
-            _db: db,
+            db,
         }
     }
 

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::PkiConfig;
 use crate::cx::{Caller, Cx, Idempotency};
 use crate::db::job::JobRow;
-use crate::db::{self, Db, Tx};
+use crate::db::{self, Db, Tx, query};
 use crate::deps::Deps;
 use crate::placement::Placement;
 use crate::ring::Ring;
@@ -73,10 +73,7 @@ impl Step<State> for Named {
     }
     async fn record(&self, tx: &mut Tx, _: &At, state: &mut State) -> db::Result<()> {
         let name = format!("{}-{}", state.id, self.0);
-        sqlx::query("INSERT INTO setting (key, value, updated_at) VALUES ($1, '1', 0)")
-            .bind(name)
-            .execute(tx.conn())
-            .await?;
+        query("INSERT INTO setting (key, value, updated_at) VALUES ($1, '1', 0)").bind(name).execute(tx.conn()).await?;
         Ok(())
     }
     async fn undo(&self, _: &StepCx, state: &State) -> Result<()> {
@@ -85,7 +82,7 @@ impl Step<State> for Named {
     }
     async fn unrecord(&self, tx: &mut Tx, _: &At, state: &State) -> db::Result<()> {
         let name = format!("{}-{}", state.id, self.0);
-        sqlx::query("DELETE FROM setting WHERE key = $1").bind(name).execute(tx.conn()).await?;
+        query("DELETE FROM setting WHERE key = $1").bind(name).execute(tx.conn()).await?;
         Ok(())
     }
 }
@@ -159,9 +156,9 @@ impl Bench {
 
     async fn records(&self, id: Uuid) -> usize {
         let mut conn = self.deps.db.read().await.unwrap();
-        sqlx::query("SELECT key FROM setting WHERE key LIKE $1")
+        query("SELECT key FROM setting WHERE key LIKE $1")
             .bind(format!("{id}-%"))
-            .fetch_all(&mut *conn)
+            .fetch_all(&mut conn)
             .await
             .unwrap()
             .len()
@@ -427,9 +424,9 @@ async fn alive(bench: &Bench, ids: &[ControllerId]) {
     let ids = ids.to_vec();
     let insert = bench.deps.db.write(move |tx| {
         Box::pin(async move {
-            sqlx::query("DELETE FROM controller").execute(tx.conn()).await?;
+            query("DELETE FROM controller").execute(tx.conn()).await?;
             for id in ids {
-                sqlx::query(
+                query(
                     "INSERT INTO controller (id, address, version, generation, started_at, heartbeat_at, state, settled)
                      VALUES ($1, '', '', 1, 0, 0, 'active', 1)",
                 )

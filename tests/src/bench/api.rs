@@ -1,23 +1,24 @@
 //! `api`: `GET /v1/vms/{id}` over HTTPS, with the load generator on the same machine. Each connection asks
-//! for a VM of its own.
+//! for a VM of its own. Then very many calls in flight at the same moment.
 
 use std::ffi::OsStr;
 
 use anyhow::Context;
 
 use super::load::Seen;
-use super::{Bench, process};
+use super::{Bench, flight, process};
 use crate::cluster::{Cluster, Setup};
 use crate::cmd;
 
 const CONNECTIONS: u32 = 64;
 const SECONDS: &str = "10";
 
-/// Measures.
+/// Measures; with so many calls in flight at once, one number after the other.
 ///
 /// # Errors
 /// When the controller does not start or a request fails.
-pub async fn run() -> anyhow::Result<()> {
+pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
+    process::allow_files()?;
     let mut bench = Bench::begin("api")?;
     let host = Some((256, shared::units::Bytes::gib(4096)));
     let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
@@ -30,8 +31,8 @@ pub async fn run() -> anyhow::Result<()> {
     let pid = cluster.pid().context("the controller is a process")?;
     let before = process::cpu_seconds(pid)?;
     let config = cluster.cli_config();
-    let paths = paths.join(",");
-    let program = std::env::current_exe()?;
+    let (vms, paths) = (paths.clone(), paths.join(","));
+    let program = cmd::program("kring-bench")?;
     let arguments: [&OsStr; 7] = [
         "load".as_ref(),
         "--config".as_ref(),
@@ -47,6 +48,10 @@ pub async fn run() -> anyhow::Result<()> {
     bench.figure("median", seen.p50_us / 1000.0, "ms", "");
     bench.figure("99th percentile", seen.p99_us / 1000.0, "ms", "under 10");
     bench.figure("CPU of the controller, each", cpu * 1e6 / seen.requests as f64, "µs", "");
+    flight::run(&mut bench, &cluster, &vms, sizes).await?;
     cluster.stop().await?;
+    if let Some(most) = sizes.iter().max() {
+        flight::beyond(&mut bench, *most).await?;
+    }
     bench.end()
 }

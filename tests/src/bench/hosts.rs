@@ -16,6 +16,8 @@ use crate::sim;
 const JOINS: usize = 32;
 /// One of so many hosts dies.
 const DEAD: usize = 10;
+/// How long a busy controller is asked again for a token.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -43,7 +45,7 @@ async fn join(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Resu
     let pid = cluster.pid().context("the controller is a process")?;
     let (begin, cpu, missing) = (Instant::now(), process::cpu_seconds(pid)?, size - cluster.sim.hosts().len());
     stream::iter(0..missing)
-        .map(|_| async { cluster.sim.join(&cluster.api.join_token().await?.token).await })
+        .map(|_| async { cluster.sim.join(&token(cluster).await?).await })
         .buffer_unordered(JOINS)
         .try_for_each(|_| async { Ok(()) })
         .await?;
@@ -53,6 +55,20 @@ async fn join(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Resu
     let each = (process::cpu_seconds(pid)? - cpu) * 1000.0 / missing as f64;
     bench.point((size, "hosts"), "CPU each join", each, "ms", "");
     Ok(())
+}
+
+/// A token to join with. A controller that is busy says so, and is asked again.
+async fn token(cluster: &Cluster) -> anyhow::Result<String> {
+    let asked = Instant::now();
+    loop {
+        match cluster.api.join_token().await {
+            Ok(token) => return Ok(token.token),
+            Err(busy) if busy.code().is_transient() && asked.elapsed() < PATIENCE => {
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
 }
 
 /// Nothing happens for an interval.

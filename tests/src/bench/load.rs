@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::quantile;
 use crate::client::Client;
@@ -33,21 +35,62 @@ pub struct Seen {
     pub p99_us: f64,
 }
 
+/// The controller that is loaded, and who loads it.
+#[derive(Clone)]
+pub(super) struct Target {
+    address: String,
+    token: String,
+    connector: TlsConnector,
+}
+
+/// One connection, and what drives it.
+pub(super) struct Connected {
+    pub(super) sender: SendRequest<Full<Bytes>>,
+    pub(super) driver: Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>,
+}
+
+impl Target {
+    /// The one that a CLI configuration names.
+    pub(super) fn of(config: &Path) -> anyhow::Result<Self> {
+        let (url, ca, token) = Client::parts_of_cli_config(config)?;
+        let token = token.context("the configuration has no token")?;
+        let address = url.strip_prefix("https://").context("an https URL")?.to_string();
+        let connector = TlsConnector::from(Arc::new(tls::client_config(&ca)?));
+        Ok(Self { address, token, connector })
+    }
+
+    pub(super) async fn connect(&self) -> anyhow::Result<Connected> {
+        let stream = TcpStream::connect(&self.address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(shared::wire::CONTROLLER_DNS_NAME)?;
+        let stream = self.connector.connect(name, stream).await?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+        Ok(Connected { sender, driver })
+    }
+
+    pub(super) fn request(&self, method: &Method, path: &str, body: Bytes) -> anyhow::Result<Request<Full<Bytes>>> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", &self.address)
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {}", self.token));
+        Ok(request.body(Full::new(body))?)
+    }
+}
+
 /// Loads each of `paths` of the controller that the CLI configuration names.
 ///
 /// # Errors
 /// When any request is not answered with 200.
 pub async fn run(config: &Path, paths: Vec<String>, seconds: u64) -> anyhow::Result<Seen> {
-    let (url, ca, token) = Client::parts_of_cli_config(config)?;
-    let token = token.context("the configuration has no token")?;
-    let address = url.strip_prefix("https://").context("an https URL")?.to_string();
-    let connector = TlsConnector::from(Arc::new(tls::client_config(&ca)?));
+    let target = Target::of(config)?;
     let end = Instant::now() + Duration::from_secs(seconds);
     let begin = Instant::now();
     let mut workers = JoinSet::new();
     for path in paths {
-        let (address, connector, token) = (address.clone(), connector.clone(), token.clone());
-        workers.spawn(async move { worker(&address, connector, &path, &token, end).await });
+        let target = target.clone();
+        workers.spawn(async move { worker(&target, &path, end).await });
     }
     let mut times: Vec<u32> = Vec::new();
     while let Some(worker) = workers.join_next().await {
@@ -58,25 +101,12 @@ pub async fn run(config: &Path, paths: Vec<String>, seconds: u64) -> anyhow::Res
     Ok(Seen { requests: times.len() as u64, seconds, p50_us: quantile(&times, 0.5), p99_us: quantile(&times, 0.99) })
 }
 
-async fn worker(
-    address: &str,
-    connector: TlsConnector,
-    path: &str,
-    token: &str,
-    end: Instant,
-) -> anyhow::Result<Vec<u32>> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let name = ServerName::try_from(shared::wire::CONTROLLER_DNS_NAME)?;
-    let stream = connector.connect(name, stream).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+async fn worker(target: &Target, path: &str, end: Instant) -> anyhow::Result<Vec<u32>> {
+    let Connected { mut sender, driver } = target.connect().await?;
     let requests = async {
         let mut times = Vec::new();
         while Instant::now() < end {
-            let request = http::Request::get(path)
-                .header("host", address)
-                .header("authorization", format!("Bearer {token}"))
-                .body(Empty::<Bytes>::new())?;
+            let request = target.request(&Method::GET, path, Bytes::new())?;
             let begin = Instant::now();
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -88,6 +118,6 @@ async fn worker(
     };
     tokio::select! {
         times = requests => times,
-        ended = connection => Err(anyhow::anyhow!("the connection ended: {ended:?}")),
+        ended = driver => Err(anyhow::anyhow!("the connection ended: {ended:?}")),
     }
 }

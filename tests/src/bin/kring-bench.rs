@@ -20,8 +20,12 @@ enum What {
     Bus,
     /// Balance and speed of the ring.
     Ring,
-    /// GET of a VM over HTTPS.
-    Api,
+    /// GET of a VM over HTTPS, and very many calls in flight.
+    Api {
+        /// Numbers of calls in flight, one after the other.
+        #[arg(default_values_t = [100, 1000, 10_000])]
+        sizes: Vec<usize>,
+    },
     /// Reads of very many VMs, and a restart of the controller that has them.
     Query {
         /// Numbers of VMs, one after the other.
@@ -45,6 +49,12 @@ enum What {
         /// Seconds between two pings of a host.
         #[arg(long, default_value_t = 60)]
         interval: u64,
+    },
+    /// Decisions on which host a VM is put.
+    Placement {
+        /// Numbers of hosts, one after the other.
+        #[arg(default_values_t = [1000, 10_000, 100_000])]
+        sizes: Vec<usize>,
     },
     /// Memory and processor time of controller and agent while nothing happens.
     Idle,
@@ -78,12 +88,13 @@ fn main() -> anyhow::Result<()> {
     match args.what {
         Some(What::Bus) => bench::bus::run(),
         Some(What::Ring) => bench::ring::run(),
-        Some(What::Api) => runtime.block_on(bench::api::run()),
+        Some(What::Api { sizes }) => runtime.block_on(bench::api::run(&sizes)),
         Some(What::Create { sizes, hosts }) => runtime.block_on(bench::create::run(&sizes, hosts)),
         Some(What::Hosts { sizes, interval }) => {
             runtime.block_on(bench::hosts::run(&sizes, Duration::from_secs(interval)))
         }
         Some(What::Query { sizes }) => runtime.block_on(bench::query::run(&sizes)),
+        Some(What::Placement { sizes }) => runtime.block_on(bench::placement::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
         Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
         Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
@@ -97,8 +108,9 @@ fn main() -> anyhow::Result<()> {
             runtime.block_on(async {
                 bench::idle::run().await?;
                 bench::start::run(9).await?;
-                bench::api::run().await?;
+                bench::api::run(&[100, 1000, 10_000]).await?;
                 bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
+                bench::placement::run(&[1000, 10_000, 100_000]).await?;
                 bench::query::run(&[10_000, 100_000, 1_000_000]).await?;
                 bench::hosts::run(&[1000, 10_000, 100_000], Duration::from_secs(60)).await?;
                 bench::takeover::run(20).await

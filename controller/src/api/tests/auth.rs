@@ -7,6 +7,7 @@ use shared::api::page::Page;
 
 use super::*;
 use crate::cx::Caller;
+use crate::db::query;
 use crate::messages::account::RevokeToken;
 use crate::messages::image::{GetImage, ListImages};
 use crate::messages::zone::{CreateZone, DeleteZone};
@@ -18,8 +19,8 @@ async fn owned_image(gateway: &Gateway, owner: AccountId) -> String {
         .db
         .write(move |tx| {
             Box::pin(async move {
-                sqlx::query("INSERT INTO account (id, name, kind, created_at) VALUES ($1, $1, 'normal', 0)").bind(account.clone()).execute(tx.conn()).await?;
-                sqlx::query("INSERT INTO image (id, name, account_id, state, source, firmware, created_at, version) VALUES ($1, 'x', $2, 'ready', '{}', 'bios', 0, 0)")
+                query("INSERT INTO account (id, name, kind, created_at) VALUES ($1, $1, 'normal', 0)").bind(account.clone()).execute(tx.conn()).await?;
+                query("INSERT INTO image (id, name, account_id, state, source, firmware, created_at, version) VALUES ($1, 'x', $2, 'ready', '{}', 'bios', 0, 0)")
                     .bind(image)
                     .bind(account)
                     .execute(tx.conn())

@@ -67,7 +67,7 @@ async fn run(db: &TestDb, seed: &Seed, network: Network, ops: Vec<Op>) -> Vec<(O
                     Op::Release(_) if taken.is_empty() => continue,
                     Op::Release(n) => {
                         let ip: Ipv4Addr = taken.swap_remove(n % taken.len());
-                        sqlx::query("DELETE FROM nic WHERE ip = $1").bind(ip.to_string()).execute(tx.conn()).await?;
+                        query("DELETE FROM nic WHERE ip = $1").bind(ip.to_string()).execute(tx.conn()).await?;
                         outcomes.push((op, Ok(ip)));
                         continue;
                     }
@@ -77,7 +77,7 @@ async fn run(db: &TestDb, seed: &Seed, network: Network, ops: Vec<Op>) -> Vec<(O
             }
             // Leave nothing, so the next case may use the same addresses.
             for sql in ["DELETE FROM nic", "DELETE FROM vm"] {
-                sqlx::query(sql).execute(tx.conn()).await?;
+                query(sql).execute(tx.conn()).await?;
             }
             delete(tx, network.id).await?;
             Ok(outcomes)
@@ -192,7 +192,7 @@ async fn a_network_closes_only_when_nobody_is_in_it_and_then_lets_nobody_in() {
         let code = db
             .write(move |tx| {
                 Box::pin(async move {
-                    sqlx::query("DELETE FROM nic").execute(tx.conn()).await?;
+                    query("DELETE FROM nic").execute(tx.conn()).await?;
                     close(tx, id).await?;
                     let refused = take(tx, id, VmId::new(), None).await?;
                     reopen(tx, id).await?;

@@ -3,7 +3,7 @@
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::db::{Db, row::RowExt as _};
+use crate::db::{Db, query};
 use futures_util::FutureExt as _;
 use shared::Code;
 
@@ -31,14 +31,14 @@ async fn filled() -> (tempfile::TempDir, Db, Vec<AccountId>) {
     db.write(move |tx| {
         async move {
             for (i, account) in owners.iter().enumerate() {
-                sqlx::query("INSERT INTO account (id, name, kind, created_at) VALUES ($1, $2, 'normal', 0)")
+                query("INSERT INTO account (id, name, kind, created_at) VALUES ($1, $2, 'normal', 0)")
                     .bind(account.to_string())
                     .bind(format!("owner-{i}"))
                     .execute(tx.conn())
                     .await?;
             }
             for n in 0..25_i64 {
-                sqlx::query("INSERT INTO image (id, name, account_id, state, source, size, firmware, created_at, version) VALUES ($1, $2, $3, $4, '{}', $5, 'bios', 0, 0)")
+                query("INSERT INTO image (id, name, account_id, state, source, size, firmware, created_at, version) VALUES ($1, $2, $3, $4, '{}', $5, 'bios', 0, 0)")
                     .bind(format!("00000000-0000-7000-8000-{n:012}"))
                     .bind(format!("Image-{n:02}"))
                     .bind(owners[(n % 5 == 0) as usize].to_string())
@@ -160,7 +160,7 @@ async fn a_page_behind_a_cursor_is_found_by_the_index() {
     let mut sql = Plan::new(&SPEC, &asked, None).unwrap().page();
     sql.text.insert_str(0, "EXPLAIN QUERY PLAN ");
     let steps: Vec<String> =
-        sql.query().fetch_all(&mut *conn).await.unwrap().iter().map(|row| row.text("detail").unwrap()).collect();
+        sql.query().fetch_all(&mut conn).await.unwrap().iter().map(|row| row.text("detail").unwrap()).collect();
     assert!(steps[0].starts_with("SEARCH image USING") && steps.len() == 1, "{steps:?}");
 }
 

@@ -5,7 +5,7 @@ use shared::id::{ResourceId, VmId};
 use shared::time::Timestamp;
 use shared::{Code, Error as Fault};
 
-use super::{Result, Tx, VmRow, require, row_from};
+use super::{Result, Tx, VmRow, query, require, row_from};
 use crate::db::event;
 
 /// Moves a VM on from any of `from`, the likeliest first, to `to`; answers it as it was. `invalid_state` when
@@ -62,7 +62,7 @@ impl Change {
     /// another one, or a newer owner has it.
     async fn write(&self, tx: &mut Tx, id: VmId, from: VmState, version: Option<i64>) -> Result<Option<VmRow>> {
         let Self { to, generation, now } = *self;
-        let row = sqlx::query(
+        let row = query(
             "UPDATE vm SET state = $4, state_since = $5, generation = $6, version = version + 1, start_due = 0,
                  last_known_state = CASE WHEN $4 = 'unknown' THEN state END
              WHERE id = $1 AND state = $2 AND version = COALESCE($3, version) AND generation <= $6

@@ -5,7 +5,7 @@ use shared::api::controller::ControllerState;
 use shared::api::page::ListParams;
 use uuid::Uuid;
 
-use crate::db;
+use crate::db::{self, query};
 use crate::messages::controller::{DrainController, GetController, GetOwnership, ListControllers};
 use crate::services::testing::systems;
 
@@ -46,7 +46,7 @@ async fn who_shows_no_life_is_buried_and_who_does_is_not() {
         let insert = db.write(move |tx| {
             Box::pin(async move {
                 for (id, heartbeat_at) in [(one, 0_i64), (two, i64::MAX / 2)] {
-                    sqlx::query(
+                    query(
                         "INSERT INTO controller (id, address, version, generation, started_at, heartbeat_at, state, settled)
                          VALUES ($1, '', '', 1, 0, $2, 'active', 1)",
                     )
@@ -59,7 +59,7 @@ async fn who_shows_no_life_is_buried_and_who_does_is_not() {
             })
         });
         insert.await.unwrap();
-        let mut conn = db.own_connection().await.unwrap();
+        let mut conn = db::Conn::connect_writer(&system.db.url, db.dialect()).await.unwrap();
         let seen = db::controller::all(&mut conn, db.dialect()).await.unwrap();
         let row = |id| seen.controllers.iter().find(|row| row.id == id).unwrap();
         assert!(row(one).is_dead() && !row(two).is_dead());

@@ -118,7 +118,7 @@ async fn resolve(context: &Context, cx: &Cx, id: VmId, body: Body) -> Result<Cre
     })?;
     let (vcpus, memory) = match (body.instance_type_id, body.vcpus, body.memory) {
         (Some(wanted), None, None) => {
-            let kind = db::instance_type::get(&mut *db.read().await?, wanted).await?;
+            let kind = db::instance_type::get(&mut db.read().await?, wanted).await?;
             let kind =
                 kind.ok_or_else(|| Error::invalid("instance_type_id", format!("there is no instance type {wanted}")))?;
             (kind.vcpus, kind.memory)

@@ -1,0 +1,82 @@
+//! Connections. Two libraries run statements: sqlx, which has a server's connections and pools, and for what
+//! waits on SQLite in large numbers [`Embedded`], on the thread that asks.
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, AnyConnection, Connection as _};
+
+use super::embedded::Embedded;
+use super::{Dialect, Result};
+
+/// A connection of either database.
+#[derive(Debug)]
+pub enum Conn {
+    /// One that goes back into its pool.
+    Pooled(PoolConnection<Any>),
+    /// One of its own.
+    Own(AnyConnection),
+    /// SQLite on the thread that asks.
+    Embedded(Embedded),
+}
+
+/// Who runs a statement.
+pub(super) enum Library<'c> {
+    Sqlx(&'c mut AnyConnection),
+    Embedded(&'c mut Embedded),
+}
+
+impl Conn {
+    /// A connection of its own to what a URL names.
+    pub async fn connect(url: &str) -> Result<Self> {
+        sqlx::any::install_default_drivers();
+        Ok(Self::Own(AnyConnection::connect(url).await?))
+    }
+
+    /// The same, which may write. On SQLite its statements block the thread that runs them.
+    pub async fn connect_writer(url: &str, dialect: Dialect) -> Result<Self> {
+        Self::connect_own(url, dialect, dialect.writer_settings()).await
+    }
+
+    /// One of its own that only reads. On SQLite its statements block the thread that runs them.
+    pub(super) async fn connect_reader(url: &str, dialect: Dialect) -> Result<Self> {
+        Self::connect_own(url, dialect, dialect.reader_settings()).await
+    }
+
+    async fn connect_own(url: &str, dialect: Dialect, settings: Vec<String>) -> Result<Self> {
+        let mut conn = match dialect {
+            Dialect::Sqlite => Self::Embedded(Embedded::open(url)?),
+            Dialect::Postgres => Self::connect(url).await?,
+        };
+        conn.set(settings).await?;
+        Ok(conn)
+    }
+
+    pub(super) async fn set(&mut self, settings: Vec<String>) -> Result<()> {
+        for setting in settings {
+            super::query_of(setting).execute(self).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn library(&mut self) -> Library<'_> {
+        match self {
+            Self::Pooled(conn) => Library::Sqlx(conn),
+            Self::Own(conn) => Library::Sqlx(conn),
+            Self::Embedded(conn) => Library::Embedded(conn),
+        }
+    }
+
+    /// It is in an unknown state: no pool takes it back.
+    pub(super) fn give_up(&mut self) {
+        if let Self::Pooled(conn) = self {
+            conn.close_on_drop();
+        }
+    }
+
+    /// Closes it, as far as it is one of its own.
+    pub async fn close(self) -> Result<()> {
+        if let Self::Own(conn) = self {
+            conn.close().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! Very many calls in flight at the same moment, each on a connection of its own, half of them mutations. Part
+//! of `api`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{Method, StatusCode};
+use http_body_util::BodyExt;
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
+
+use super::load::{Connected, Target};
+use super::{Bench, process, quantile};
+use crate::cluster::{Cluster, Setup};
+
+/// TLS handshakes at a time, before the calls.
+const HANDSHAKES: usize = 128;
+/// Calls in flight that the controller of [`beyond`] allows.
+const LIMIT: usize = 2000;
+
+/// Measures with so many calls at once, one number after the other.
+pub(super) async fn run(bench: &mut Bench, cluster: &Cluster, paths: &[String], sizes: &[usize]) -> anyhow::Result<()> {
+    let pid = cluster.pid().context("the controller is a process")?;
+    for &size in sizes {
+        let cpu = process::cpu_seconds(pid)?;
+        let connected = connect(&Target::of(&cluster.cli_config())?, size).await?;
+        bench.point(
+            (size, "calls"),
+            "CPU a connection",
+            (process::cpu_seconds(pid)? - cpu) * 1000.0 / size as f64,
+            "ms",
+            "",
+        );
+        let (cpu, begin) = (process::cpu_seconds(pid)?, Instant::now());
+        let answers = all_at_once(cluster, connected, paths).await?;
+        let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
+        let refused = answers.iter().filter(|answer| !answer.status.is_success()).count();
+        let mut times: Vec<u32> = answers.iter().map(|answer| answer.took_us).collect();
+        times.sort_unstable();
+        let of = (size, "calls");
+        bench.point(of, "in flight: refused or lost", refused as f64, "", "0");
+        bench.point(of, "in flight: answered a second", size as f64 / took, "", "");
+        bench.point(of, "in flight: p99", quantile(&times, 0.99) / 1000.0, "ms", "");
+        bench.point(of, "in flight: CPU each", cpu * 1e6 / size as f64, "µs", "");
+        let memory = process::resident(pid)? as f64;
+        bench.point(of, "in flight: memory", memory / f64::from(1 << 20), "MiB", "");
+    }
+    Ok(())
+}
+
+/// More calls than a controller allows: each is answered or told when to come again.
+pub(super) async fn beyond(bench: &mut Bench, size: usize) -> anyhow::Result<()> {
+    let setup = Setup { process: true, api: format!("max_in_flight = {LIMIT}"), ..Setup::default() };
+    let cluster = Cluster::start_with(setup).await?;
+    let pid = cluster.pid().context("the controller is a process")?;
+    let connected = connect(&Target::of(&cluster.cli_config())?, size).await?;
+    let answers = all_at_once(&cluster, connected, &["/v1/zones".to_string()]).await?;
+    let told = |answer: &&Answer| answer.status == StatusCode::SERVICE_UNAVAILABLE && answer.retry_after;
+    let (done, shed) =
+        (answers.iter().filter(|answer| answer.status.is_success()).count(), answers.iter().filter(told).count());
+    bench.figure(format!("{size} calls, limit {LIMIT}: answered"), done as f64, "", "");
+    bench.figure(format!("{size} calls, limit {LIMIT}: 503 with Retry-After"), shed as f64, "", "");
+    bench.figure(format!("{size} calls, limit {LIMIT}: anything else"), (size - done - shed) as f64, "", "0");
+    let memory = process::resident(pid)? as f64;
+    bench.figure(format!("{size} calls, limit {LIMIT}: memory"), memory / f64::from(1 << 20), "MiB", "");
+    cluster.stop().await
+}
+
+/// What became of a call.
+struct Answer {
+    status: StatusCode,
+    retry_after: bool,
+    took_us: u32,
+}
+
+type Ready = (Target, Vec<Connected>);
+
+async fn connect(target: &Target, size: usize) -> anyhow::Result<Ready> {
+    let connected = stream::iter(0..size).map(|_| target.connect()).buffer_unordered(HANDSHAKES).try_collect().await?;
+    Ok((target.clone(), connected))
+}
+
+/// Everybody calls when everybody is there.
+async fn all_at_once(cluster: &Cluster, (target, connected): Ready, paths: &[String]) -> anyhow::Result<Vec<Answer>> {
+    let (begin, mut calls) = (Arc::new(Barrier::new(connected.len())), JoinSet::new());
+    let run = cluster.sim.age().as_nanos();
+    for (n, one) in connected.into_iter().enumerate() {
+        let (method, path, body) = if n % 2 == 0 {
+            (Method::GET, paths.get(n / 2 % paths.len()).context("a path")?.clone(), Bytes::new())
+        } else {
+            let body = serde_json::json!({ "name": format!("type-{run}-{n}"), "vcpus": 1, "memory": 1 << 30 });
+            (Method::POST, "/v1/instance-types".to_string(), serde_json::to_vec(&body)?.into())
+        };
+        let (target, begin) = (target.clone(), Arc::clone(&begin));
+        calls.spawn(async move {
+            begin.wait().await;
+            call(&target, one, &method, &path, body).await
+        });
+    }
+    let mut answers = Vec::new();
+    while let Some(answer) = calls.join_next().await {
+        answers.push(answer??);
+    }
+    Ok(answers)
+}
+
+async fn call(target: &Target, one: Connected, method: &Method, path: &str, body: Bytes) -> anyhow::Result<Answer> {
+    let Connected { mut sender, driver } = one;
+    let asked = Instant::now();
+    let exchange = async {
+        let response = sender.send_request(target.request(method, path, body)?).await?;
+        let (status, retry_after) = (response.status(), response.headers().contains_key("retry-after"));
+        response.into_body().collect().await?;
+        let took_us = u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX);
+        anyhow::Ok(Answer { status, retry_after, took_us })
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        ended = driver => Err(anyhow::anyhow!("the connection ended: {ended:?}")),
+    }
+}
