@@ -54,7 +54,7 @@ impl Twins {
     async fn new(server: &Postgres, seed: u64) -> anyhow::Result<Self> {
         let url = server.database(&format!("twins{seed}")).await?;
         let real = Db::open(&url, &TaskTracker::new()).await?;
-        let conn = db::connect_writer(&url, Dialect::Postgres).await?;
+        let conn = db::Conn::connect_writer(&url, Dialect::Postgres).await?;
         Ok(Self {
             real,
             url,
@@ -102,7 +102,7 @@ impl Twins {
 
     async fn connect(&mut self, id: ControllerId, joined: u64) -> anyhow::Result<String> {
         self.disconnect(id).await?;
-        let mut conn = db::connect_writer(&self.url, Dialect::Postgres).await?;
+        let mut conn = db::Conn::connect_writer(&self.url, Dialect::Postgres).await?;
         // The server frees the lock of a connection that was closed when it comes to it, also when the row of
         // whom it belonged to is gone.
         eventually("the lock is free", async || {
@@ -120,11 +120,11 @@ impl Twins {
             self.model.connect(id, *joined, false);
         }
         let Some(conn) = self.hearts.remove(&id) else { return Ok(()) };
-        sqlx::Connection::close(conn).await?;
+        conn.close().await?;
         // The server frees the lock when it comes to it.
         let url = self.url.clone();
         until("the lock is free", async || {
-            let Ok(mut conn) = db::connect_writer(&url, Dialect::Postgres).await else { return false };
+            let Ok(mut conn) = db::Conn::connect_writer(&url, Dialect::Postgres).await else { return false };
             let all = db::controller::all(&mut conn, Dialect::Postgres).await;
             all.is_ok_and(|all| all.controllers.iter().all(|row| row.id != id || !row.connected))
         })
@@ -134,7 +134,7 @@ impl Twins {
     async fn age(&mut self, id: ControllerId, by: u64) -> anyhow::Result<String> {
         self.model.age(id, by);
         let sql = "UPDATE controller SET heartbeat_at = heartbeat_at - $2 WHERE id = $1";
-        sqlx::query(sql).bind(id.to_string()).bind(by as i64).execute(&mut self.conn).await?;
+        db::query(sql).bind(id.to_string()).bind(by as i64).execute(&mut self.conn).await?;
         Ok(format!("{id} is silent for {by} ms"))
     }
 
