@@ -361,6 +361,9 @@ impl Db {
                 Points { source, together, on: Handle::current(), tasks }
             }
         };
+        // A host may have thousands of VMs.
+        let source = gather::Source::Pool(readers.clone());
+        let long = Points { source, together, on: Handle::current(), tasks };
         let events = Arc::new(watch::Sender::new(0));
         let own_events = Arc::new(watch::Sender::new(0));
         let (touched_hosts, reached_hosts) = <(Arc<TouchedHosts>, Arc<TouchedHosts>)>::default();
@@ -380,7 +383,7 @@ impl Db {
             reaches: points.of(|conn, ids| host::reaches(conn, ids).boxed()),
             jobs: points.of(|conn, ids| job::some(conn, ids).boxed()),
             owners: points.of(|conn, of| owner::of(conn, of).boxed()),
-            digests: points.of(|conn, of| vm::digests(conn, of).boxed()),
+            digests: long.of(|conn, of| vm::digests(conn, of).boxed()),
             dialect,
             readers,
             listers,

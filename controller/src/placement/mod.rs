@@ -5,8 +5,8 @@
 //! own transaction, is the judge. What keeps it true:
 //! - each commit here names the hosts that it touched, and they are read again a moment later;
 //! - a host that is chosen counts as taken at once, so those who come at the same time choose others;
-//! - when the picture is old, or finds no place at all, everything is read again: other controllers
-//!   reserve as well.
+//! - when the picture is old, everything is read again: other controllers reserve as well. Where there are
+//!   others, it is also read before anybody is told that there is no place.
 
 mod filter;
 mod index;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crate::db::placement::Request;
-use crate::db::{self, Db};
+use crate::db::{self, Db, Dialect};
 pub use filter::given_away;
 use index::Index;
 
@@ -78,9 +78,26 @@ impl Placement {
         if let Some(found) = self.take(request, most) {
             return Ok(found);
         }
-        // Others may have given back what they had, here or on another controller.
-        self.read_all().await?;
+        // Others may have given back what they had.
+        self.read_recent().await?;
+        if let Some(found) = self.take(request, most) {
+            return Ok(found);
+        }
+        if self.db.dialect() != Dialect::Sqlite {
+            // They may have done so on another controller.
+            self.read_all().await?;
+        }
         self.take(request, most).ok_or_else(|| filter::refusal(&filter::report(self.index().places(), request)))
+    }
+
+    /// Reads again what was written to here, and the hosts that count as taken whatever became of it.
+    async fn read_recent(&self) -> Result<()> {
+        if self.index().is_unread() {
+            return self.read_all().await;
+        }
+        let taken = self.index().checks(Instant::now());
+        self.db.touched_hosts().add(taken);
+        self.read_touched().await
     }
 
     /// What would be chosen for a VM, and what each filter drops.

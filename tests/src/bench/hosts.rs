@@ -124,13 +124,18 @@ async fn restart(bench: &mut Bench, cluster: &mut Cluster) -> anyhow::Result<()>
     let (begin, killed) = (Instant::now(), cluster.sim.age());
     cluster.run().await?;
     let ready = begin.elapsed().as_secs_f64();
-    while hosts.iter().any(|host| host.pings.last() <= killed) {
-        tokio::time::sleep(LOOK).await;
-    }
+    until_heard_of(&hosts, killed).await;
     bench.figure(format!("{} hosts: restarted controller ready", hosts.len()), ready, "s", "");
     let all = begin.elapsed().as_secs_f64();
     bench.figure(format!("{} hosts: every one confirmed", hosts.len()), all, "s", "at most 90");
     Ok(())
+}
+
+/// Waits until each host was pinged after this age of the simulation.
+pub(super) async fn until_heard_of(hosts: &[Arc<sim::Host>], age: Duration) {
+    while hosts.iter().any(|host| host.pings.last() <= age) {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn pings(hosts: &[Arc<sim::Host>]) -> u64 {
