@@ -12,8 +12,8 @@ use controller::{backup, log, privileges, systemd};
 use shared::wire::host::Grade;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Very many small pieces of memory, taken on one thread and given back on another: the system's own allocator
-/// takes twice as long for it.
+/// Very many small pieces of memory are taken on one thread and given back on another, for which the system's own
+/// allocator is slow.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -158,7 +158,7 @@ pub(super) async fn upgrade(
 /// See [`super::Agents::hand_on`].
 pub(super) async fn hand_on<B>(
     tls: &Arc<rustls::ClientConfig>,
-    controller: &str,
+    controller: &[String],
     request: http::Request<B>,
 ) -> Result<http::Response<Bytes>>
 where
@@ -180,7 +180,7 @@ where
 /// See [`super::Agents::hand_on_upgrade`].
 pub(super) async fn hand_on_upgrade(
     tls: &Arc<rustls::ClientConfig>,
-    controller: &str,
+    controller: &[String],
     request: http::Request<()>,
 ) -> Result<(http::Response<Bytes>, Option<Upgraded>)> {
     let lost = |error: &(dyn std::error::Error + 'static)| unreachable_controller(controller, error);
@@ -201,17 +201,24 @@ pub(super) async fn hand_on_upgrade(
     timeout_at(Instant::now() + BY_CONTROLLER, answer).await.unwrap_or_else(|late| Err(lost(&late)))
 }
 
-/// A TLS connection to another controller, checked to be one.
-async fn to_controller(tls: &Arc<rustls::ClientConfig>, controller: &str) -> Result<TlsStream<TcpStream>> {
-    let lost = |error: &(dyn std::error::Error + 'static)| unreachable_controller(controller, error);
+/// A TLS connection to another controller, checked to be one, by the first of its addresses that answers.
+async fn to_controller(tls: &Arc<rustls::ClientConfig>, controller: &[String]) -> Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(CONTROLLER_DNS_NAME)
         .map_err(|e| Error::internal(format_args!("the controllers' name is not a DNS name: {e}")))?;
-    let opened = timeout_at(Instant::now() + TO_CONTROLLER, tls_stream(tls, controller, name));
-    opened.await.map_err(|e| lost(&e))?.map_err(|e| lost(&e))
+    let mut lost = io::Error::other("it has no address");
+    for address in controller {
+        let opened = timeout_at(Instant::now() + TO_CONTROLLER, tls_stream(tls, address, name.clone()));
+        match opened.await.unwrap_or_else(|late| Err(late.into())) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => lost = error,
+        }
+    }
+    Err(unreachable_controller(controller, &lost))
 }
 
-fn unreachable_controller(controller: &str, error: &(dyn std::error::Error + 'static)) -> Error {
-    let text = format!("the controller at {controller}, which has this, cannot be reached: try again in a moment");
+fn unreachable_controller(controller: &[String], error: &(dyn std::error::Error + 'static)) -> Error {
+    let addresses = controller.join(" or ");
+    let text = format!("the controller at {addresses}, which has this, cannot be reached: try again in a moment");
     Error::new(Code::Unavailable, text).caused_by(error)
 }
 

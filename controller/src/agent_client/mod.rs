@@ -276,7 +276,7 @@ impl Agents {
     ///
     /// # Errors
     /// `unavailable` when it is not reached or breaks off.
-    pub async fn hand_on<B>(&self, controller: &str, request: http::Request<B>) -> Result<http::Response<Bytes>>
+    pub async fn hand_on<B>(&self, controller: &[String], request: http::Request<B>) -> Result<http::Response<Bytes>>
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -291,7 +291,7 @@ impl Agents {
     /// `unavailable` when it is not reached, breaks off or does not answer in time.
     pub async fn hand_on_upgrade(
         &self,
-        controller: &str,
+        controller: &[String],
         request: http::Request<()>,
     ) -> Result<(http::Response<Bytes>, Option<Upgraded>)> {
         connection::hand_on_upgrade(self.connections.tls(), controller, request).await

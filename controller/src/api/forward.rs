@@ -9,8 +9,9 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use hyper_util::rt::TokioIo;
+use shared::api::controller::Controller;
 use shared::id::ControllerId;
-use shared::wire::HEADER_TRACEPARENT;
+use shared::wire::{CONTROLLER_DNS_NAME, HEADER_TRACEPARENT};
 use shared::{Code, Error};
 use uuid::Uuid;
 
@@ -26,13 +27,13 @@ const HANDED_ON: HeaderName = HeaderName::from_static("kring-handed-on");
 const OF_THE_CONNECTION: [HeaderName; 6] =
     [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::TE, header::UPGRADE, header::EXPECT];
 
-/// `ADDRESS:PORT` of the owner of a resource, when the request is to be handed to it.
+/// Where the owner of a resource is reached, when the request is to be handed to it; see [`elsewhere`].
 pub(super) async fn owner_elsewhere(
     api: &Api,
     cx: &Cx,
     id: Uuid,
     headers: &HeaderMap,
-) -> Result<Option<String>, Error> {
+) -> Result<Option<Vec<String>>, Error> {
     if api.bus.owns(id) || headers.contains_key(HANDED_ON) {
         return Ok(None);
     }
@@ -40,37 +41,47 @@ pub(super) async fn owner_elsewhere(
         .bus
         .call(&Cx { deadline: cx.deadline, ..Cx::system(api.config.api.timeout()) }, GetOwnership { id })
         .await?;
-    authority(&owner.address).map(Some)
+    elsewhere(api, owner.controller_id, headers).await
 }
 
-/// `ADDRESS:PORT` of a certain controller, when a request is to be handed to it. `None` when it is this one,
-/// or when the request has been handed on already.
+/// Each `ADDRESS:PORT` of a certain controller, when a request is to be handed to it: one may be in a network that
+/// this one is not in. `None` when it is this one, or when the request has been handed on already.
 ///
 /// # Errors
 /// `not_found` when there is no such controller (any more).
-pub(super) async fn elsewhere(api: &Api, id: ControllerId, headers: &HeaderMap) -> Result<Option<String>, Error> {
+pub(super) async fn elsewhere(api: &Api, id: ControllerId, headers: &HeaderMap) -> Result<Option<Vec<String>>, Error> {
     if api.bus.me() == id || headers.contains_key(HANDED_ON) {
         return Ok(None);
     }
     let controller = api.bus.call(&Cx::system(api.config.api.timeout()), GetController { id }).await?;
-    authority(&controller.address).map(Some)
+    authorities(&controller).map(Some)
 }
 
-fn authority(address: &str) -> Result<String, Error> {
-    let uri: Option<Uri> = address.parse().ok();
-    uri.as_ref().and_then(Uri::authority).map(ToString::to_string).ok_or_else(|| {
-        let text = format!("the controller that has this cannot be reached at \"{address}\"");
-        Error::new(Code::Unavailable, text)
-    })
+fn authorities(controller: &Controller) -> Result<Vec<String>, Error> {
+    let urls = std::iter::once(&controller.address).chain(&controller.report.addresses);
+    let mut known = Vec::new();
+    for url in urls {
+        let uri: Option<Uri> = url.parse().ok();
+        if let Some(authority) = uri.as_ref().and_then(Uri::authority).map(ToString::to_string)
+            && !known.contains(&authority)
+        {
+            known.push(authority);
+        }
+    }
+    if known.is_empty() {
+        let text = format!("the controller that has this cannot be reached at \"{}\"", controller.address);
+        return Err(Error::new(Code::Unavailable, text));
+    }
+    Ok(known)
 }
 
 /// Hands a request on and answers what the other controller answers.
-pub(super) async fn hand_on(api: &Api, owner: &str, request: Request) -> Answer {
+pub(super) async fn hand_on(api: &Api, owner: &[String], request: Request) -> Answer {
     let (mut head, body) = request.into_parts();
     for name in &OF_THE_CONNECTION {
         head.headers.remove(name);
     }
-    address_to(&mut head, owner)?;
+    address_to(&mut head)?;
     Ok(answered(api.agents.hand_on(owner, http::Request::from_parts(head, body)).await?))
 }
 
@@ -87,7 +98,7 @@ fn answered(answer: http::Response<Bytes>) -> Response {
 /// one ends it. `place` is held as long.
 pub(super) async fn hand_on_socket(
     api: &Api,
-    controller: &str,
+    controller: &[String],
     mut request: Request,
     place: impl Send + 'static,
 ) -> Answer {
@@ -96,7 +107,7 @@ pub(super) async fn hand_on_socket(
     // It is handed on without a body, which no such request has.
     head.headers.remove(header::CONTENT_LENGTH);
     head.headers.remove(header::TRANSFER_ENCODING);
-    address_to(&mut head, controller)?;
+    address_to(&mut head)?;
     let (answer, upgraded) = api.agents.hand_on_upgrade(controller, http::Request::from_parts(head, ())).await?;
     let Some(there) = upgraded else { return Ok(answered(answer)) };
     let stop = api.stop.clone();
@@ -120,7 +131,7 @@ pub(super) async fn hand_on_socket(
 }
 
 /// Makes a request one for another controller, marked as handed on, and the same request in its logs.
-fn address_to(head: &mut Parts, controller: &str) -> Result<(), Error> {
+fn address_to(head: &mut Parts) -> Result<(), Error> {
     if let Some(named) = head.extensions.get::<Named>() {
         let known =
             [(REQUEST_ID, &*named.request_id), (HeaderName::from_static(HEADER_TRACEPARENT), &named.trace.header())];
@@ -130,8 +141,7 @@ fn address_to(head: &mut Parts, controller: &str) -> Result<(), Error> {
         }
     }
     head.headers.insert(HANDED_ON, HeaderValue::from_static("1"));
-    let host = HeaderValue::from_str(controller).map_err(|e| Error::internal(format_args!("an address: {e}")))?;
-    head.headers.insert(header::HOST, host);
+    head.headers.insert(header::HOST, HeaderValue::from_static(CONTROLLER_DNS_NAME));
     // As it came: the router has taken the prefix of the version off.
     let uri = head.extensions.get::<OriginalUri>().map_or(&head.uri, |original| &original.0);
     let path = uri.path_and_query().map_or("/", |path| path.as_str());

@@ -64,12 +64,28 @@ async fn a_ticket_is_good_at_any_controller_and_once() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_finds_its_issuer_although_nobody_answers_at_the_first_address() -> anyhow::Result<()> {
+    let fleet = Fleet::start(2, 1).await?;
+    fleet.controllers[0].stop().await?;
+    fleet.controllers[0].advertise(&["https://127.255.255.254:1", &fleet.controllers[0].url])?;
+    fleet.controllers[0].start().await?;
+    fleet.whole().await?;
+    let vm = fleet.vm(&fleet.image, &fleet.network).await?;
+    let (path, body) = (format!("/v1/vms/{}/console", vm.id), json!({ "kind": "serial" }));
+    let ticket: ConsoleTicket = fleet.api.send_by(0, Method::POST, &path, Some(&body)).await?.read()?;
+    let opened = attach_at(&fleet.controllers[1].url, &fleet.sim, &ticket.path).await?;
+    let mut socket = opened.map_err(|status| anyhow::anyhow!("{status}"))?;
+    expect(&mut socket, &greeting(vm.id, "serial")).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_are_told_every_address_of_every_controller() -> anyhow::Result<()> {
     let fleet = Fleet::start(2, 2).await?;
     // A second network, on which the first controller is reached as well.
     let second = "https://10.255.0.1:8443";
     fleet.controllers[0].stop().await?;
-    fleet.controllers[0].advertise(&[second])?;
+    fleet.controllers[0].advertise(&[&fleet.controllers[0].url, second])?;
     fleet.controllers[0].start().await?;
     fleet.whole().await?;
     let urls: Vec<_> = fleet.controllers.iter().map(|controller| controller.url.as_str()).collect();

@@ -28,19 +28,19 @@ const LISTS: &[(&str, &str)] = &[
     ("page by state, sorted by name", "/v1/vms?limit=100&q=state=running&sort=name"),
     ("page by a rare state, sorted by name", "/v1/vms?limit=100&q=state=paused&sort=name"),
     ("page by vcpus, sorted by id", "/v1/vms?limit=100&q=vcpus=3&sort=id"),
-    ("by nics.ip", "/v1/vms?q=nics.ip=10.96.1.{n}"),
+    ("by nics.ip", "/v1/vms?q=nics.ip=10.96.0.{n}"),
     ("by host.name", "/v1/vms?limit=100&q=host.name={host}"),
     ("by name", "/v1/vms?q=name=seed-{n}"),
 ];
 
-/// Measures with so many VMs, one number after the other.
+/// Measures with so many VMs, one number after the other, on hosts that are pinged in this interval.
 ///
 /// # Errors
 /// When anything fails.
-pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
+pub async fn run(sizes: &[usize], interval: Duration) -> anyhow::Result<()> {
     process::allow_files()?;
     let mut bench = Bench::begin("query")?;
-    let (mut cluster, vm) = seed::begin(HOSTS).await?;
+    let (mut cluster, vm) = seed::begin(HOSTS, interval).await?;
     let mut there = 0;
     for &size in sizes {
         cluster.kill().await?;

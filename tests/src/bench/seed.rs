@@ -3,6 +3,7 @@
 //! controller then finds a world in which all is as it should be.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -29,14 +30,15 @@ pub fn vm_id(n: usize) -> anyhow::Result<VmId> {
     Ok(format!("{VM}{n:012}").parse()?)
 }
 
-/// A controller with so many hosts that are large enough for any number of VMs, and one VM.
+/// A controller with so many hosts that are large enough for any number of VMs and pinged in this interval, and
+/// one VM.
 ///
 /// # Errors
 /// When it does not start.
-pub async fn begin(hosts: usize) -> anyhow::Result<(Cluster, Vm)> {
+pub async fn begin(hosts: usize, interval: Duration) -> anyhow::Result<(Cluster, Vm)> {
     let host = Some((1 << 20, Bytes::gib(1 << 20)));
     let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
-    cluster.set("host.ping_interval", 60.into()).await?;
+    cluster.set("host.ping_interval", interval.as_secs_f64().into()).await?;
     stream::iter(0..hosts).map(|_| cluster.host()).buffer_unordered(16).try_collect::<Vec<_>>().await?;
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/10").await?);
     let vm = cluster.vm(&image, &network).await?;

@@ -7,6 +7,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use harness::bench;
 
+/// Time between two pings of a host, where nothing else is asked for.
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// Prints figures of Kring. Without a name, all of them.
 #[derive(Parser)]
 struct Args {
@@ -93,7 +96,7 @@ fn main() -> anyhow::Result<()> {
         Some(What::Hosts { sizes, interval }) => {
             runtime.block_on(bench::hosts::run(&sizes, Duration::from_secs(interval)))
         }
-        Some(What::Query { sizes }) => runtime.block_on(bench::query::run(&sizes)),
+        Some(What::Query { sizes }) => runtime.block_on(bench::query::run(&sizes, MINUTE)),
         Some(What::Placement { sizes }) => runtime.block_on(bench::placement::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
         Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
@@ -111,8 +114,8 @@ fn main() -> anyhow::Result<()> {
                 bench::api::run(&[100, 1000, 10_000]).await?;
                 bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
                 bench::placement::run(&[1000, 10_000, 100_000]).await?;
-                bench::query::run(&[10_000, 100_000, 1_000_000]).await?;
-                bench::hosts::run(&[1000, 10_000, 100_000], Duration::from_secs(60)).await?;
+                bench::query::run(&[10_000, 100_000, 1_000_000], MINUTE).await?;
+                bench::hosts::run(&[1000, 10_000, 100_000], MINUTE).await?;
                 bench::takeover::run(20).await
             })
         }

@@ -80,13 +80,12 @@ impl Controller {
         *self.program.lock().unwrap_or_else(PoisonError::into_inner) = program.to_owned();
     }
 
-    /// Has it say, from its next start on, that it is reached at these addresses too.
+    /// Has it say, from its next start on, that it is reached at these addresses and no others.
     ///
     /// # Errors
     /// When its configuration cannot be written.
-    pub fn advertise(&self, more: &[&str]) -> anyhow::Result<()> {
+    pub fn advertise(&self, all: &[&str]) -> anyhow::Result<()> {
         let (file, own) = (self.config_file(), format!("advertise = [\"{}\"]", self.url));
-        let all: Vec<_> = std::iter::once(self.url.as_str()).chain(more.iter().copied()).collect();
         let text = std::fs::read_to_string(&file)?;
         Ok(std::fs::write(file, text.replace(&own, &format!("advertise = {all:?}")))?)
     }
