@@ -86,10 +86,55 @@ fn value(found: ValueRef<'_>) -> Result<Value> {
         ValueRef::Null => Value::NoText,
         ValueRef::Integer(number) => Value::Int(number),
         ValueRef::Real(number) => Value::Real(number),
-        ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
-        ValueRef::Blob(bytes) => {
-            // There is no such column.
-            return Err(Error::Column { column: "blob".into(), value: format!("{} bytes", bytes.len()) });
+        // Bytes, or text that is none, are in no column.
+        ValueRef::Text(_) | ValueRef::Blob(_) => {
+            Value::Text(found.as_str().map_err(rusqlite::Error::from)?.to_string())
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::db::{Conn, Dialect, query};
+
+    async fn conn() -> (tempfile::TempDir, Conn) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a b%20c.db");
+        std::fs::write(&file, b"").unwrap();
+        let url = format!("sqlite:{}", file.display().to_string().replace('%', "%25"));
+        let mut conn = Conn::connect_writer(&url, Dialect::Sqlite).await.unwrap();
+        query("CREATE TABLE t (id TEXT PRIMARY KEY, n BIGINT, r DOUBLE)").execute(&mut conn).await.unwrap();
+        (dir, conn)
+    }
+
+    #[tokio::test]
+    async fn parameters_go_by_their_numbers_and_columns_by_their_names() {
+        let (_dir, mut conn) = conn().await;
+        let insert = query("INSERT INTO t (n, id, r) VALUES ($2, $1, $3), (NULL, $1 || 'b', $3)");
+        assert_eq!(insert.bind("a").bind(7_i64).bind(0.5).execute(&mut conn).await.unwrap(), 2);
+        let rows = query("SELECT n, id, r FROM t WHERE $2 = 1 AND id >= $1 ORDER BY id").bind("a").bind(1_i64);
+        let rows = rows.fetch_all(&mut conn).await.unwrap();
+        let read: Vec<_> = rows.iter().map(|row| (row.text("id").unwrap(), row.opt_int("n").unwrap())).collect();
+        assert_eq!(read, [("a".to_string(), Some(7)), ("ab".to_string(), None)]);
+        assert!((rows[0].real("r").unwrap() - 0.5).abs() < f64::EPSILON);
+        assert!(rows[1].int("n").is_err() && rows[0].text("n").is_err() && rows[0].int("none").is_err());
+        let first = query("SELECT id FROM t ORDER BY id DESC").fetch_optional(&mut conn).await.unwrap().unwrap();
+        assert_eq!(first.text("id").unwrap(), "ab");
+        let none = query("SELECT id FROM t WHERE id = $1").bind("x");
+        assert!(none.clone().fetch_optional(&mut conn).await.unwrap().is_none());
+        assert!(none.fetch_one(&mut conn).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_the_database_refuses_is_known_by_its_code() {
+        let (_dir, mut conn) = conn().await;
+        let insert = || query("INSERT INTO t (id) VALUES ($1)").bind("a");
+        insert().execute(&mut conn).await.unwrap();
+        let twice = insert().execute(&mut conn).await.unwrap_err();
+        assert!(twice.is_unique_violation() && !twice.is_foreign_key_violation() && !twice.is_transient());
+        // A parameter that nobody gave is no NULL, and a defect of the program.
+        let missing = query("INSERT INTO t (id, n) VALUES ($1, $2)").bind("b").execute(&mut conn).await.unwrap_err();
+        assert!(!missing.is_transient());
+        assert_eq!(query("SELECT id FROM t").fetch_all(&mut conn).await.unwrap().len(), 1);
+    }
 }
