@@ -18,7 +18,7 @@ pub struct Query {
 }
 
 /// A parameter, or what a column holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A text column's NULL, or that of a column whose type is not known.
     NoText,
@@ -28,8 +28,6 @@ pub enum Value {
     Text(String),
     /// A number.
     Int(i64),
-    /// A number with a fraction.
-    Real(f64),
 }
 
 impl From<String> for Value {
@@ -59,12 +57,6 @@ impl From<i64> for Value {
 impl From<Option<i64>> for Value {
     fn from(number: Option<i64>) -> Self {
         number.map_or(Self::NoInt, Self::Int)
-    }
-}
-
-impl From<f64> for Value {
-    fn from(number: f64) -> Self {
-        Self::Real(number)
     }
 }
 
@@ -168,7 +160,6 @@ impl Query {
             Value::NoInt => query.bind(None::<i64>),
             Value::Text(text) => query.bind(text),
             Value::Int(number) => query.bind(number),
-            Value::Real(number) => query.bind(number),
         })
     }
 }

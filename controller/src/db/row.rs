@@ -49,17 +49,6 @@ impl Row {
         }
     }
 
-    /// A number column with fractions.
-    pub fn real(&self, column: &str) -> Result<f64> {
-        match self {
-            Self::Sqlx(row) => Ok(row.try_get(column)?),
-            Self::Embedded { names, values } => match find(names, values, column)? {
-                Value::Real(number) => Ok(*number),
-                other => Err(unlike(column, other)),
-            },
-        }
-    }
-
     /// A text column that is read by `FromStr`: ids, names, states, addresses.
     pub fn parse<T: FromStr>(&self, column: &str) -> Result<T> {
         let value = self.text(column)?;
