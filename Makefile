@@ -40,6 +40,7 @@ packages: ## deb and rpm of controller, agent and command line, in target/packag
 packages-check: ## packages of a quick build on a booted machine: install, a VM, upgrade, remove, purge
 	@$(LAB)/install-deps.sh debs machine guest
 	$(LAB)/packages-check.sh
+	@KRING_PACKAGES_BUILT=1 $(LAB)/rpm-check.sh --if-possible
 
 rpm-check: ## the rpms of a quick build: linted, and installed, upgraded and removed on a booted machine
 	@$(LAB)/install-deps.sh packages rpms machine guest
