@@ -188,7 +188,7 @@ inside 'for seconds in 0.1 0.4 0.8 1.5; do
         timeout -s KILL $seconds dpkg --force-confold -i /root/new/*.deb >/dev/null 2>&1 </dev/null || true
     done
     systemctl kill --kill-whom=main -s KILL kring-agent || true
-    dpkg --configure -a >/dev/null 2>&1 || true
+    dpkg --configure -a >/root/configure.log 2>&1 </dev/null || { cat /root/configure.log; false; }
     apt-get -qq -o Dpkg::Use-Pty=0 install -y /root/new/*.deb >/dev/null </dev/null
     [ "$(dpkg-query -W -f "\${db:Status-Abbrev}\${Version} " kring kring-controller kring-agent | tr " " "\n" | grep -c "next")" = 3 ]
     dpkg --audit | none
