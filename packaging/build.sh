@@ -2,12 +2,13 @@
 # Makes the packages: kring-controller, kring-agent and kring, each as .deb and .rpm, with the debug
 # symbols in packages of their own.
 #
-#   packaging/build.sh [--quick | --unoptimised] [--deb] [--built] [--revision N] [FOLDER]
+#   packaging/build.sh [--quick | --unoptimised] [--deb | --rpm] [--no-symbols] [--built] [--revision N] [FOLDER]
 #
 # They are put into FOLDER (packages in cargo's target folder), which is emptied of packages first.
 #   --quick       of the programs that tests are built with: large, and ready at once where they are built
 #   --unoptimised as they are shipped but for the optimisation, to compare two builds sooner
-#   --deb         no .rpm
+#   --deb, --rpm  no .rpm, no .deb
+#   --no-symbols  no packages of debug symbols
 #   --built       the programs are built already, with this profile
 #   --revision N  of the package, in 0.1.0-N (1)
 #
@@ -21,12 +22,14 @@ command -v cargo >/dev/null || PATH=$PATH:${HOME:-}/.cargo/bin
 find_cache
 PATH=$CACHE/tools/bin:$PATH
 
-PROFILE=packages BUILT=packages BUILD=yes RPM=yes REVISION=1 OUT='' OPTIMISED=yes DEB_OPTIONS=()
+PROFILE=packages BUILT=packages BUILD=yes DEB=yes RPM=yes VARIANTS=('' dbgsym) REVISION=1 OUT='' OPTIMISED=yes DEB_OPTIONS=()
 while [ $# -gt 0 ]; do
     case $1 in
     --quick) PROFILE=dev BUILT=debug DEB_OPTIONS=(--fast) ;;
     --unoptimised) OPTIMISED=no DEB_OPTIONS=(--fast) ;;
     --deb) RPM=no ;;
+    --rpm) DEB=no ;;
+    --no-symbols) VARIANTS=('') ;;
     --built) BUILD=no ;;
     --revision) REVISION=$2; shift ;;
     -*) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 2 ;;
@@ -96,8 +99,8 @@ stage() {
 
 pack() {
     local name=$1 crate=$2
-    for variant in '' dbgsym; do
-        cargo deb --locked --no-build --no-strip --no-dbgsym --profile "$PROFILE" -p "$name" --deb-revision "$REVISION" -q \
+    for variant in "${VARIANTS[@]}"; do
+        [ "$DEB" = no ] || cargo deb --locked --no-build --no-strip --no-dbgsym --profile "$PROFILE" -p "$name" --deb-revision "$REVISION" -q \
             ${variant:+--variant "$variant"} "${DEB_OPTIONS[@]}" -o "$OUT/"
         [ "$RPM" = no ] ||
             cargo generate-rpm -p "$crate" --profile "$PROFILE" --target-dir "$TARGET" -s "release = \"$REVISION\"" \
@@ -118,5 +121,5 @@ fi
 pack kring controller/cli
 pack kring-controller controller
 pack kring-agent agent
-(cd "$OUT" && sha256sum -- *.deb $([ "$RPM" = no ] || printf '%s\n' *.rpm) >SHA256SUMS)
+(cd "$OUT" && shopt -s nullglob && sha256sum -- *.deb *.rpm >SHA256SUMS)
 say "$OUT"

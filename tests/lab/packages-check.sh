@@ -186,6 +186,8 @@ part 'upgrade, broken off'
 # What is killed in the middle is mended as the documents say, and what ran goes on.
 inside 'for seconds in 0.1 0.4 0.8 1.5; do
         timeout -s KILL $seconds dpkg --force-confold -i /root/new/*.deb >/dev/null 2>&1 </dev/null || true
+        # One that is killed while it writes to the disk has its lock until that is done.
+        while pgrep -x dpkg >/dev/null; do sleep 0.1; done
     done
     systemctl kill --kill-whom=main -s KILL kring-agent || true
     dpkg --configure -a >/root/configure.log 2>&1 </dev/null || { cat /root/configure.log; false; }

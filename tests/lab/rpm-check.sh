@@ -49,7 +49,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 part 'packages, and those of the next revision'
-build() { "$LAB/../../packaging/build.sh" --quick "$@" >"$WORK/log" 2>&1 || { tail -n 30 "$WORK/log"; die "the packages could not be made"; }; }
+build() { "$LAB/../../packaging/build.sh" --quick --rpm --no-symbols "$@" >"$WORK/log" 2>&1 || { tail -n 30 "$WORK/log"; die "the packages could not be made"; }; }
 build ${KRING_PACKAGES_BUILT:+--built} "$WORK/old"
 build --built --revision 2 "$WORK/new"
 GUEST=$("$LAB/guest/build.sh")
@@ -74,7 +74,7 @@ for folder in old new; do
 done
 "${SUDO[@]}" cp "$GUEST" "$ROOT/guest.qcow2"
 inside 'apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends rpm >/dev/null 2>&1
-    rpm -i --nodeps /root/old/*.rpm 2>&1 | grep -v "RPM should not be used\|you know what you are doing" | none
+    rpm -i --nodeps /root/old/*.rpm 2>&1 | grep -v "RPM should not be used\|you know what you are doing\|^Creating " | none
     rpm -V kring kring-agent kring-controller --nodeps | none
     [ "$(stat -c "%U:%G %a" /etc/kring/controller.toml)" = "root:kring 640" ]
     [ "$(stat -c "%U %a" /var/lib/kring)" = "kring 700" ]
