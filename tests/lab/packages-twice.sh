@@ -9,6 +9,7 @@ set -euo pipefail
 LAB=$(cd "$(dirname "$0")" && pwd)
 ROOT=$(cd "$LAB/../.." && pwd)
 . "$LAB/lib.sh"
+COMMIT=$(git -C "$ROOT" rev-parse HEAD)
 WORK=$(mktemp -d "${TMPDIR:-/var/tmp}/kring-twice-XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
 trap 'exit 130' INT
@@ -19,6 +20,7 @@ build() {
     shift 2
     mkdir -p "$place"
     git clone -q --no-hardlinks "$ROOT" "$place/kring"
+    git -C "$place/kring" checkout -q --detach "$COMMIT"
     CARGO_TARGET_DIR=$place/target "$place/kring/packaging/build.sh" "$@" "$out" >"$WORK/log" 2>&1 ||
         { tail -n 30 "$WORK/log"; die "the packages could not be made in $place"; }
     rm -rf "$place"
