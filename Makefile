@@ -1,6 +1,6 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo mixed-versions check demo-check guest-check packages packages-check e2e ansible-check
+.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo mixed-versions check demo-check guest-check packages packages-check packages-twice rpm-check e2e ansible-check
 
 LAB := tests/lab
 
@@ -40,6 +40,15 @@ packages: ## deb and rpm of controller, agent and command line, in target/packag
 packages-check: ## packages of a quick build on a booted machine: install, a VM, upgrade, remove, purge
 	@$(LAB)/install-deps.sh debs machine guest
 	$(LAB)/packages-check.sh
+	@KRING_PACKAGES_BUILT=1 $(LAB)/rpm-check.sh --if-possible
+
+rpm-check: ## the rpms of a quick build: linted, and installed, upgraded and removed on a booted machine
+	@$(LAB)/install-deps.sh packages rpms machine guest
+	$(LAB)/rpm-check.sh
+
+packages-twice: ## two builds of the last commit at different places, compared (ARGS=--unoptimised: sooner)
+	@$(LAB)/install-deps.sh packages
+	$(LAB)/packages-twice.sh $(ARGS)
 
 e2e: ## a cluster of booted machines, from our packages by our playbook: VMs, faults, upgrade, removal
 	@$(LAB)/install-deps.sh debs machine guest ansible

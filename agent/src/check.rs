@@ -16,14 +16,25 @@ use crate::identity::{self, Store};
 use crate::libvirt::Hypervisor;
 use crate::storage::local;
 
-/// Programs that the agent runs, an argument that only asks for a version, and Debian's package.
-const PROGRAMS: &[(&str, &str, &str)] = &[
-    ("qemu-img", "--version", "qemu-utils"),
-    ("qemu-system-x86_64", "--version", "qemu-system-x86"),
-    ("dnsmasq", "--version", "dnsmasq-base"),
-    ("nft", "--version", "nftables"),
-    ("ip", "-V", "iproute2"),
+/// A program that a host needs.
+struct Program {
+    name: &'static str,
+    /// An argument that only asks for a version.
+    version: &'static str,
+    /// The package that brings it: Debian's, and that of Fedora and RHEL.
+    package: [&'static str; 2],
+}
+
+const PROGRAMS: &[Program] = &[
+    Program { name: "qemu-img", version: "--version", package: ["qemu-utils", "qemu-img"] },
+    Program { name: QEMU, version: "--version", package: ["qemu-system-x86", "qemu-kvm"] },
+    Program { name: "dnsmasq", version: "--version", package: ["dnsmasq-base", "dnsmasq"] },
+    Program { name: "nft", version: "--version", package: ["nftables", "nftables"] },
+    Program { name: "ip", version: "-V", package: ["iproute2", "iproute"] },
 ];
+const QEMU: &str = "qemu-system-x86_64";
+/// Where RHEL has it; libvirt finds either by itself.
+const QEMU_OF_RHEL: &str = "/usr/libexec/qemu-kvm";
 /// Space below which a host cannot do anything useful.
 const LEAST_SPACE: Bytes = Bytes::gib(2);
 
@@ -36,8 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub async fn run(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Finding> {
     let mut findings = vec![user(), guests(config.libvirt.virt_mode), libvirt(config, hypervisor).await];
     findings.extend(facts::kvm_closed_to_guests().map(|reason| Finding::poor("/dev/kvm", reason)));
-    for (program, version, package) in PROGRAMS {
-        findings.push(self::program(program, version, package).await);
+    for needed in PROGRAMS {
+        findings.push(program(needed).await);
     }
     findings.push(space("data", &config.agent.data_dir));
     findings.push(space("images", &config.image_dir()));
@@ -77,7 +88,10 @@ async fn controller(client: &reqwest::Client, url: &str) -> Vec<Finding> {
     let asked = client.get(format!("{}/healthz", url.trim_end_matches('/'))).timeout(PATIENCE).send().await;
     let answer = match asked {
         Ok(answer) => answer,
-        Err(error) => return vec![Finding::bad("controller", format!("{url}: {}", why_not(&error)))],
+        Err(error) => {
+            let text = crate::log::chain(&error);
+            return vec![Finding::bad("controller", format!("{url} cannot be used: {text}; {}", advice(&text, true)))];
+        }
     };
     let mut findings = vec![Finding::good("controller", format!("{url} answers"))];
     if let Some(theirs) = answer.headers().get(DATE).and_then(|date| Timestamp::from_http_date(date.to_str().ok()?)) {
@@ -86,18 +100,23 @@ async fn controller(client: &reqwest::Client, url: &str) -> Vec<Finding> {
     findings
 }
 
-/// What an error of the way to a controller means for the operator.
-fn why_not(error: &reqwest::Error) -> String {
-    let text = crate::log::chain(error);
-    let lower = text.to_lowercase();
-    let hint = if lower.contains("expired") || lower.contains("notvalidyet") || lower.contains("not valid yet") {
+/// What to do about a failure on the way to a controller, by its text; a host that has `joined` knows the cloud's
+/// authority by itself, another one by its token.
+#[must_use]
+pub fn advice(text: &str, joined: bool) -> &'static str {
+    let text = text.to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if says(&["expired", "notvalidyet", "not valid yet"]) {
         "a certificate is not valid now: set the clock, on both sides (timedatectl)"
-    } else if lower.contains("unknownissuer") || lower.contains("unknown issuer") || lower.contains("badsignature") {
-        "its certificate is of another cloud than the one that this host has joined: kring-agent leave, then join"
+    } else if says(&["unknownissuer", "unknown issuer", "badsignature"]) {
+        if joined {
+            "its certificate is of another cloud than the one that this host has joined: kring-agent leave, then join"
+        } else {
+            "it is not of the cloud that made the token: give a controller's own address, or one whose balancer lets TLS through"
+        }
     } else {
         "port 8443 must be reachable from this host (docs/ports.md)"
-    };
-    format!("cannot be used: {text}; {hint}")
+    }
 }
 
 /// The wall clock.
@@ -160,20 +179,33 @@ async fn libvirt(config: &Config, hypervisor: &dyn Hypervisor) -> Finding {
         }
         Ok(v) => Finding::good("libvirt", format!("{}, QEMU {}", v.libvirt, v.qemu)),
         Err(error) => {
-            let hint = "install libvirt-daemon-system and start it: systemctl enable --now libvirtd (or: virtlogd -d; libvirtd -d)";
-            Finding::bad("libvirt", format!("{}: {error}; {hint}", config.libvirt.uri))
+            let install = install(["libvirt-daemon-system", "libvirt-daemon-driver-qemu"]);
+            let hint =
+                "systemctl enable --now libvirtd (or virtqemud.socket; without systemd: virtlogd -d; libvirtd -d)";
+            Finding::bad("libvirt", format!("{}: {error}; start it: {hint}; or {install}", config.libvirt.uri))
         }
     }
 }
 
-async fn program(name: &'static str, version: &str, package: &str) -> Finding {
-    let run = Cmd::new(name).arg(version).within(Duration::from_secs(10)).run(&CancellationToken::new()).await;
+/// How a package is installed here.
+fn install(package: [&str; 2]) -> String {
+    let is_there = |name: &str| Path::new("/usr/bin").join(name).exists();
+    if is_there("dnf") && !is_there("apt-get") {
+        format!("dnf install {}", package[1])
+    } else {
+        format!("apt-get install {}", package[0])
+    }
+}
+
+async fn program(needed: &Program) -> Finding {
+    let of_rhel = needed.name == QEMU && Path::new(QEMU_OF_RHEL).exists();
+    let path = if of_rhel { QEMU_OF_RHEL } else { needed.name };
+    let run = Cmd::new(path).arg(needed.version).within(Duration::from_secs(10)).run(&CancellationToken::new()).await;
+    let install = || install(needed.package);
     match run {
-        Ok(output) => Finding::good(name, output.text().lines().next().unwrap_or_default().trim()),
-        Err(crate::cmd::Error::Start { .. }) => {
-            Finding::bad(name, format!("is not installed: apt-get install {package}"))
-        }
-        Err(error) => Finding::bad(name, format!("{error}; apt-get install --reinstall {package}")),
+        Ok(output) => Finding::good(needed.name, output.text().lines().next().unwrap_or_default().trim()),
+        Err(crate::cmd::Error::Start { .. }) => Finding::bad(needed.name, format!("is not installed: {}", install())),
+        Err(error) => Finding::bad(needed.name, format!("{error}; see to its package: {}", install())),
     }
 }
 
@@ -198,11 +230,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_is_found_with_the_package_that_brings_it() {
-        let finding = program("no-such-program-of-kring", "--version", "some-package").await;
+        let needed = |name, version| Program { name, version, package: ["some-package"; 2] };
+        let finding = program(&needed("no-such-program-of-kring", "--version")).await;
         assert_eq!(finding.grade, Grade::Bad);
-        assert!(finding.text.contains("apt-get install some-package"), "{finding:?}");
-        assert_eq!(program("sh", "-c", "dash").await.grade, Grade::Bad);
-        assert_eq!(program("true", "--version", "coreutils").await.grade, Grade::Good);
+        assert!(finding.text.contains("install some-package"), "{finding:?}");
+        assert_eq!(program(&needed("sh", "-c")).await.grade, Grade::Bad);
+        assert_eq!(program(&needed("true", "--version")).await.grade, Grade::Good);
     }
 
     #[test]
@@ -212,6 +245,16 @@ mod tests {
         assert_eq!(Finding::of_clock(3_600_000).grade, Grade::Bad);
         assert!(Finding::of_clock(-3_600_000).text.contains("3600 s behind"));
         assert_eq!(Finding::of_clock(-900).grade, Grade::Good);
+    }
+
+    #[test]
+    fn a_failure_on_the_way_to_a_controller_comes_with_what_to_do() {
+        let (early, stranger) =
+            ("invalid peer certificate: certificate not valid yet", "invalid certificate: UnknownIssuer");
+        assert!(advice(early, false).contains("set the clock") && advice("Expired", true).contains("set the clock"));
+        assert!(advice(stranger, true).contains("kring-agent leave"));
+        assert!(advice(stranger, false).contains("cloud that made the token"));
+        assert!(advice("connection refused", false).contains("8443"));
     }
 
     #[test]

@@ -59,6 +59,12 @@ pub enum Error {
     /// The token is not one of Kring.
     #[error("the token is not complete: copy all of it, `<secret>.<fingerprint>`")]
     Token,
+    /// The host belongs to another cloud than the token's.
+    #[error(
+        "this host has joined another cloud: run `kring-agent leave` first (its guests stay), or \
+         `kring-agent purge --yes` (nothing stays)"
+    )]
+    OtherCloud,
     /// The controller refused.
     #[error("the controller refused: {}", .0.chain())]
     Refused(shared::Error),
@@ -146,6 +152,14 @@ impl Store {
         let to_hosts = Arc::new(tls::host_client(&ca, chain.clone(), key.clone_key())?);
         let server = Arc::new(tls::server_config(&ca, chain, key)?);
         Ok(Identity { host_id, controllers, to_hosts, server, client, not_before, not_after })
+    }
+
+    /// Whether the host is of a cloud whose authority has another fingerprint. One whose files are broken is of
+    /// none: it has to join again.
+    pub(crate) fn is_of_another(&self, ca: &tls::Fingerprint) -> bool {
+        let known = self.ca_pem().and_then(|pem| certificates(&self.path("ca.pem"), &pem));
+        matches!(self.host_id(), Ok(Some(_)))
+            && known.is_ok_and(|all| all.iter().all(|cert| tls::fingerprint(cert) != *ca))
     }
 
     /// Writes what a join brought; the host id last.

@@ -219,7 +219,14 @@ async fn join_controller(config: &Config, args: JoinArgs) -> anyhow::Result<Exit
         port: args.port.unwrap_or(config.agent.listen.port()),
         timeout: config.controller.timeout(),
     };
-    let id = Box::pin(join(&Store::new(&config.agent.data_dir), options, facts)).await?;
+    let joined = Box::pin(join(&Store::new(&config.agent.data_dir), options, facts)).await;
+    let id = joined.map_err(|error| {
+        let text = log::chain(&error);
+        match error {
+            identity::Error::Unreachable(_) => anyhow::anyhow!("{text}; {}", check::advice(&text, false)),
+            _ => anyhow::anyhow!(text),
+        }
+    })?;
     let start = if systemd::has_unit() { "systemctl start kring-agent" } else { "kring-agent run" };
     println!("Joined as {name} ({id}). Start the agent: {start}");
     Ok(ExitCode::SUCCESS)

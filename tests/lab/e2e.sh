@@ -10,6 +10,7 @@ set -euo pipefail
 LAB=$(cd "$(dirname "$0")" && pwd)
 ROOT=$(cd "$LAB/../.." && pwd)
 . "$LAB/lib.sh"
+. "$LAB/e2e-migration.sh"
 need_privileges
 BEGAN=$SECONDS
 WORK=$(mktemp -d)
@@ -24,6 +25,8 @@ on() { "$LAB/machine.sh" exec "$1-$$" "${@:2}"; }
 # The command line on a controller, as the playbook gives it to root: it knows both controllers.
 kring() { on c1 env KRING_CONFIG=/etc/kring/cli.toml kring "$@"; }
 part() { say "--- $1 ($((SECONDS - BEGAN)) s)"; }
+# A figure that is told again at the end.
+figure() { say "    $*"; printf '    %s\n' "$*" >>"$WORK/figures"; }
 await() {
     local deadline=$((SECONDS + $1)); shift
     until "$@" >"$WORK/await" 2>&1; do
@@ -44,7 +47,11 @@ finish() {
     fi
     wait
     if [ $code -eq 0 ] || [ -z "${KRING_E2E_KEEP:-}" ]; then
-        for name in "${MACHINES[@]}"; do machine down "$name" || true; done
+        for name in "${MACHINES[@]}"; do
+            machine down "$name" || true
+            # What was plugged in goes with the machine, but not before its last connection has.
+            "${SUDO[@]}" ip link del "$SEGMENT-$name" 2>/dev/null || true
+        done
         "${SUDO[@]}" ip link del "$SEGMENT" 2>/dev/null || true
         "${SUDO[@]}" rm -rf "$SHARE"
     fi
@@ -70,13 +77,15 @@ nothing_changed() {
     fi
 }
 
+# The fleet as the playbook is told of it, with the KVM hosts that are given.
 inventory() {
-    local name
+    local name hosts=''
+    for name in "$@"; do hosts+=${hosts:+, }"$name: {}"; done
     {
         printf 'all:\n  vars:\n    ansible_user: root\n    kring_database_password: database-%s\n    kring_broker_password: broker-%s\n  children:\n' $$ $$
         for name in database broker balancer; do printf '    %s: {hosts: {sv: {}}}\n' "$name"; done
-        printf '    controllers: {hosts: {c1: {}, c2: {}}}\n    kvm_hosts: {hosts: {h1: {}, h2: {}}}\n  hosts:\n'
-        for name in "${MACHINES[@]}"; do printf '    %s: {ansible_host: %s}\n' "$name" "${ADDRESS[$name]}"; done
+        printf '    controllers: {hosts: {c1: {}, c2: {}}}\n    kvm_hosts: {hosts: {%s}}\n  hosts:\n' "$hosts"
+        for name in sv c1 c2 "$@"; do printf '    %s: {ansible_host: %s}\n' "$name" "${ADDRESS[$name]}"; done
     } >"$WORK/inventory.yml"
 }
 
@@ -108,25 +117,6 @@ plug() {
     "${SUDO[@]}" ip link set "$link" master "$SEGMENT" up
     on "$1" ip link set eth1 up
 }
-host_of() { kring vm show "$1" -o json | jq -r .host_id; }
-id_of() { kring host show "$1" -o json | jq -r .id; }
-last_tick() { kring vm log "$1" | sed -n 's/^KRING-GUEST tick //p' | tail -n 1 | tr -d '\r'; }
-ticks_on() { local now; now=$(last_tick "$1"); [ -n "$now" ] && [ "$now" -gt "$2" ]; }
-# Moves a VM to a host; its guest must go on counting where it was.
-moves() {
-    local before began after
-    await 60 ticks_on "$1" 0
-    before=$(last_tick "$1")
-    began=$(date +%s%N)
-    kring vm migrate "$1" --host "$2"
-    say "    $1 moved to $2 in $((($(date +%s%N) - began) / 1000000)) ms"
-    [ "$(host_of "$1")" = "$(id_of "$2")" ] || die "$1 is not on $2"
-    await 60 ticks_on "$1" "$((before + 1))"
-    after=$(kring vm log "$1" | sed -n 's/^KRING-GUEST tick //p' | head -n 1 | tr -d '\r')
-    [ "$after" -ge "$before" ] && [ "$after" -le $((before + 5)) ] || die "$1 counted to $before and went on with $after"
-    if kring vm log "$1" | grep -q 'KRING-GUEST boot'; then die "$1 was started anew"; fi
-}
-
 newer() {
     local package
     mkdir -p "$WORK/next"
@@ -165,13 +155,18 @@ for name in "${MACHINES[@]}"; do
     # As images of Debian and Ubuntu have it; without it a playbook cannot even check.
     on "$name" apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends python3-apt >/dev/null 2>&1
 done
-inventory
+inventory h1
 
 part 'the playbook, only checking, on bare machines'
 play site.yml --check
 part 'the playbook'
 play site.yml
-part 'the playbook again'
+part 'one more bare machine becomes a host'
+inventory h1 h2
+began=$SECONDS
+play site.yml --limit h2
+figure "from a bare booted machine to a joined host $((SECONDS - began)) s, its packages downloaded before (wanted: at most 60)"
+part 'the playbook again, on all'
 play site.yml
 nothing_changed 'a second run'
 play site.yml --check
@@ -191,13 +186,15 @@ on c1 sh -c 'KRING_TOKEN=$(sed -n "s/^token = \"\(.*\)\"/\1/p" /etc/kring/cli.to
     sh "https://${ADDRESS[sv]}:8443"
 
 part 'guests of both hosts on one segment'
+listen
 for name in h1 h2; do plug "$name"; kring host reconnect "$name"; done
 kring storage create nas --cluster default --path /mnt/nas --kind shared
 kring network create segment --cidr 10.88.0.0/24 --kind bridged --uplink eth1
 usable() { [ "$(kring storage show nas -o json | jq '[.hosts[] | select(.error == null)] | length')" = 2 ]; }
 await 60 usable
 on c1 sh -c 'printf "#!/bin/sh\nfor n in 1 2 3 4 5 6 7 8 9; do ping -c 1 -W 2 10.88.0.11 && echo NEIGHBOUR-REACHED && break; done\n" >/root/ping'
-kring vm create b1 --image guest --vcpus 1 --memory 128MiB --network segment,ip=10.88.0.11 --host h1 --storage nas
+on c1 sh -c 'printf "#!/bin/sh\nping -q -i 0.02 %s >/dev/null 2>&1 &\n" "$1" >/root/count' sh "$LISTENER"
+kring vm create b1 --image guest --vcpus 1 --memory 128MiB --network segment,ip=10.88.0.11 --host h1 --storage nas --user-data /root/count
 await 180 ready b1
 kring vm create b2 --image guest --vcpus 1 --memory 128MiB --network segment --host h2 --storage nas --user-data /root/ping
 reached() { kring vm log b2 | grep -q NEIGHBOUR-REACHED; }
@@ -210,6 +207,9 @@ name=v1
 [ "$(host_of v1)" = "$(id_of h1)" ] && there=h2 || there=h1
 moves v1 "$there"
 if kring vm migrate b1 --host h1 >"$WORK/refusal" 2>&1; then die "a VM moved to where it is"; fi
+
+part 'live migration, measured'
+compare b1
 
 part 'maintenance of a host'
 kring host maintain h1
@@ -261,3 +261,4 @@ play remove-host.yml -e kring_remove=h2
 on h2 test ! -e /var/lib/kring-agent
 on h2 test ! -e /usr/bin/kring-agent
 say "=== the fleet is as it should be ($((SECONDS - BEGAN)) s)"
+cat "$WORK/figures"

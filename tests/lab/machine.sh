@@ -30,7 +30,7 @@ PLAIN=systemd,systemd-sysv,dbus,udev,python3,openssh-server,iproute2,iputils-pin
 # What the packages of Kring need on a host, and what a cluster needs beside them.
 HOST='libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-daemon-config-nwfilter libvirt-clients
       qemu-system-x86 qemu-utils seabios ovmf ipxe-qemu dnsmasq-base nftables'
-CLUSTER='rabbitmq-server postgresql haproxy python3-apt python3-psycopg2 jq curl bash-completion man-db'
+CLUSTER='rabbitmq-server postgresql haproxy python3-apt python3-psycopg2 jq curl bash-completion man-db rpm'
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$self"; exit "${1:-2}"; }
 

@@ -14,13 +14,22 @@ BEGAN=$SECONDS
 WORK=$(mktemp -d)
 
 on() { "$LAB/machine.sh" exec "$NAME" "$@"; }
-# A script, inside. KRING_CONFIG is the admin's. In it `COMMAND | none` and `refused COMMAND` fail where
-# there is a line, and where the command succeeds (which `! COMMAND` does not, under `set -e`).
+# A script, inside. KRING_CONFIG is the admin's. In it `COMMAND | none`, `refused COMMAND` and `says TEXT COMMAND`
+# fail where there is a line, where the command succeeds (which `! COMMAND` does not, under `set -e`), and where it
+# does not fail with these words.
 inside() {
     on env KRING_CONFIG=/etc/kring/cli.toml bash -euc "$PRELUDE$1" -- "${@:2}"
 }
 PRELUDE='none() { local lines; lines=$(cat); [ -z "$lines" ] || { echo "there is: $lines" >&2; return 1; }; }
 refused() { if "$@" >/dev/null 2>&1; then echo "was not refused: $*" >&2; return 1; fi; }
+says() {
+    local text=$1 said
+    shift
+    if said=$("$@" 2>&1); then echo "was not refused: $*" >&2; return 1; fi
+    case $said in *"$text"*) ;; *) printf "%s\ndoes not say: %s\n%s\n" "$*" "$text" "$said" >&2; return 1 ;; esac
+}
+address=$(hostname -I | cut -d" " -f1)
+token() { kring host join-token -o json "$@" | sed -n "s/.*\"token\": *\"\([^\"]*\)\".*/\1/p"; }
 '
 part() { say "--- $1 ($((SECONDS - BEGAN)) s)"; }
 # Waits until a script inside succeeds, at most $1 seconds.
@@ -99,10 +108,10 @@ inside 'systemctl is-active --quiet kring-controller
 part 'host and VM'
 inside 'kring-controller admin-token --cli-config /etc/kring/cli.toml >/dev/null
     find /var/lib/kring ! -user kring | none
-    token=$(kring host join-token -o json | sed -n "s/.*\"token\": *\"\([^\"]*\)\".*/\1/p")
-    address=$(hostname -I | cut -d" " -f1)
-    refused kring-agent join --controller "https://$address:8443" --token "0$token"
-    kring-agent join --controller "https://$address:8443" --token "$token" 2>/dev/null
+    token --ttl 10s >/root/short
+    token >/root/token
+    says "kring host join-token" kring-agent join --controller "https://$address:8443" --token "0$(cat /root/token)"
+    kring-agent join --controller "https://$address:8443" --token "$(cat /root/token)" 2>/dev/null
     systemctl start kring-agent'
 await 30 'kring host list -q "connection = connected" --count | grep -qx 1'
 inside 'kring image create guest --file /root/guest.qcow2
@@ -134,6 +143,61 @@ await 60 '[ "$(systemctl show -P NRestarts kring-controller)" -ge 1 ] && [ "$(sy
 inside 'rm -r /run/systemd/system/kring-*.d; systemctl daemon-reload'
 await 30 'kring host list -q "connection = connected" --count | grep -qx 1'
 same "$guests" "$(inside "$GUESTS")" 'guest and DHCP server after the watchdog'
+
+part 'bad input and what is missing'
+inside 'again() { says "$1" kring-agent --data-dir /root/second --run-dir /root/second/run join --name second --controller "https://$address:$3" --token "$2"; }
+    other=secret.$(printf "%064d" 0)
+    again "has expired" "$(cat /root/short)" 8443
+    again "was used by another host" "$(cat /root/token)" 8443
+    again "cloud that made the token" "$other" 8443
+    again "port 8443 must be reachable" "$(cat /root/token)" 9
+    again "copy all of it" half 8443
+    systemctl stop kring-agent
+    says "kring-agent leave" kring-agent join --controller "https://$address:8443" --token "$other"
+    systemctl start kring-agent
+    grep -q "vmx\|svm" /proc/cpuinfo || kring-agent check 2>&1 | grep -q "are emulated"
+    mkdir /mnt/full
+    mount -t tmpfs -o size=64m none /mnt/full
+    says "make room" kring-agent --data-dir /mnt/full check
+    says "make room" kring-controller --set data_dir=/mnt/full check
+    umount /mnt/full
+    rm -r /mnt/full /root/second'
+inside 'systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service 2>/dev/null
+    says "systemctl enable --now libvirtd" kring-agent check
+    kring vm list -q "state = stopped" --count | grep -qx 0
+    systemctl start libvirtd.socket libvirtd.service'
+await 60 'kring host list -q "connection = connected" --count | grep -qx 1 && kring vm list -q "state = running" --count | grep -qx 1'
+inside 'cp -p /etc/kring/controller.toml /etc/kring/agent.toml /root
+    for name in controller agent; do
+        printf "[log]\nfliter = \"info\"\n" >/etc/kring/$name.toml
+        for part in /etc/kring/$name.toml "line 2" fliter; do says "$part" kring-$name check; done
+    done
+    refused systemctl restart kring-controller
+    journalctl -u kring-controller | grep -q "/etc/kring/controller.toml.*line 2"
+    cat /root/controller.toml >/etc/kring/controller.toml
+    cat /root/agent.toml >/etc/kring/agent.toml
+    chmod 600 /etc/kring/controller.toml
+    says "/etc/kring/controller.toml cannot be read" runuser -u kring -- kring-controller check
+    chmod 640 /etc/kring/controller.toml'
+await 60 'systemctl is-active --quiet kring-controller && kring host list -q "connection = connected" --count | grep -qx 1'
+same "$guests" "$(inside "$GUESTS")" 'guest and DHCP server after what went wrong'
+
+part 'upgrade, broken off'
+# What is killed in the middle is mended as the documents say, and what ran goes on.
+inside 'for seconds in 0.1 0.4 0.8 1.5; do
+        timeout -s KILL $seconds dpkg --force-confold -i /root/new/*.deb >/dev/null 2>&1 </dev/null || true
+        # One that is killed while it writes to the disk has its lock until that is done.
+        while pgrep -x dpkg >/dev/null; do sleep 0.1; done
+    done
+    systemctl kill --kill-whom=main -s KILL kring-agent || true
+    dpkg --configure -a >/root/configure.log 2>&1 </dev/null || { cat /root/configure.log; false; }
+    apt-get -qq -o Dpkg::Use-Pty=0 install -y /root/new/*.deb >/dev/null </dev/null
+    [ "$(dpkg-query -W -f "\${db:Status-Abbrev}\${Version} " kring kring-controller kring-agent | tr " " "\n" | grep -c "next")" = 3 ]
+    dpkg --audit | none
+    # And back, for a whole one.
+    apt-get -qq -o Dpkg::Use-Pty=0 install -y --allow-downgrades /root/old/*.deb >/dev/null </dev/null'
+await 30 'kring host list -q "connection = connected" --count | grep -qx 1'
+same "$guests" "$(inside "$GUESTS")" 'guest and DHCP server after upgrades that broke off'
 
 part 'upgrade'
 inside 'echo "# mine" >>/etc/kring/controller.toml

@@ -35,12 +35,16 @@ pub struct JoinOptions {
     pub timeout: Duration,
 }
 
-/// Joins: makes a key, has it certified, keeps both. A host that had joined before keeps its id.
+/// Joins: makes a key, has it certified, keeps both. A host that had joined before keeps its id; one that is of
+/// another cloud stays there, because its guests are.
 ///
 /// # Errors
-/// When no controller answers, the controller refuses, or its answer does not fit.
+/// When no controller answers, the controller refuses, its answer does not fit, or the host is of another cloud.
 pub async fn join(store: &Store, options: JoinOptions, facts: HostFacts) -> Result<HostId, Error> {
     let ca = pinned(&options.token)?;
+    if store.is_of_another(&ca) {
+        return Err(Error::OtherCloud);
+    }
     let client = tls::join_client(ca, options.timeout)?;
     let (key_pem, csr) = request()?;
     let body = Join {

@@ -367,6 +367,20 @@ mod tests {
     }
 
     #[test]
+    fn a_join_with_a_wrong_clock_says_that_it_is_the_clock() {
+        let ca = TestCa::new();
+        let (chain, name) = (ca.controller_chain().0, ServerName::try_from("10.1.2.3").unwrap());
+        let pinned = Pinned { ca: fingerprint(&ca.der), provider: provider() };
+        // Before and after the certificates' time, in years: they are good from 1975 to 4096.
+        for years in [0, 3000] {
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(years * 366 * 24 * 3600));
+            let refused = pinned.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).unwrap_err();
+            let advice = crate::check::advice(&refused.to_string(), false);
+            assert!(advice.contains("set the clock"), "{refused}: {advice}");
+        }
+    }
+
+    #[test]
     fn the_listener_knows_controllers_from_hosts_and_lets_in_nobody_else() {
         let (ours, theirs) = (TestCa::new(), TestCa::new());
         let roots = roots(std::slice::from_ref(&ours.der)).unwrap();

@@ -300,6 +300,12 @@ async fn a_host_joins_the_controller_of_its_token_and_no_other() {
     assert!(again.to_string().contains("used already"), "{again}");
     let body = controller.told(|_, body| serde_json::from_slice::<Join>(body).ok().filter(|j| j.host_id.is_some()));
     assert_eq!(body.await.host_id, Some(host_id), "a host that comes back says who it was");
+    let other = join(&store, options(token(&TestCa::new())), HostFacts::default()).await.unwrap_err();
+    assert!(matches!(other, identity::Error::OtherCloud) && other.to_string().contains("kring-agent leave"), "{other}");
+    assert_eq!(store.load(Duration::from_secs(1)).unwrap().host_id, host_id, "it is of the cloud that it has joined");
+    store.remove().unwrap();
+    let free = join(&store, options(token(&TestCa::new())), HostFacts::default()).await;
+    assert!(matches!(free, Err(identity::Error::Unreachable(_))), "one that has left is free");
 }
 
 #[tokio::test]

@@ -40,6 +40,15 @@ pub struct StopJob {
 }
 request!("job.StopJob" to "job" => (), StopJob, about |m| m.resource);
 
+/// Asks a certain controller to answer when a job has ended or left it, or when the time is nearly over. What the
+/// job is then, the database says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchJob {
+    /// Which.
+    pub id: JobId,
+}
+request!("job.WatchJob" to "job" => (), WatchJob);
+
 /// A job ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobEnded {

@@ -13,6 +13,7 @@ pub fn register(context: &Context, registry: &mut Registry) {
     context.serve(registry, service::cancel);
     context.serve(registry, service::stop);
     context.serve(registry, wait::wait);
+    context.serve(registry, wait::watch);
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use shared::{Code, Error, Result};
 
 use crate::cx::Cx;
 use crate::db;
+use crate::db::job::JobRow;
 use crate::messages::job::{CancelJob, GetJob, ListJobs, StopJob};
 use crate::services::Context;
 
@@ -44,11 +45,15 @@ pub(super) async fn stop(context: Context, _: Cx, message: StopJob) -> Result<()
 }
 
 pub(super) async fn read(context: &Context, id: JobId) -> Result<Job> {
-    let row = context.deps.db.jobs.get(id).await?;
-    row.map(|row| with_links(row.job)).ok_or_else(|| Error::not_found("job", id))
+    Ok(with_links(row(context, id).await?.job))
 }
 
-fn with_links(mut job: Job) -> Job {
+/// A job as it is written down, also who has it.
+pub(super) async fn row(context: &Context, id: JobId) -> Result<JobRow> {
+    context.deps.db.jobs.get(id).await?.ok_or_else(|| Error::not_found("job", id))
+}
+
+pub(super) fn with_links(mut job: Job) -> Job {
     let path = format!("/v1/jobs/{}", job.id);
     if !job.state.is_final() && !job.cancel_requested {
         job.links.insert("cancel".into(), Link::new("POST", format!("{path}/cancel")));

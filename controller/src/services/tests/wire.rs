@@ -44,6 +44,7 @@ fn sample(name: &str) -> Option<Value> {
         })),
         "image.FinishUpload" => with(json!({ "upload": OTHER, "size": 10, "sha256": "ab" })),
         "instance_type.CreateInstanceType" => with(json!({ "id": ID, "name": "t", "vcpus": 1, "memory": 1 })),
+        "job.WatchJob" => json!({ "id": ID }),
         "job.StopJob" => json!({ "id": ID, "resource": OTHER }),
         "network.CreateNetwork" => with(json!({
             "id": ID, "name": "n", "kind": "nat", "cidr": "10.0.0.0/24", "cluster_id": OTHER, "gateway": "10.0.0.1",
