@@ -12,7 +12,7 @@ use rusqlite::{CachedStatement, Connection, OpenFlags, ToSql};
 use sqlx::sqlite::SqliteConnectOptions;
 
 use super::query::{Query, Row, Value};
-use super::{Error, Result};
+use super::Result;
 
 /// Statements that stay prepared.
 const PREPARED: usize = 256;
