@@ -11,8 +11,8 @@ use rusqlite::types::{ToSqlOutput, Value as Owned, ValueRef};
 use rusqlite::{CachedStatement, Connection, OpenFlags, ToSql};
 use sqlx::sqlite::SqliteConnectOptions;
 
-use super::query::{Query, Row, Value};
 use super::Result;
+use super::query::{Query, Row, Value};
 
 /// Statements that stay prepared.
 const PREPARED: usize = 256;
