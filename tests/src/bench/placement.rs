@@ -180,7 +180,7 @@ impl World {
         let refused = self.placement.shortlist(&Request { vcpus: 7000, ..modest() }, MOST).await;
         anyhow::ensure!(refused.is_err_and(|error| error.code == Code::NoHostFits), "7000 processors were found");
         let took = begin.elapsed().as_secs_f64() * 1000.0;
-        bench.point((self.size, "hosts"), "a refusal, with all hosts read again", took, "ms", "");
+        bench.point((self.size, "hosts"), "a refusal", took, "ms", "");
         Ok(())
     }
 
@@ -196,8 +196,11 @@ impl World {
             })
         });
         update.await?;
+        // What was written past it would be known only after a while.
+        let placement = Placement::start(self.db.clone(), &self.tasks, self.stop.clone());
+        placement.plan(&modest()).await?;
         let begin = Instant::now();
-        let placed = join_all((0..AT_ONCE).map(|_| self.place())).await;
+        let placed = join_all((0..AT_ONCE).map(|_| self.place(&placement))).await;
         let took = begin.elapsed().as_secs_f64();
         let mut on: HashMap<HostId, usize> = HashMap::new();
         for host in placed.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten() {
@@ -210,9 +213,9 @@ impl World {
     }
 
     /// As a VM is placed: the best that still has room when it is reserved.
-    async fn place(&self) -> anyhow::Result<Option<HostId>> {
+    async fn place(&self, placement: &Placement) -> anyhow::Result<Option<HostId>> {
         loop {
-            let found = match self.placement.shortlist(&modest(), MOST).await {
+            let found = match placement.shortlist(&modest(), MOST).await {
                 Ok(found) => found,
                 Err(error) if error.code == Code::NoHostFits => return Ok(None),
                 Err(error) => return Err(error.into()),

@@ -39,6 +39,7 @@ pub async fn begin(hosts: usize, interval: Duration) -> anyhow::Result<(Cluster,
     let host = Some((1 << 20, Bytes::gib(1 << 20)));
     let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
     cluster.set("host.ping_interval", interval.as_secs_f64().into()).await?;
+    cluster.set("placement.storage_overcommit", 100.into()).await?;
     stream::iter(0..hosts).map(|_| cluster.host()).buffer_unordered(16).try_collect::<Vec<_>>().await?;
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/10").await?);
     let vm = cluster.vm(&image, &network).await?;
