@@ -41,8 +41,8 @@ pub(super) async fn run(bench: &mut Bench, cluster: &Cluster, paths: &[String], 
         let mut times: Vec<u32> = answers.iter().map(|answer| answer.took_us).collect();
         times.sort_unstable();
         let of = (size, "calls");
-        bench.point(of, "in flight: refused or lost", refused as f64, "", "0");
-        bench.point(of, "in flight: answered a second", size as f64 / took, "", "");
+        bench.figure(format!("{size} calls in flight: refused or lost"), refused as f64, "", "0");
+        bench.point(of, "in flight: answered a second", size as f64 / took, "1/s", "");
         bench.point(of, "in flight: p99", quantile(&times, 0.99) / 1000.0, "ms", "");
         bench.point(of, "in flight: CPU each", cpu * 1e6 / size as f64, "µs", "");
         let memory = process::resident(pid)? as f64;

@@ -139,7 +139,8 @@ impl Bench {
         }
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         let target = target.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")));
-        let dir = target.join("bench");
+        // What tests print has no meaning, and must not take the place of what has.
+        let dir = target.join(if cfg!(debug_assertions) { "bench/debug" } else { "bench" });
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join(format!("{bench}.json")), serde_json::to_vec_pretty(&self.report)?)?;
         if growth.iter().any(|line| line.points.len() > 1) {
