@@ -121,7 +121,7 @@ impl Dialect {
         if self == Self::Sqlite {
             return Ok(true);
         }
-        let sql = "SELECT CAST(pg_try_advisory_lock(CAST($1 AS INT), CAST($2 AS INT)) AS BIGINT) AS taken";
+        let sql = "SELECT CAST(pg_try_advisory_lock(CAST($1 AS INT), CAST($2 AS INT)) AS INT) AS taken";
         let row = query(sql).bind(i64::from(HEARTBEAT_LOCK)).bind(number as i64).fetch_one(conn).await?;
         Ok(row.int("taken")? == 1)
     }
