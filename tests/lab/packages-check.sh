@@ -10,18 +10,15 @@ LAB=$(cd "$(dirname "$0")" && pwd)
 . "$LAB/lib.sh"
 need_privileges
 NAME=pkg-$$
-BEGAN=$SECONDS
-WORK=$(mktemp -d)
+. "$LAB/on-machine.sh"
 
-on() { "$LAB/machine.sh" exec "$NAME" "$@"; }
 # A script, inside. KRING_CONFIG is the admin's. In it `COMMAND | none`, `refused COMMAND` and `says TEXT COMMAND`
 # fail where there is a line, where the command succeeds (which `! COMMAND` does not, under `set -e`), and where it
 # does not fail with these words.
 inside() {
     on env KRING_CONFIG=/etc/kring/cli.toml bash -euc "$PRELUDE$1" -- "${@:2}"
 }
-PRELUDE='none() { local lines; lines=$(cat); [ -z "$lines" ] || { echo "there is: $lines" >&2; return 1; }; }
-refused() { if "$@" >/dev/null 2>&1; then echo "was not refused: $*" >&2; return 1; fi; }
+PRELUDE=$NONE'refused() { if "$@" >/dev/null 2>&1; then echo "was not refused: $*" >&2; return 1; fi; }
 says() {
     local text=$1 said
     shift
@@ -31,30 +28,6 @@ says() {
 address=$(hostname -I | cut -d" " -f1)
 token() { kring host join-token -o json "$@" | sed -n "s/.*\"token\": *\"\([^\"]*\)\".*/\1/p"; }
 '
-part() { say "--- $1 ($((SECONDS - BEGAN)) s)"; }
-# Waits until a script inside succeeds, at most $1 seconds.
-await() {
-    local deadline=$((SECONDS + $1))
-    until inside "$2" >"$WORK/await" 2>&1; do
-        [ $SECONDS -lt $deadline ] || { cat "$WORK/await"; die "not so after $1 s: $2"; }
-        sleep 0.5
-    done
-}
-same() { [ "$1" = "$2" ] || die "$3: '$1' has become '$2'"; }
-
-finish() {
-    local code=$?
-    if [ $code -ne 0 ]; then
-        say "=== the machine's journal, its end"
-        on journalctl --no-pager -n 60 -o short-monotonic 2>/dev/null || true
-    fi
-    "$LAB/machine.sh" down "$NAME" || true
-    rm -rf "$WORK"
-    exit $code
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
 
 # The same packages under a newer version, as an upgrade needs them.
 newer() {

@@ -16,37 +16,13 @@ if [ "${1:-}" = --if-possible ] && ! { command -v rpmlint && [ -x "$CACHE/tools/
 fi
 need_privileges
 NAME=rpm-$$
-BEGAN=$SECONDS
-WORK=$(mktemp -d)
+. "$LAB/on-machine.sh"
 
 # A script, inside, with the admin's access. `rpm` is Debian's, which has to be told that it is meant.
 inside() {
-    "$LAB/machine.sh" exec "$NAME" env KRING_CONFIG=/etc/kring/cli.toml bash -euc 'rpm() { command rpm --force-debian "$@"; }
-none() { local lines; lines=$(cat); [ -z "$lines" ] || { echo "there is: $lines" >&2; return 1; }; }
+    on env KRING_CONFIG=/etc/kring/cli.toml bash -euc "$NONE"'rpm() { command rpm --force-debian "$@"; }
 '"$1"
 }
-part() { say "--- $1 ($((SECONDS - BEGAN)) s)"; }
-await() {
-    local deadline=$((SECONDS + $1))
-    until inside "$2" >"$WORK/await" 2>&1; do
-        [ $SECONDS -lt $deadline ] || { cat "$WORK/await"; die "not so after $1 s: $2"; }
-        sleep 0.5
-    done
-}
-same() { [ "$1" = "$2" ] || die "$3: '$1' has become '$2'"; }
-finish() {
-    local code=$?
-    if [ $code -ne 0 ]; then
-        say "=== the machine's journal, its end"
-        "$LAB/machine.sh" exec "$NAME" journalctl --no-pager -n 60 -o short-monotonic 2>/dev/null || true
-    fi
-    "$LAB/machine.sh" down "$NAME" || true
-    rm -rf "$WORK"
-    exit $code
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
 
 part 'packages, and those of the next revision'
 build() { "$LAB/../../packaging/build.sh" --quick --rpm --no-symbols "$@" >"$WORK/log" 2>&1 || { tail -n 30 "$WORK/log"; die "the packages could not be made"; }; }

@@ -2,7 +2,8 @@
 //!
 //! sqlx gives each connection of SQLite a thread and hands every statement to it and back. A write of Kring
 //! is a dozen statements of some microseconds each, so most of its time would be spent in switches between
-//! threads. The writer has a thread of its own and nothing else to do: its statements run there.
+//! threads; so it is with the reads that are done together. Both have threads of their own ([`super::thread`]) and
+//! nothing else to do there: their statements run on them.
 
 use std::str::FromStr;
 use std::sync::Arc;
