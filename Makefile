@@ -64,10 +64,10 @@ bench: ## figures of what is shipped (NAME=bus for one of them; then in target/b
 	cargo build --locked --profile agent --bin kring-agent
 	@target=$$(realpath $${CARGO_TARGET_DIR:-target}); KRING_AGENT=$$target/agent/kring-agent $$target/packages/kring-bench $(NAME)
 
-chaos: ## faults at random under load, with three controllers (SEED=1 RUNS=10; a seed that failed is named)
+chaos: ## faults at random under load, with three controllers (SEED=1 RUNS=10 FLEETS=1; a seed that failed is named)
 	@$(LAB)/install-deps.sh build run test
 	cargo build --locked --bin kring-controller --bin kring-chaos
-	@$${CARGO_TARGET_DIR:-target}/debug/kring-chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),10)
+	@$${CARGO_TARGET_DIR:-target}/debug/kring-chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),10) --fleets $(or $(FLEETS),1)
 
 simulate: ## controllers under fault with simulated time, one run for each seed (SEED=1 RUNS=5000; RUNS=1 tells what happens)
 	@$(LAB)/install-deps.sh build

@@ -31,6 +31,7 @@ use crate::db::{self, Db};
 use crate::deps::Deps;
 use crate::handover::{self, Handover};
 use crate::messages::controller::TakeUpJob;
+use crate::metrics::Metrics;
 use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::ring::heartbeat::{Heartbeat, Pulse};
@@ -174,6 +175,7 @@ impl App {
         let agents = Agents::new(tls, config.callback_base(), tasks.clone(), stop.clone(), clock.clone());
         agents.set_own_addresses(config.advertised());
         agents.set_limits(config.hosts.limits());
+        let metrics = Metrics::default();
         let deps = Arc::new(Deps {
             mover: Default::default(),
             db: db.clone(),
@@ -184,6 +186,7 @@ impl App {
             clock: clock.clone(),
             data_dir: config.data_dir.clone(),
             settings: Settings::default(),
+            metrics: metrics.clone(),
         });
         services::setting::load(&deps).await?;
 
@@ -236,6 +239,7 @@ impl App {
             pki,
             agents,
             callbacks,
+            metrics,
         })
         .await
         .map_err(|e| Error::Api(e.into()))?;

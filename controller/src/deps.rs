@@ -11,11 +11,12 @@ use crate::agent_client::Agents;
 use crate::auth::tls::Pki;
 use crate::clock::Clock;
 use crate::db::Db;
+use crate::metrics::Metrics;
 use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::settings::Settings;
 
-/// Database, agents, ring, clock and settings of this controller.
+/// Database, agents, ring, clock, settings and figures of this controller.
 pub struct Deps {
     /// The database.
     pub db: Db,
@@ -33,6 +34,8 @@ pub struct Deps {
     pub data_dir: PathBuf,
     /// Settings, as they are now.
     pub settings: Settings,
+    /// Figures of this process.
+    pub metrics: Metrics,
     /// Moves VMs for the steps of other services' flows; set when the services start.
     pub mover: OnceLock<Arc<dyn Mover>>,
 }

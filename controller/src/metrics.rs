@@ -1,7 +1,10 @@
 //! Figures of this process, in the form that Prometheus reads.
 //!
-//! There is no listener of its own: the gateway serves them. Names begin with `kring_`; the figures
-//! of the bus are read when they are asked for.
+//! There is no listener of its own: the gateway serves them. Names begin with `kring_`, and `process_` where
+//! Prometheus has a name for it; what is counted elsewhere is read when it is asked for. docs/monitoring.md
+//! says what each of them means.
+
+mod process;
 
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent_client::HostFigures;
 use crate::bus::Bus;
+use crate::db::WriteFigures;
 
 /// Upper bounds of the latency buckets, in seconds.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
@@ -65,9 +69,9 @@ impl Metrics {
         self.recorder.register_gauge(&key(name, labels), &META).set(value as f64);
     }
 
-    /// All figures, those of the bus as they are now.
+    /// All figures, those of bus, hosts and database as they are now.
     #[must_use]
-    pub fn render(&self, bus: &Bus, hosts: HostFigures) -> String {
+    pub fn render(&self, bus: &Bus, hosts: HostFigures, db: WriteFigures) -> String {
         for (name, service) in bus.services() {
             let figures = service.stats.figures();
             let labels = [("service", name)];
@@ -78,11 +82,16 @@ impl Metrics {
         }
         self.gauge("kring_host_breakers_open", &[], hosts.open);
         self.gauge("kring_host_commands", &[], hosts.commands);
-        self.recorder.register_counter(&key("kring_host_breakers_opened_total", &[]), &META).absolute(hosts.opened);
-        self.recorder.register_counter(&key("kring_host_commands_refused_total", &[]), &META).absolute(hosts.refused);
+        self.total("kring_host_breakers_opened_total", hosts.opened);
+        self.total("kring_host_commands_refused_total", hosts.refused);
+        self.total("kring_host_requests_total", hosts.requests);
+        self.total("kring_host_connections_total", hosts.connections);
+        self.total("kring_db_writes_total", db.writes);
+        self.total("kring_db_commits_total", db.commits);
+        self.total("kring_db_commit_microseconds_total", u64::try_from(db.committing.as_micros()).unwrap_or(u64::MAX));
         if let Some(spans) = trace::figures() {
-            self.recorder.register_counter(&key("kring_trace_spans_sent_total", &[]), &META).absolute(spans.sent);
-            self.recorder.register_counter(&key("kring_trace_spans_dropped_total", &[]), &META).absolute(spans.dropped);
+            self.total("kring_trace_spans_sent_total", spans.sent);
+            self.total("kring_trace_spans_dropped_total", spans.dropped);
         }
         let (resources, waiting) = bus.queue_sizes();
         self.gauge("kring_bus_busy_resources", &[], resources as u64);
@@ -91,10 +100,23 @@ impl Metrics {
         if broker.broker {
             self.gauge("kring_bus_broker_connected", &[], u64::from(broker.connected));
             self.gauge("kring_bus_broker_blocked", &[], u64::from(broker.blocked));
-            let reconnects = key("kring_bus_broker_reconnects_total", &[]);
-            self.recorder.register_counter(&reconnects, &META).absolute(broker.reconnects);
+            self.total("kring_bus_broker_reconnects_total", broker.reconnects);
         }
+        self.process();
         self.handle.render()
+    }
+
+    /// What the kernel says of this process. What it does not say is left out.
+    fn process(&self) {
+        self.gauge("kring_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        for (name, value) in process::figures() {
+            self.recorder.register_gauge(&key(name, &[]), &META).set(value);
+        }
+    }
+
+    /// Sets a counter that is kept elsewhere.
+    fn total(&self, name: &'static str, value: u64) {
+        self.recorder.register_counter(&key(name, &[]), &META).absolute(value);
     }
 
     /// Folds latencies into their buckets until `stop`, so that they take no memory while nobody asks.

@@ -36,7 +36,7 @@ macro_rules! settings {
 }
 
 settings! {
-    "event.keep_days", Integer, "30", Some((1.0, 3650.0)), "How long events are kept, in days.";
+    "event.keep_days", Number, "30", Some((0.001, 3650.0)), "How long events are kept, in days.";
     "host.compare_interval", Number, "3600", Some((1.0, 604_800.0)), "Time after which a host is asked for everything on it although nothing seems to have changed, in seconds.";
     "host.drain_parallel", Integer, "2", Some((1.0, 32.0)), "VMs that are moved away from a host at a time when it goes into maintenance.";
     "host.ping_interval", Number, "10", Some((0.1, 3600.0)), "Time between two pings of a host, in seconds.";
@@ -46,7 +46,7 @@ settings! {
     "host.reserved_memory", Integer, "536870912", Some((0.0, 1e13)), "Memory of each host that is kept for the host itself, in bytes.";
     "image.max_size", Integer, "549755813888", Some((1048576.0, 1e15)), "Largest image file that is accepted, in bytes.";
     "image.max_virtual_size", Integer, "2199023255552", Some((1048576.0, 1e15)), "Largest disk that an image may unfold to, in bytes.";
-    "job.keep_days", Integer, "30", Some((1.0, 3650.0)), "How long ended jobs are kept, in days.";
+    "job.keep_days", Number, "30", Some((0.001, 3650.0)), "How long ended jobs are kept, in days.";
     "placement.cpu_overcommit", Number, "10", Some((0.1, 100.0)), "Virtual processors that new clusters reserve per physical one.";
     "placement.memory_overcommit", Number, "1", Some((0.1, 10.0)), "Guest memory that new clusters reserve per byte of host memory.";
     "placement.storage_overcommit", Number, "2", Some((0.1, 100.0)), "Volume bytes that may be promised per byte of a storage.";

@@ -271,7 +271,20 @@ async fn services_and_metrics_tell_what_is_done() -> anyhow::Result<()> {
     assert!(vm.messages.iter().any(|message| message == "vm.CreateVm"));
     let metrics = cluster.api.send(Call::new(Method::GET, "/metrics")).await?;
     assert_eq!(metrics.status, 200);
-    assert!(metrics.text.lines().any(|line| line.starts_with("# TYPE kring")), "{:.300}", metrics.text);
+    let ended = "kring_jobs_ended_total{kind=\"vm.create\",state=\"succeeded\"} 1";
+    assert!(metrics.text.contains(ended), "{}", metrics.text);
+    let of = |name: &str| {
+        let line = metrics.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse::<f64>().ok()).unwrap_or_else(|| panic!("{name} in {}", metrics.text))
+    };
+    assert!(of("kring_db_writes_total") >= of("kring_db_commits_total") && of("kring_db_commits_total") > 0.0);
+    assert!(of("kring_host_requests_total") >= of("kring_host_connections_total"));
+    assert!(of("kring_host_connections_total") > 0.0 && of("process_resident_memory_bytes") > 0.0);
+    // Operators find each of them in the documents.
+    let told = include_str!("../../docs/monitoring.md");
+    for name in metrics.text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(told.contains(&format!("`{name}`")), "{name} is not in docs/monitoring.md");
+    }
     cluster.stop().await
 }
 

@@ -11,7 +11,7 @@ async fn hosts() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn create() -> anyhow::Result<()> {
-    bench::create::run(&[1, 20], 3).await
+    bench::create::run(&[1, 100], 3).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,6 +27,11 @@ async fn placement() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn api() -> anyhow::Result<()> {
     bench::api::run(&[20, 40]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn soak() -> anyhow::Result<()> {
+    bench::soak::run(5, Duration::from_secs(3)).await
 }
 
 #[test]

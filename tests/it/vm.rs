@@ -6,9 +6,10 @@ use futures_util::future::join_all;
 use harness::client::Call;
 use harness::cluster::{Cluster, Setup};
 use harness::sim::state::is_active;
+use harness::wait::{eventually, until};
 use reqwest::Method;
 use serde_json::json;
-use shared::api::host::Host;
+use shared::api::host::{Host, HostConnection};
 use shared::api::image::Image;
 use shared::api::job::JobRef;
 use shared::api::network::Network;
@@ -401,5 +402,34 @@ async fn a_certain_host_is_taken_or_the_vm_is_refused() -> anyhow::Result<()> {
     };
     assert!(matches!(code, Code::NoHostFits | Code::NotFound), "{code}");
     cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_vms_are_expunged_after_their_time_past_those_whose_host_is_away() -> anyhow::Result<()> {
+    let (cluster, image, network) = ready().await?;
+    cluster.set("host.ping_interval", json!(0.2)).await?;
+    let away = cluster.vm(&image, &network).await?;
+    let frozen = cluster.sim_host(away.host_id)?;
+    cluster.host().await?;
+    let here = eventually("a VM is put on the other host", async || {
+        let vm = cluster.vm(&image, &network).await?;
+        anyhow::ensure!(vm.host_id != away.host_id, "it is on the same");
+        Ok(vm)
+    })
+    .await?;
+    for vm in [&away, &here] {
+        let job: JobRef = cluster.api.delete(&format!("/v1/vms/{}", vm.id)).await?;
+        cluster.api.succeed(&job).await?;
+    }
+    frozen.freeze();
+    cluster.connected(frozen.id, HostConnection::Disconnected).await?;
+    cluster.set("vm.expunge_after", 0.into()).await?;
+    let gone = async |vm: &Vm| cluster.get_vm(vm.id).await.is_err();
+    until("the deleted VM is expunged", async || gone(&here).await).await?;
+    assert_eq!(cluster.get_vm(away.id).await?.state, VmState::Deleted, "its host does not answer");
+    frozen.thaw();
+    until("the other one as well, when its host is back", async || gone(&away).await).await?;
+    assert!(!cluster.sim_host(away.host_id)?.state().vms.contains_key(&away.id));
     cluster.stop().await
 }

@@ -52,6 +52,10 @@ pub struct HostFigures {
     pub refused: u64,
     /// Commands that are being carried out or wait for their turn.
     pub commands: u64,
+    /// Requests that were sent to agents, pings among them.
+    pub requests: u64,
+    /// Connections that were made for them.
+    pub connections: u64,
 }
 
 /// All hosts that something is going on with.
@@ -159,6 +163,7 @@ impl Guards {
             opened: self.opened.load(Relaxed),
             refused: self.refused.load(Relaxed),
             commands: hosts.values().map(|entry| entry.users as u64).sum(),
+            ..HostFigures::default()
         }
     }
 
@@ -220,7 +225,7 @@ mod tests {
         guards.failed(dead);
         drop(probe);
         assert!(guards.enter(dead, soon()).await.is_err(), "open again, for longer");
-        assert_eq!(guards.figures(), HostFigures { open: 1, opened: 1, refused: 3, commands: 0 });
+        assert_eq!(guards.figures(), HostFigures { open: 1, opened: 1, refused: 3, ..HostFigures::default() });
         guards.answered(dead);
         drop(guards.enter(dead, soon()).await.unwrap());
         assert!(guards.lock().is_empty(), "a host that is well and idle costs nothing");

@@ -162,7 +162,8 @@ impl Agents {
     /// What became of commands to hosts, for metrics.
     #[must_use]
     pub fn figures(&self) -> HostFigures {
-        self.guards.figures()
+        let (requests, connections) = self.connections.counted();
+        HostFigures { requests, connections, ..self.guards.figures() }
     }
 
     /// Where agents reach the controllers.

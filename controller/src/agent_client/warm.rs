@@ -5,6 +5,7 @@
 //! connection belongs to its host alone and to nobody while it is used, so no host waits for another.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,13 +43,27 @@ struct Links {
 pub(super) struct Warm {
     tls: Arc<rustls::ClientConfig>,
     links: Mutex<Links>,
+    requests: AtomicU64,
+    opened: AtomicU64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Warm {
     pub(super) fn new(tls: Arc<rustls::ClientConfig>, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { tls, links: Mutex::default(), tasks, stop })
+        Arc::new(Self {
+            tls,
+            links: Mutex::default(),
+            requests: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+            tasks,
+            stop,
+        })
+    }
+
+    /// Requests that were sent, and connections that were made for them.
+    pub(super) fn counted(&self) -> (u64, u64) {
+        (self.requests.load(Relaxed), self.opened.load(Relaxed))
     }
 
     /// How to connect.
@@ -65,6 +80,7 @@ impl Warm {
         request: &Request,
         deadline: Instant,
     ) -> Result<Answer> {
+        self.requests.fetch_add(1, Relaxed);
         before(deadline, host, async {
             if let Some(mut link) = self.take(host) {
                 let began = Instant::now();
@@ -78,6 +94,7 @@ impl Warm {
                     Err(_) => {}
                 }
             }
+            self.opened.fetch_add(1, Relaxed);
             let mut link = Box::new(Link::open(self.tls(), host).await?);
             let answer = link.exchange(host, request, request.is_last()).await?;
             if !request.is_last() {

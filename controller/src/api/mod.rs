@@ -86,6 +86,8 @@ pub struct Parts {
     pub agents: Arc<Agents>,
     /// Who waits for reports of agents.
     pub callbacks: Arc<dyn CallbackSink>,
+    /// Figures of this process.
+    pub metrics: Metrics,
 }
 
 /// The gateway. Handlers share it.
@@ -120,7 +122,7 @@ pub struct Api {
 
 impl Api {
     fn new(parts: Parts) -> Arc<Self> {
-        let Parts { bus, db, config, clock, agents, callbacks, pki: _ } = parts;
+        let Parts { bus, db, config, clock, agents, callbacks, metrics, pki: _ } = parts;
         let api = &config.api;
         Arc::new(Self {
             gate: authn::Gate::new(api),
@@ -132,7 +134,7 @@ impl Api {
             uploads: Mutex::default(),
             not_ready: ArcSwap::from_pointee(vec!["it is starting".to_string()]),
             openapi: openapi::json().into(),
-            metrics: Metrics::new(),
+            metrics,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             bus,

@@ -55,7 +55,8 @@ pub async fn metrics(State(api): State<Arc<Api>>, request: Request) -> Answer {
             return Err(Failure::new(Code::Forbidden, "only an admin account may read the figures from outside"));
         }
     }
-    let mut response = Response::new(api.metrics.render(&api.bus, api.agents.figures()).into());
+    let text = api.metrics.render(&api.bus, api.agents.figures(), api.db.write_figures());
+    let mut response = Response::new(text.into());
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
     Ok(response)

@@ -79,8 +79,14 @@ async fn insert<R: Serialize>(
     Ok(rows == 1)
 }
 
-/// Forgets answers older than `before`; answers how many.
-pub async fn trim(tx: &mut Tx, before: Timestamp) -> Result<u64> {
-    let rows = query("DELETE FROM idempotency WHERE created_at < $1").bind(before.ms()).execute(tx.conn()).await?;
-    Ok(rows)
+/// Forgets answers older than `before`, the oldest `max` of them; answers how many.
+pub async fn trim(tx: &mut Tx, before: Timestamp, max: u32) -> Result<u64> {
+    query(
+        "DELETE FROM idempotency WHERE (account_id, key) IN
+             (SELECT account_id, key FROM idempotency WHERE created_at < $1 ORDER BY created_at LIMIT $2)",
+    )
+    .bind(before.ms())
+    .bind(i64::from(max))
+    .execute(tx.conn())
+    .await
 }

@@ -60,8 +60,11 @@ pub async fn consume(tx: &mut Tx, secret_sha256: &str, host: HostId, now: Timest
     Ok(if rows == 1 { Used::Now(row.parse("cluster_id")?) } else { Used::Already })
 }
 
-/// Removes tokens that expired before `before`; answers how many.
-pub async fn trim(tx: &mut Tx, before: Timestamp) -> Result<u64> {
-    let rows = query("DELETE FROM join_token WHERE expires_at < $1").bind(before.ms()).execute(tx.conn()).await?;
-    Ok(rows)
+/// Removes tokens that expired before `before`, at most so many; answers how many.
+pub async fn trim(tx: &mut Tx, before: Timestamp, max: u32) -> Result<u64> {
+    query("DELETE FROM join_token WHERE id IN (SELECT id FROM join_token WHERE expires_at < $1 LIMIT $2)")
+        .bind(before.ms())
+        .bind(i64::from(max))
+        .execute(tx.conn())
+        .await
 }

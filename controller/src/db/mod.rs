@@ -79,7 +79,8 @@ pub use dialect::Dialect;
 pub use gather::Gathered;
 pub use query::{Query, Row, query, query_of};
 pub use touched::TouchedHosts;
-use writer::{Committed, Writer};
+pub use writer::WriteFigures;
+use writer::{Committed, Counted, Writer};
 
 /// What goes wrong here.
 #[derive(Debug, thiserror::Error)]
@@ -252,6 +253,7 @@ pub struct Db {
     own_events: Arc<watch::Sender<u64>>,
     touched_hosts: Arc<TouchedHosts>,
     reached_hosts: Arc<TouchedHosts>,
+    counted: Arc<Counted>,
     /// Ends the thread of the reads that are done together.
     closing: CancellationToken,
     _closes: Arc<DropGuard>,
@@ -367,7 +369,9 @@ impl Db {
         let events = Arc::new(watch::Sender::new(0));
         let own_events = Arc::new(watch::Sender::new(0));
         let (touched_hosts, reached_hosts) = <(Arc<TouchedHosts>, Arc<TouchedHosts>)>::default();
+        let counted = Arc::new(Counted::default());
         let committed = Committed {
+            counted: Arc::clone(&counted),
             events: Arc::clone(&events),
             own_events: Arc::clone(&own_events),
             touched_hosts: Arc::clone(&touched_hosts),
@@ -392,6 +396,7 @@ impl Db {
             own_events,
             touched_hosts,
             reached_hosts,
+            counted,
             _closes: Arc::new(closing.clone().drop_guard()),
             closing,
         })
@@ -471,6 +476,12 @@ impl Db {
     /// Wakes the watchers of events: another controller appended some.
     pub fn wake_event_watchers(&self) {
         self.events.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// What was written since the start, for metrics.
+    #[must_use]
+    pub fn write_figures(&self) -> WriteFigures {
+        self.counted.figures()
     }
 
     /// Which database this is.

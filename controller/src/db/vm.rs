@@ -217,13 +217,23 @@ pub async fn set_start_due(tx: &mut Tx, id: VmId) -> Result<()> {
     Ok(())
 }
 
-/// VMs that were deleted before a time, oldest first.
-pub async fn deleted_before(conn: &mut Conn, before: Timestamp, max: u32) -> Result<Vec<VmRow>> {
-    let rows = query("SELECT * FROM vm WHERE deleted_at <= $1 AND state = 'deleted' ORDER BY deleted_at LIMIT $2")
-        .bind(before.ms())
-        .bind(i64::from(max))
-        .fetch_all(conn)
-        .await?;
+/// VMs that were deleted before a time, oldest first, from behind `after` on: the time and the id of the last one.
+pub async fn deleted_before(
+    conn: &mut Conn,
+    before: Timestamp,
+    after: (Timestamp, Option<VmId>),
+    max: u32,
+) -> Result<Vec<VmRow>> {
+    let rows = query(
+        "SELECT * FROM vm WHERE deleted_at >= $1 AND (deleted_at, id) > ($1, $2) AND deleted_at <= $3 AND state = 'deleted'
+         ORDER BY deleted_at, id LIMIT $4",
+    )
+    .bind(after.0.ms())
+    .bind(after.1.map(|id| id.to_string()).unwrap_or_default())
+    .bind(before.ms())
+    .bind(i64::from(max))
+    .fetch_all(conn)
+    .await?;
     rows.iter().map(row_from).collect()
 }
 
@@ -414,6 +424,38 @@ fn row_from(row: &Row) -> Result<VmRow> {
 mod tests {
     use super::super::testing::{Seed, dbs};
     use super::*;
+
+    #[tokio::test]
+    async fn deleted_vms_should_each_be_on_one_page() {
+        for test in dbs().await {
+            let (seed, db) = (Seed::planted(&test.db).await, &test.db);
+            let inserted = db.write(move |tx| {
+                Box::pin(async move {
+                    for (n, deleted_at) in
+                        [(0, Some(7_i64)), (1, Some(5)), (2, Some(7)), (3, Some(7)), (4, Some(9)), (5, None)]
+                    {
+                        let id = seed.insert_vm(tx, &format!("vm-{n}")).await?;
+                        query("UPDATE vm SET state = $2, deleted_at = $3 WHERE id = $1")
+                            .bind(id.to_string())
+                            .bind(if deleted_at.is_some() { "deleted" } else { "stopped" })
+                            .bind(deleted_at)
+                            .execute(tx.conn())
+                            .await?;
+                    }
+                    Ok(())
+                })
+            });
+            inserted.await.unwrap();
+            let (mut pages, mut after) = (Vec::new(), (Timestamp(0), None));
+            loop {
+                let page = deleted_before(&mut db.read().await.unwrap(), Timestamp(8), after, 2).await.unwrap();
+                let Some(last) = page.last() else { break };
+                after = (last.vm.deleted_at.unwrap(), Some(last.vm.id));
+                pages.push(page.iter().map(|row| row.vm.deleted_at.unwrap().ms()).collect::<Vec<_>>());
+            }
+            assert_eq!(pages, [vec![5, 7], vec![7, 7]]);
+        }
+    }
 
     #[tokio::test]
     async fn a_host_should_answer_what_is_written_unless_it_is_being_changed() {

@@ -5,8 +5,9 @@
 //! savepoint: one that fails is rolled back alone. Nobody is answered before the commit is durable.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -45,9 +46,46 @@ pub(super) enum Written {
     },
 }
 
+/// What was written since the start, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFigures {
+    /// Writes that were committed.
+    pub writes: u64,
+    /// Commits, each of one write or of several that waited together.
+    pub commits: u64,
+    /// How long commits took until they were durable.
+    pub committing: Duration,
+}
+
+/// See [`WriteFigures`].
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    writes: AtomicU64,
+    commits: AtomicU64,
+    committing_us: AtomicU64,
+}
+
+impl Counted {
+    fn add(&self, writes: usize, took: Duration) {
+        self.writes.fetch_add(writes as u64, Relaxed);
+        self.commits.fetch_add(1, Relaxed);
+        self.committing_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub(super) fn figures(&self) -> WriteFigures {
+        WriteFigures {
+            writes: self.writes.load(Relaxed),
+            commits: self.commits.load(Relaxed),
+            committing: Duration::from_micros(self.committing_us.load(Relaxed)),
+        }
+    }
+}
+
 /// Who is told of what was committed here.
 #[derive(Clone)]
 pub(super) struct Committed {
+    /// Counts it.
+    pub(super) counted: Arc<Counted>,
     /// Wakes those who wait for events of any controller.
     pub(super) events: Arc<watch::Sender<u64>>,
     /// Wakes those who wait for events of this one.
@@ -228,7 +266,7 @@ impl Grouping {
 /// used again.
 async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) -> bool {
     let mut answers = Vec::with_capacity(group.len());
-    match apply_group(tx, group, &mut answers).await {
+    match apply_group(tx, group, &mut answers, &committed.counted).await {
         Ok(events) => {
             committed.tell(tx, events);
             answers.into_iter().for_each(|answer| answer(Ok(())));
@@ -252,7 +290,7 @@ async fn commit_group(tx: &mut Tx, group: Vec<Write>, committed: &Committed) -> 
 }
 
 /// Answers whether events were appended. One write alone needs no savepoint.
-async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) -> Result<bool> {
+async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>, counted: &Counted) -> Result<bool> {
     let begin = tx.dialect.begin();
     exec(tx.conn(), begin).await?;
     let alone = group.len() == 1;
@@ -281,7 +319,9 @@ async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>) 
     }
     let events = !tx.events.is_empty();
     super::event::write(&mut tx.conn, &mut tx.events).await?;
+    let begin = Instant::now();
     exec(tx.conn(), "COMMIT").await?;
+    counted.add(answers.len(), begin.elapsed());
     Ok(events)
 }
 

@@ -35,6 +35,7 @@ use crate::cx::{Caller, Cx, Idempotency};
 use crate::db::testing::{Seed, TestDb, dbs};
 use crate::deps::Deps;
 use crate::messages::job::WaitJob;
+use crate::metrics::Metrics;
 use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::services::{self, Context};
@@ -116,6 +117,7 @@ impl TestSystem {
             clock: clock.clone(),
             data_dir: data.path().to_path_buf(),
             settings: Settings::default(),
+            metrics: Metrics::default(),
         });
         let engine = Engine::new(Arc::clone(&deps), services::flows(services), &tasks, stop.clone());
         let context = Context::new(deps, engine);

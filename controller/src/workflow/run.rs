@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use shared::api::job::JobState;
 use shared::id::JobId;
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
@@ -56,6 +57,15 @@ impl<F: Flow> AnyFlow for FlowOf<F> {
             run.at.trace = span.trace();
             let (request_id, trace) = (Arc::clone(&run.at.request_id), run.at.trace);
             let ended = trace::within(request_id, trace, Box::pin(run.run())).await;
+            if let Ok(failed) = &ended {
+                let state = match failed {
+                    None => JobState::Succeeded,
+                    Some(error) if error.code == Code::Cancelled => JobState::Cancelled,
+                    Some(_) => JobState::Failed,
+                };
+                let labels = [("kind", F::KIND), ("state", state.as_str())];
+                runner.deps.metrics.count("kring_jobs_ended_total", &labels, 1);
+            }
             match &ended {
                 Ok(None) => {}
                 Ok(Some(failed)) => span.fail(failed),

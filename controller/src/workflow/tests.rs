@@ -23,6 +23,7 @@ use crate::cx::{Caller, Cx, Idempotency};
 use crate::db::job::JobRow;
 use crate::db::{self, Db, Tx, query};
 use crate::deps::Deps;
+use crate::metrics::Metrics;
 use crate::placement::Placement;
 use crate::ring::Ring;
 use crate::settings::Settings;
@@ -120,6 +121,7 @@ async fn bench() -> Bench {
         clock,
         data_dir,
         settings: Settings::default(),
+        metrics: Metrics::default(),
         mover: Default::default(),
     });
     let engine = engine(&deps);
@@ -415,6 +417,7 @@ fn other_controller(bench: &Bench) -> (Arc<Deps>, Arc<Engine>) {
         clock: clock.clone(),
         data_dir: data_dir.clone(),
         settings: Settings::default(),
+        metrics: Metrics::default(),
     });
     let engine = engine(&deps);
     (deps, engine)

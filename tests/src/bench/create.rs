@@ -1,18 +1,22 @@
 //! `create`: VMs on simulated hosts, accepted to running as the API shows it. The hosts run in this
 //! process, the controller in one of its own, with everything on that it is shipped with.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::api::image::Image;
 use shared::api::network::Network;
 
+use super::floor::{self, Work};
 use super::{Bench, process};
+use crate::client::{Call, Client};
 use crate::cluster::{Cluster, Setup};
 
 /// Clients that make VMs at a time.
-const CLIENTS: usize = 100;
+pub(super) const CLIENTS: usize = 100;
+/// From so many on, it is told how much more than the least that is needed.
+const MANY: usize = 100;
 
 /// Measures, at these numbers of VMs on so many hosts.
 ///
@@ -30,26 +34,91 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
         bench.point((size, "VMs"), "all run", made.each_ms * size as f64 / 1000.0, "s", "0.015, 0.2, 1, 10");
         bench.point((size, "VMs"), "each", made.each_ms, "ms", "");
         bench.point((size, "VMs"), "CPU each", made.cpu_each_ms, "ms", "at most 0.7");
+        if size >= MANY {
+            beside(&mut bench, size, &made).await?;
+        }
     }
     cluster.stop().await?;
     bench.end()
+}
+
+/// The same number of requests and durable writes by a bare program. There is one for the embedded database.
+async fn beside(bench: &mut Bench, size: usize, made: &Made) -> anyhow::Result<()> {
+    let Some(work) = made.work else { return Ok(()) };
+    let of = (size, "VMs");
+    bench.figure(format!("{size} VMs: requests of clients, each"), work.requests as f64, "", "");
+    bench.figure(format!("{size} VMs: requests to hosts, each"), work.commands as f64, "", "");
+    bench.figure(format!("{size} VMs: durable writes, each"), work.writes as f64, "", "");
+    if std::env::var_os("KRING_TEST_POSTGRES").is_some() {
+        return Ok(());
+    }
+    let floor = floor::measure(work, size).await?;
+    bench.point(of, "the same by a bare program, each", floor.each_ms, "ms", "");
+    bench.point(of, "CPU each of the bare program", floor.cpu_each_ms, "ms", "");
+    bench.point(of, "times the bare program's", made.each_ms / floor.each_ms, "", "at most 3");
+    bench.point(of, "times the bare program's CPU", made.cpu_each_ms / floor.cpu_each_ms, "", "");
+    Ok(())
 }
 
 /// What VMs took, each.
 pub(super) struct Made {
     pub(super) each_ms: f64,
     pub(super) cpu_each_ms: f64,
+    /// What was done for each, where that was counted.
+    pub(super) work: Option<Work>,
+}
+
+impl Made {
+    pub(super) fn of(count: usize, took: Duration, cpu: f64) -> Self {
+        let count = count as f64;
+        Self { each_ms: took.as_secs_f64() * 1000.0 / count, cpu_each_ms: cpu * 1000.0 / count, work: None }
+    }
+}
+
+/// What a controller has done since its start, as it counts it itself.
+struct Counted {
+    requests: f64,
+    commands: f64,
+    writes: f64,
+}
+
+impl Counted {
+    async fn of(api: &Client) -> anyhow::Result<Self> {
+        let text = api.send(Call::new(reqwest::Method::GET, "/metrics")).await?.text;
+        let sum = |name: &str| -> f64 {
+            let of =
+                text.lines().filter_map(|line| line.strip_prefix(name)).filter(|rest| rest.starts_with(['{', ' ']));
+            of.filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        };
+        Ok(Self {
+            requests: sum("kring_http_requests_total"),
+            commands: sum("kring_host_requests_total"),
+            writes: sum("kring_db_writes_total"),
+        })
+    }
+
+    /// For each of so many VMs since `before`; pings and the like are few beside them.
+    fn each(&self, before: &Self, count: usize) -> Work {
+        let each = |now: f64, then: f64| ((now - then) / count as f64).round() as u64;
+        Work {
+            requests: each(self.requests, before.requests),
+            commands: each(self.commands, before.commands),
+            writes: each(self.writes, before.writes),
+        }
+    }
 }
 
 /// Makes so many VMs, and waits until the API shows that they run.
 pub(super) async fn make(cluster: &Cluster, image: &Image, network: &Network, count: usize) -> anyhow::Result<Made> {
     let pid = cluster.pid().context("the controller is a process")?;
+    let before = Counted::of(&cluster.api).await?;
     let (begin, cpu) = (Instant::now(), process::cpu_seconds(pid)?);
     stream::iter(0..count)
         .map(|_| cluster.vm(image, network))
         .buffer_unordered(CLIENTS)
         .try_collect::<Vec<_>>()
         .await?;
-    let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
-    Ok(Made { each_ms: took * 1000.0 / count as f64, cpu_each_ms: cpu * 1000.0 / count as f64 })
+    let made = Made::of(count, begin.elapsed(), process::cpu_seconds(pid)? - cpu);
+    let work = Counted::of(&cluster.api).await?.each(&before, count);
+    Ok(Made { work: Some(work), ..made })
 }

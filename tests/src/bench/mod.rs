@@ -9,6 +9,7 @@ pub mod bus;
 mod bus_broker;
 pub mod create;
 mod flight;
+pub mod floor;
 pub mod host;
 pub mod hosts;
 pub mod idle;
@@ -19,6 +20,7 @@ pub mod process;
 pub mod query;
 pub mod ring;
 pub mod seed;
+pub mod soak;
 pub mod start;
 pub mod takeover;
 

@@ -1,6 +1,7 @@
 //! `kring-bench`: prints the figures that Kring claims. `make bench` builds and runs it.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use harness::bench;
 /// Time between two pings of a host, where nothing else is asked for.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Prints figures of Kring. Without a name, all of them.
+/// Prints figures of Kring. Without a name, all of them but `soak`, which takes half an hour.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
@@ -67,11 +68,32 @@ enum What {
         #[arg(default_value_t = 9)]
         rounds: u32,
     },
+    /// VMs that come and go for a long time, while one in a hundred commands goes wrong.
+    Soak {
+        /// VMs a second.
+        #[arg(long, default_value_t = 200)]
+        rate: u32,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 1800)]
+        seconds: u64,
+    },
     /// Time until others go on with what was a killed controller's.
     Takeover {
         /// How often one is killed.
         #[arg(default_value_t = 20)]
         kills: usize,
+    },
+    /// The bare program beside `create`.
+    #[command(hide = true)]
+    Floor {
+        #[arg(long)]
+        folder: PathBuf,
+        #[arg(long)]
+        host: SocketAddr,
+        #[arg(long)]
+        commands: u64,
+        #[arg(long)]
+        writes: u64,
     },
     /// The load generator that `api` starts.
     #[command(hide = true)]
@@ -100,7 +122,11 @@ fn main() -> anyhow::Result<()> {
         Some(What::Placement { sizes }) => runtime.block_on(bench::placement::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
         Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
+        Some(What::Soak { rate, seconds }) => runtime.block_on(bench::soak::run(rate, Duration::from_secs(seconds))),
         Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
+        Some(What::Floor { folder, host, commands, writes }) => {
+            runtime.block_on(bench::floor::serve(&folder, host, commands, writes))
+        }
         Some(What::Load { config, paths, seconds }) => {
             let seen = runtime.block_on(bench::load::run(&config, paths, seconds))?;
             Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&seen)?)?)

@@ -2,10 +2,13 @@
 //! lost, doubled or left behind. `make chaos` builds and runs it.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Parser;
-use harness::chaos;
+use futures_util::future::try_join_all;
+use harness::chaos::{self, Outcome};
 use harness::fleet::{Fleet, Tally};
 
 /// Faults at random, from a seed, while users work.
@@ -26,39 +29,80 @@ struct Args {
     /// Simulated hosts.
     #[arg(long, default_value_t = 4)]
     hosts: usize,
+    /// Fleets that are played to at the same time, each with a broker and a database of its own.
+    #[arg(long, default_value_t = 1)]
+    fleets: usize,
+}
+
+/// What all runs came to.
+#[derive(Default)]
+struct Sum {
+    runs: u64,
+    tally: Tally,
+    taken_over: Vec<Duration>,
+    failed: Vec<u64>,
+    orphans: usize,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let args = Args::parse();
-    let mut out = std::io::stdout();
-    let fleet = Fleet::start(args.controllers, args.hosts).await?;
-    let (mut sum, mut taken_over, mut failed, mut orphans) = (Tally::default(), Vec::new(), Vec::new(), 0);
-    for seed in args.seed..args.seed + args.runs {
-        let run = chaos::run(&fleet, seed, Duration::from_secs(args.seconds)).await;
-        let run = run.inspect_err(|_| eprintln!("seed {seed} cannot be played\n{}", fleet.logs(80)))?;
-        taken_over.extend(run.seen.taken_over.iter().copied());
-        sum.add(&run.tally);
-        orphans += run.orphans;
-        writeln!(out, "seed {seed}: {run}")?;
-        if !run.breaches.is_empty() {
-            writeln!(out, "{}\n{}", run.faults.join("\n"), fleet.logs(80))?;
-            writeln!(out, "seed {seed} FAILED: {}", run.breaches.join("\n"))?;
-            failed.push(seed);
-            // Others would find what this one has left.
-            if run.orphans > 0 {
-                break;
-            }
-        }
-    }
+    let (next, sum) = (AtomicU64::new(args.seed), Mutex::new(Sum::default()));
+    let played = try_join_all((0..args.fleets.max(1)).map(|_| play(&args, &next, &sum))).await;
+    let Sum { runs, tally, mut taken_over, failed, orphans } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     taken_over.sort_unstable();
     let at = |part: f64| taken_over.get(((taken_over.len() as f64 * part) as usize).min(taken_over.len().max(1) - 1));
-    writeln!(out, "{} runs, {orphans} with orphans: {sum}", args.runs)?;
+    let mut out = std::io::stdout();
+    writeln!(out, "{runs} runs, {orphans} with orphans: {tally}")?;
     if let (Some(median), Some(worst)) = (at(0.5), at(0.99)) {
         writeln!(out, "{} kills served by others: p50 {median:.2?}, p99 {worst:.2?}", taken_over.len())?;
     }
-    fleet.stop().await?;
+    played?;
     anyhow::ensure!(failed.is_empty(), "seeds that failed: {failed:?}");
+    anyhow::ensure!(runs == args.runs, "{} of {} runs were not played", args.runs - runs, args.runs);
     Ok(())
+}
+
+/// Plays to one fleet, one seed after the other, as long as there are any.
+async fn play(args: &Args, next: &AtomicU64, sum: &Mutex<Sum>) -> anyhow::Result<()> {
+    let fleet = Fleet::start(args.controllers, args.hosts).await?;
+    loop {
+        let seed = next.fetch_add(1, Relaxed);
+        if seed >= args.seed + args.runs {
+            break;
+        }
+        let run = chaos::run(&fleet, seed, Duration::from_secs(args.seconds)).await;
+        let run = run.inspect_err(|_| eprintln!("seed {seed} cannot be played\n{}", fleet.logs(80)))?;
+        report(seed, &run, &fleet)?;
+        let left = run.orphans > 0;
+        sum.lock().unwrap_or_else(PoisonError::into_inner).add(seed, run);
+        // Others would find what this one has left.
+        if left {
+            break;
+        }
+    }
+    fleet.stop().await
+}
+
+fn report(seed: u64, run: &Outcome, fleet: &Fleet) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "seed {seed}: {run}")?;
+    if !run.breaches.is_empty() {
+        writeln!(out, "{}\n{}", run.faults.join("\n"), fleet.logs(80))?;
+        writeln!(out, "seed {seed} FAILED: {}", run.breaches.join("\n"))?;
+    }
+    Ok(())
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, run: Outcome) {
+        self.runs += 1;
+        self.tally.add(&run.tally);
+        self.taken_over.extend(run.seen.taken_over);
+        self.orphans += run.orphans;
+        if !run.breaches.is_empty() {
+            self.failed.push(seed);
+        }
+    }
 }

@@ -42,6 +42,7 @@ use crate::clock::Clock;
 use crate::config::{ApiConfig, Config};
 use crate::db::Db;
 use crate::messages::account::{Authenticate, Identity};
+use crate::metrics::Metrics;
 use crate::ring::Ring;
 
 /// Token of the admin account.
@@ -116,6 +117,7 @@ impl Gateway {
             pki: Arc::clone(&pki),
             agents,
             callbacks: Arc::clone(&reports) as Arc<dyn CallbackSink>,
+            metrics: Metrics::default(),
         };
         let server = Server::start(parts).await.unwrap();
         Self { dir, server, pki, db, reports, tenant, clock }

@@ -1,0 +1,258 @@
+//! The floor below `create`: a bare program that answers as many requests, makes as many writes durable and sends
+//! as many requests to hosts for each VM as the controller did, and knows nothing of VMs.
+//!
+//! It is a process of its own beside the same load generator ([`measure`]) and the same libraries: HTTPS with
+//! kept connections on both sides, SQLite with a commit on the disk for all writes that wait ([`serve`]).
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1 as client;
+use hyper::server::conn::http1 as server;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ServerConfig};
+use shared::wire::CONTROLLER_DNS_NAME;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use uuid::Uuid;
+
+use super::create::{CLIENTS, Made};
+use super::process;
+use crate::client::{Call, Client};
+use crate::sim::tls;
+use crate::{cmd, wait};
+
+/// What is sent, and what is written of each: about as much as for a VM.
+const TEXT: &str = r#"{"name":"vm-0123456789","image_id":"01990000-0000-7000-8000-000000000000","vcpus":1,"memory":268435456,"nics":[{"network_id":"01990000-0000-7000-8000-000000000001","mac":"52:54:00:00:00:00","ip":"10.64.0.1"}],"state":"running","links":{"self":"/v1/vms/01990000-0000-7000-8000-000000000002"},"created_at":"2026-11-22T00:00:00.000Z"}"#;
+/// Most writes in one commit.
+const GROUP: usize = 256;
+const CERTIFICATE: &str = "cert.pem";
+const KEY: &str = "key.pem";
+const ADDRESS: &str = "address";
+
+/// What is done for each VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Requests of its user.
+    pub requests: u64,
+    /// Requests to its host.
+    pub commands: u64,
+    /// Writes, each of which is durable before the next one.
+    pub writes: u64,
+}
+
+/// Has the bare program do this so often, for as many clients as there are in `create`.
+pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Made> {
+    let folder = tempfile::tempdir()?;
+    let certified = rcgen::generate_simple_self_signed(vec![CONTROLLER_DNS_NAME.to_string(), "127.0.0.1".to_string()])?;
+    std::fs::write(folder.path().join(CERTIFICATE), certified.cert.pem())?;
+    std::fs::write(folder.path().join(KEY), certified.signing_key.serialize_pem())?;
+    let mut tasks = JoinSet::new();
+    let host = listen(&mut tasks, folder.path(), |_| async { Ok(()) }).await?.to_string();
+    let (commands, writes) = (work.commands.to_string(), work.writes.to_string());
+    let arguments: [&OsStr; 9] = [
+        "floor".as_ref(),
+        "--folder".as_ref(),
+        folder.path().as_os_str(),
+        "--host".as_ref(),
+        host.as_ref(),
+        "--commands".as_ref(),
+        commands.as_ref(),
+        "--writes".as_ref(),
+        writes.as_ref(),
+    ];
+    let program = cmd::program("kring-bench")?;
+    let bare = cmd::spawn(program.as_os_str(), &arguments, &folder.path().join("log"))?;
+    let pid = bare.id().context("the bare program is a process")?;
+    let url = wait::eventually("the bare program listens", async || {
+        let address: SocketAddr = std::fs::read_to_string(folder.path().join(ADDRESS))?.parse()?;
+        Ok(format!("https://{address}"))
+    })
+    .await?;
+    let api = Client::new(&url, &certified.cert.pem(), Some("token"))?;
+    let (begin, cpu) = (Instant::now(), process::cpu_seconds(pid)?);
+    stream::iter(0..count)
+        .map(|_| async {
+            api.send(Call::new(Method::POST, "/vm").raw("application/json", TEXT.into())).await?;
+            for _ in 1..work.requests {
+                api.send(Call::new(Method::GET, "/vm")).await?;
+            }
+            anyhow::Ok(())
+        })
+        .buffer_unordered(CLIENTS)
+        .try_collect::<Vec<_>>()
+        .await?;
+    Ok(Made::of(count, begin.elapsed(), process::cpu_seconds(pid)? - cpu))
+}
+
+/// The bare program, until it is killed.
+///
+/// # Errors
+/// When it cannot listen or write.
+pub async fn serve(folder: &Path, host: SocketAddr, commands: u64, writes: u64) -> anyhow::Result<()> {
+    let rows = writer(folder)?;
+    let hosts = Arc::new(Hosts { address: host, tls: client_config(folder)?, kept: Mutex::default() });
+    let mut tasks = JoinSet::new();
+    let address = listen(&mut tasks, folder, move |request: Request<Incoming>| {
+        let (rows, hosts, posted) = (rows.clone(), Arc::clone(&hosts), request.method() == Method::POST);
+        async move {
+            if !posted {
+                return Ok(());
+            }
+            request.into_body().collect().await?;
+            for n in 0..writes.max(commands) {
+                if n < writes {
+                    let (answer, durable) = oneshot::channel();
+                    rows.send(answer)?;
+                    durable.await?;
+                }
+                if n < commands {
+                    hosts.send().await?;
+                }
+            }
+            Ok(())
+        }
+    })
+    .await?;
+    // Whoever reads it shall find all of it.
+    std::fs::write(folder.join("address.new"), address.to_string())?;
+    std::fs::rename(folder.join("address.new"), folder.join(ADDRESS))?;
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Answers everything with the same text, after `work`.
+async fn listen<W, F>(tasks: &mut JoinSet<()>, folder: &Path, work: W) -> anyhow::Result<SocketAddr>
+where
+    W: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = anyhow::Result<()>> + Send,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let (address, acceptor) = (listener.local_addr()?, TlsAcceptor::from(server_config(folder)?));
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, work) = (acceptor.clone(), work.clone());
+            connections.spawn(async move {
+                let service = service_fn(|request| {
+                    let done = work(request);
+                    async move {
+                        let status = if done.await.is_ok() { 200 } else { 500 };
+                        let mut response = Response::new(Full::new(Bytes::from_static(TEXT.as_bytes())));
+                        *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+                        Ok::<_, Infallible>(response)
+                    }
+                });
+                let _ = stream.set_nodelay(true);
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                // A client that breaks off is the client's business.
+                let _ = server::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// An open connection, and what drives it.
+type Kept = (client::SendRequest<Full<Bytes>>, JoinSet<()>);
+
+/// Connections to a host that stay open.
+struct Hosts {
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    kept: Mutex<Vec<Kept>>,
+}
+
+impl Hosts {
+    async fn send(&self) -> anyhow::Result<()> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (mut sender, driver) = match kept {
+            Some(kept) => kept,
+            None => {
+                let stream = TcpStream::connect(self.address).await?;
+                stream.set_nodelay(true)?;
+                let name = ServerName::try_from(CONTROLLER_DNS_NAME)?;
+                let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?;
+                let (sender, connection) = client::handshake(TokioIo::new(stream)).await?;
+                let mut driver = JoinSet::new();
+                driver.spawn(async move {
+                    // Why it ended is what the next request says.
+                    let _ = connection.await;
+                });
+                (sender, driver)
+            }
+        };
+        sender.ready().await?;
+        let request = Request::post("/command").header("host", CONTROLLER_DNS_NAME);
+        let answer = sender.send_request(request.body(Full::new(Bytes::from_static(TEXT.as_bytes())))?).await?;
+        anyhow::ensure!(answer.status().is_success(), "the host answers {}", answer.status());
+        answer.into_body().collect().await?;
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((sender, driver));
+        Ok(())
+    }
+}
+
+/// Writes a row for each that asks, and answers when it is durable.
+fn writer(folder: &Path) -> anyhow::Result<mpsc::Sender<oneshot::Sender<()>>> {
+    let conn = rusqlite::Connection::open(folder.join("rows.db"))?;
+    conn.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE t (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID",
+    )?;
+    let (rows, asked) = mpsc::channel::<oneshot::Sender<()>>();
+    let run = move || -> rusqlite::Result<()> {
+        while let Ok(first) = asked.recv() {
+            let mut group = vec![first];
+            group.extend(asked.try_iter().take(GROUP - 1));
+            conn.execute_batch("BEGIN IMMEDIATE")?;
+            for _ in &group {
+                let id = Uuid::now_v7().to_string();
+                conn.prepare_cached("INSERT INTO t (id, body) VALUES (?1, ?2)")?.execute((id, TEXT))?;
+            }
+            conn.execute_batch("COMMIT")?;
+            for waiting in group {
+                // Nobody waits any more when this fails.
+                let _ = waiting.send(());
+            }
+        }
+        Ok(())
+    };
+    // When it fails, whoever waits is told by the channel that closes.
+    std::thread::Builder::new().name("writer".into()).spawn(run)?;
+    Ok(rows)
+}
+
+fn certificates(folder: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let pem = std::fs::read(folder.join(CERTIFICATE))?;
+    Ok(CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>()?)
+}
+
+fn server_config(folder: &Path) -> anyhow::Result<Arc<ServerConfig>> {
+    let key = PrivateKeyDer::from_pem_slice(&std::fs::read(folder.join(KEY))?)?;
+    let config = ServerConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(config.with_no_client_auth().with_single_cert(certificates(folder)?, key)?))
+}
+
+fn client_config(folder: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates(folder)? {
+        roots.add(certificate)?;
+    }
+    let config = ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+}
