@@ -246,7 +246,8 @@ impl App {
         tasks.spawn(services::controller::tell_of_events(context.clone(), stop.clone()));
         tasks.spawn(handover::follow_broker(context.clone(), stop.clone()));
         reconcile::spawn(reconcile::all(&context), &tasks, &stop);
-        tasks.spawn(services::host::run_pings(context.clone(), tasks.clone(), stop.clone()));
+        services::host::start_pings(context.clone(), &tasks, stop.clone())
+            .map_err(|source| Error::Io { path: "the thread of the pings".into(), source })?;
         Ok(Self { db, bus, context, handover, gateway, heartbeat, tasks, stop, fenced, _lock: lock })
     }
 

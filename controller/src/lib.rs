@@ -26,4 +26,5 @@ pub mod services;
 pub mod settings;
 pub mod specs;
 pub mod systemd;
+pub mod thread;
 pub mod workflow;

@@ -12,10 +12,6 @@ use metrics::{Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent_client::HostFigures;
-use crate::bus::Bus;
-use crate::db::WriteFigures;
-
 /// Upper bounds of the latency buckets, in seconds.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 /// How often collected latencies are folded into their buckets when nobody asks.
@@ -69,39 +65,9 @@ impl Metrics {
         self.recorder.register_gauge(&key(name, labels), &META).set(value as f64);
     }
 
-    /// All figures, those of bus, hosts and database as they are now.
+    /// All figures as they are now.
     #[must_use]
-    pub fn render(&self, bus: &Bus, hosts: HostFigures, db: WriteFigures) -> String {
-        for (name, service) in bus.services() {
-            let figures = service.stats.figures();
-            let labels = [("service", name)];
-            self.gauge("kring_bus_queued", &labels, figures.queued);
-            self.gauge("kring_bus_in_flight", &labels, figures.in_flight);
-            self.recorder.register_counter(&key("kring_bus_handled_total", &labels), &META).absolute(figures.handled);
-            self.recorder.register_counter(&key("kring_bus_failed_total", &labels), &META).absolute(figures.failed);
-        }
-        self.gauge("kring_host_breakers_open", &[], hosts.open);
-        self.gauge("kring_host_commands", &[], hosts.commands);
-        self.total("kring_host_breakers_opened_total", hosts.opened);
-        self.total("kring_host_commands_refused_total", hosts.refused);
-        self.total("kring_host_requests_total", hosts.requests);
-        self.total("kring_host_connections_total", hosts.connections);
-        self.total("kring_db_writes_total", db.writes);
-        self.total("kring_db_commits_total", db.commits);
-        self.total("kring_db_commit_microseconds_total", u64::try_from(db.committing.as_micros()).unwrap_or(u64::MAX));
-        if let Some(spans) = trace::figures() {
-            self.total("kring_trace_spans_sent_total", spans.sent);
-            self.total("kring_trace_spans_dropped_total", spans.dropped);
-        }
-        let (resources, waiting) = bus.queue_sizes();
-        self.gauge("kring_bus_busy_resources", &[], resources as u64);
-        self.gauge("kring_bus_waiting_messages", &[], waiting as u64);
-        let broker = bus.transport().health();
-        if broker.broker {
-            self.gauge("kring_bus_broker_connected", &[], u64::from(broker.connected));
-            self.gauge("kring_bus_broker_blocked", &[], u64::from(broker.blocked));
-            self.total("kring_bus_broker_reconnects_total", broker.reconnects);
-        }
+    pub fn render(&self) -> String {
         self.process();
         self.handle.render()
     }
@@ -115,8 +81,8 @@ impl Metrics {
     }
 
     /// Sets a counter that is kept elsewhere.
-    fn total(&self, name: &'static str, value: u64) {
-        self.recorder.register_counter(&key(name, &[]), &META).absolute(value);
+    pub fn total(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
+        self.recorder.register_counter(&key(name, labels), &META).absolute(value);
     }
 
     /// Folds latencies into their buckets until `stop`, so that they take no memory while nobody asks.

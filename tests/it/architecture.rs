@@ -18,11 +18,11 @@ const LAYERS: &[&[&str]] = &[
     &["callbacks"],
     &["backup", "bootstrap", "check", "handover", "api"],
     &["reconcile"],
-    &["services", "metrics"],
+    &["services"],
     &["workflow"],
     &["bus", "messages"],
     &["agent_client", "db", "deps", "placement", "ring", "specs"],
-    &["auth", "clock", "config", "cx", "log", "privileges", "settings", "systemd"],
+    &["auth", "clock", "config", "cx", "log", "metrics", "privileges", "settings", "systemd", "thread"],
 ];
 
 /// The configuration is made of the limits of what it configures.

@@ -15,6 +15,7 @@ mod context;
 pub mod docs;
 mod error;
 mod extract;
+mod figures;
 mod forward;
 mod front;
 mod image_content;

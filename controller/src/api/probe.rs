@@ -13,7 +13,7 @@ use shared::{Code, Error};
 use super::error::Failure;
 use super::front::{Named, Peer};
 use super::reply::{self, Answer};
-use super::{Api, authn};
+use super::{Api, authn, figures};
 
 /// How long the database may take before this controller counts as not ready.
 const ASK: Duration = Duration::from_secs(2);
@@ -55,8 +55,8 @@ pub async fn metrics(State(api): State<Arc<Api>>, request: Request) -> Answer {
             return Err(Failure::new(Code::Forbidden, "only an admin account may read the figures from outside"));
         }
     }
-    let text = api.metrics.render(&api.bus, api.agents.figures(), api.db.write_figures());
-    let mut response = Response::new(text.into());
+    figures::refresh(&api);
+    let mut response = Response::new(api.metrics.render().into());
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
     Ok(response)

@@ -1,6 +1,8 @@
 //! Connections. Two libraries run statements: sqlx, which has a server's connections and pools, and for what
 //! waits on SQLite in large numbers [`Embedded`], on the thread that asks.
 
+use std::time::Duration;
+
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyConnection, Connection as _};
 
@@ -62,6 +64,15 @@ impl Conn {
             Self::Pooled(conn) => Library::Sqlx(conn),
             Self::Own(conn) => Library::Sqlx(conn),
             Self::Embedded(conn) => Library::Embedded(conn),
+        }
+    }
+
+    /// On SQLite, has statements given up that have not ended after this time, from now on. A server is told by
+    /// a setting.
+    pub(super) fn give_up_after(&self, limit: Option<Duration>) -> Result<()> {
+        match self {
+            Self::Embedded(conn) => conn.give_up_after(limit),
+            Self::Pooled(_) | Self::Own(_) => Ok(()),
         }
     }
 

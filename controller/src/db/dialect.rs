@@ -1,5 +1,7 @@
 //! Where SQLite and PostgreSQL differ: the only place that knows.
 
+use std::time::Duration;
+
 use super::{Conn, Error, Result, query};
 
 /// Kind of the advisory locks of heartbeats on PostgreSQL.
@@ -85,13 +87,11 @@ impl Dialect {
         }
     }
 
-    /// Statements with which one that reads lists begins.
-    pub(super) fn lister_settings(self) -> Vec<String> {
+    /// Statements with which one begins whose reads may take long, but no longer than `limit`.
+    pub(super) fn long_reader_settings(self, limit: Option<Duration>) -> Vec<String> {
         let mut settings = self.reader_settings();
-        if self == Self::Postgres {
-            // Nobody waits for it after that: see `page::list`.
-            let limit = (super::page::LONGEST + std::time::Duration::from_millis(500)).as_millis();
-            settings.push(format!("SET statement_timeout = {limit}"));
+        if let (Self::Postgres, Some(limit)) = (self, limit) {
+            settings.push(format!("SET statement_timeout = {}", limit.as_millis()));
         }
         settings
     }
@@ -163,6 +163,11 @@ fn pragmas(settings: &[&str]) -> Vec<String> {
 /// Whether a code of the database says that its disk is full.
 pub(super) fn is_full(code: &str) -> bool {
     code == "53100" || primary(code) == Some(13)
+}
+
+/// Whether it says that a statement took longer than it may.
+pub(super) fn took_too_long(code: &str) -> bool {
+    code == "57014" || primary(code) == Some(9)
 }
 
 /// Whether it says that a unique key stood in the way.

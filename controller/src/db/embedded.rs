@@ -7,6 +7,7 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::types::{ToSqlOutput, Value as Owned, ValueRef};
 use rusqlite::{CachedStatement, Connection, OpenFlags, ToSql};
@@ -14,6 +15,9 @@ use sqlx::sqlite::SqliteConnectOptions;
 
 use super::Result;
 use super::query::{Query, Row, Value};
+
+/// Instructions of SQLite between two looks at the time: some tenths of a millisecond.
+const LOOK: i32 = 10_000;
 
 /// Statements that stay prepared.
 const PREPARED: usize = 256;
@@ -32,6 +36,12 @@ impl Embedded {
         let conn = Connection::open_with_flags(options.get_filename(), flags)?;
         conn.set_prepared_statement_cache_capacity(PREPARED);
         Ok(Self { conn })
+    }
+
+    /// Has statements given up that have not ended after this time, from now on.
+    pub(super) fn give_up_after(&self, limit: Option<Duration>) -> Result<()> {
+        let end = limit.map(|limit| Instant::now() + limit);
+        Ok(self.conn.progress_handler(LOOK, end.map(|end| move || Instant::now() > end))?)
     }
 
     /// Runs a statement; answers how many rows it changed.

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
+use super::long::Long;
 use super::{Conn, Result};
 
 /// Most rows in one query.
@@ -37,6 +38,8 @@ pub(super) enum Source {
     Pool(AnyPool),
     /// One for all: each query is short.
     One(Arc<Mutex<Conn>>),
+    /// One of those that may take long.
+    Long(Long),
 }
 
 type Answer<V> = oneshot::Sender<shared::Result<Option<V>>>;
@@ -107,7 +110,11 @@ fn closed() -> Error {
     super::Error::Closed.into()
 }
 
-async fn answer<K: Copy + Eq + Hash, V: Clone>(source: &Source, read: Read<K, V>, group: Vec<(K, Answer<V>)>) {
+async fn answer<K, V>(source: &Source, read: Read<K, V>, group: Vec<(K, Answer<V>)>)
+where
+    K: Copy + Eq + Hash + Send + Sync + 'static,
+    V: Clone + Send + 'static,
+{
     let mut keys: Vec<K> = Vec::with_capacity(group.len());
     let mut askers: HashMap<K, Vec<Answer<V>>> = HashMap::with_capacity(group.len());
     // Nobody is asked for who does not wait any more.
@@ -126,6 +133,7 @@ async fn answer<K: Copy + Eq + Hash, V: Clone>(source: &Source, read: Read<K, V>
         match source {
             Source::Pool(pool) => read(&mut Conn::Pooled(pool.acquire().await?), &keys).await,
             Source::One(conn) => read(&mut *conn.lock().await, &keys).await,
+            Source::Long(long) => long.read(move |conn| Box::pin(async move { read(conn, &keys).await })).await,
         }
     });
     match found.await {

@@ -31,6 +31,7 @@ pub mod image;
 pub mod instance_type;
 pub mod job;
 pub mod join_token;
+mod long;
 pub mod network;
 pub mod nic;
 mod owner;
@@ -44,7 +45,6 @@ pub mod setting;
 pub mod storage;
 #[cfg(test)]
 pub mod testing;
-mod thread;
 pub mod token;
 mod touched;
 pub mod vm;
@@ -62,6 +62,7 @@ use futures_util::future::BoxFuture;
 use shared::Code;
 use shared::api::image::Image;
 use shared::api::network::Network;
+use shared::api::page::ListParams;
 use shared::api::storage::Storage;
 use shared::api::vm::Vm;
 use shared::id::{AccountId, ControllerId, HostId, ImageId, JobId, NetworkId, StorageId, VmId};
@@ -77,10 +78,14 @@ pub use conn::Conn;
 use conn::Library;
 pub use dialect::Dialect;
 pub use gather::Gathered;
+use long::Long;
+use page::{ListSpec, Rows};
 pub use query::{Query, Row, query, query_of};
 pub use touched::TouchedHosts;
 pub use writer::WriteFigures;
 use writer::{Committed, Counted, Writer};
+
+use crate::thread;
 
 /// What goes wrong here.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +144,11 @@ impl Error {
     #[must_use]
     pub fn is_foreign_key_violation(&self) -> bool {
         self.code().is_some_and(|code| dialect::is_foreign_key_violation(&code))
+    }
+
+    /// Whether a statement was given up because it took too long.
+    pub(in crate::db) fn took_too_long(&self) -> bool {
+        self.code().is_some_and(|code| dialect::took_too_long(&code))
     }
 
     /// Whether the disk of the database is full.
@@ -247,7 +257,8 @@ pub struct Db {
     pub owners: Gathered<(&'static str, Uuid), AccountId>,
     dialect: Dialect,
     readers: AnyPool,
-    listers: AnyPool,
+    lists: Long,
+    many: Long,
     writer: Writer,
     events: Arc<watch::Sender<u64>>,
     own_events: Arc<watch::Sender<u64>>,
@@ -335,11 +346,23 @@ async fn migrate(url: &str, dialect: Dialect) -> Result<()> {
     Ok(())
 }
 
+/// A thread for work that blocks: SQLite on the thread that asks.
+fn own_thread(
+    name: &'static str,
+    work: impl Future<Output = ()> + Send + 'static,
+    closed: CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Handle> {
+    thread::own(name, work, closed, tasks).map_err(|error| Error::Sql(sqlx::Error::Io(error)))
+}
+
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
 const READERS: u32 = 8;
 /// Connections that lists are read with: one that reads a million rows takes long, and nothing else may wait
 /// for it.
 const LISTERS: u32 = 4;
+/// Connections that read many rows, such as those of all hosts.
+const READERS_OF_MANY: u32 = 4;
 
 impl Db {
     /// Opens the database at `url` (`sqlite:/path/file.db` or `postgres://…`), makes it when it is a
@@ -348,14 +371,15 @@ impl Db {
         let dialect = Dialect::of(url)?;
         migrate(url, dialect).await?;
         let readers = pool::options(dialect, READERS, dialect.reader_settings()).connect(url).await?;
-        let listers = pool::options(dialect, LISTERS, dialect.lister_settings()).connect_lazy(url)?;
+        let lists = Long::new(url, dialect, LISTERS, Some(page::LONGEST), tasks)?;
+        let many = Long::new(url, dialect, READERS_OF_MANY, None, tasks)?;
         let (closing, together) = (CancellationToken::new(), dialect.gathered_reads());
         let points = match dialect {
             // They are short, and many.
             Dialect::Sqlite => {
                 let conn = Conn::connect_reader(url, dialect).await?;
                 let until = closing.clone().cancelled_owned();
-                let on = thread::own("db-reader", until, CancellationToken::new(), tasks)?;
+                let on = own_thread("db-reader", until, CancellationToken::new(), tasks)?;
                 Points { source: gather::Source::One(Arc::new(Mutex::new(conn))), together, on, tasks }
             }
             Dialect::Postgres => {
@@ -364,7 +388,7 @@ impl Db {
             }
         };
         // A host may have thousands of VMs.
-        let source = gather::Source::Pool(readers.clone());
+        let source = gather::Source::Long(many.clone());
         let long = Points { source, together, on: Handle::current(), tasks };
         let events = Arc::new(watch::Sender::new(0));
         let own_events = Arc::new(watch::Sender::new(0));
@@ -390,7 +414,8 @@ impl Db {
             digests: long.of(|conn, of| vm::digests(conn, of).boxed()),
             dialect,
             readers,
-            listers,
+            lists,
+            many,
             writer,
             events,
             own_events,
@@ -413,9 +438,30 @@ impl Db {
         Ok(Conn::Pooled(self.readers.acquire().await?))
     }
 
-    /// A connection for [`page::list`].
-    pub async fn list(&self) -> Result<Conn> {
-        Ok(Conn::Pooled(self.listers.acquire().await?))
+    /// One page of a list. `scope` is the account whose resources are seen; `None`: all.
+    ///
+    /// # Errors
+    /// Those of [`page::list`].
+    pub async fn page(&self, spec: &'static ListSpec, params: ListParams, scope: Option<AccountId>) -> Result<Rows> {
+        self.list(move |conn| Box::pin(async move { page::list(conn, spec, &params, scope).await })).await
+    }
+
+    /// Reads what belongs to a list.
+    pub async fn list<T, F>(&self, read: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        self.lists.read(read).await
+    }
+
+    /// Reads many rows, such as those of all hosts.
+    pub async fn read_many<T, F>(&self, read: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        self.many.read(read).await
     }
 
     /// Runs `work` in one transaction and answers when it is durable. When `work` fails, nothing of
@@ -501,7 +547,8 @@ impl Db {
         self.writer.close().await;
         self.closing.cancel();
         self.readers.close().await;
-        self.listers.close().await;
+        self.lists.close().await;
+        self.many.close().await;
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Conn, Dialect, Error, Result, TouchedHosts, Tx, pool, query, thread};
+use super::{Conn, Dialect, Error, Result, TouchedHosts, Tx, pool, query};
 
 /// Most writes in one commit: bounds how long the first of them waits.
 const GROUP: usize = 256;
@@ -130,7 +130,7 @@ impl Writer {
                 let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
                 let first = Conn::connect_writer(url, dialect).await?;
                 let grouping = Grouping { url: url.to_string(), writes, closing: closing.clone(), committed };
-                thread::own("db-writer", grouping.run(first), closed.clone(), tasks)?;
+                super::own_thread("db-writer", grouping.run(first), closed.clone(), tasks)?;
                 Self::Grouped { queue, closing, closed }
             }
             Dialect::Postgres => {

@@ -136,13 +136,15 @@ impl Placement {
             return Ok(());
         }
         self.begun.fetch_add(1, SeqCst);
-        let (begin, mut fresh) = (Instant::now(), Index::default());
-        db::soon(async {
-            let mut conn = self.db.read().await?;
-            db::placement::each(&mut conn, |place| fresh.put(place)).await
-        })
-        .await
-        .map_err(Error::from)?;
+        let begin = Instant::now();
+        let read = self.db.read_many(|conn| {
+            Box::pin(async move {
+                let mut fresh = Index::default();
+                db::placement::each(conn, |place| fresh.put(place)).await?;
+                Ok(fresh)
+            })
+        });
+        let mut fresh = db::soon(read).await.map_err(Error::from)?;
         fresh.old_at(Instant::now() + (begin.elapsed() * READS_APART).max(OLD));
         *self.index() = fresh;
         Ok(())
@@ -177,12 +179,10 @@ impl Placement {
             return Ok(());
         }
         for group in hosts.chunks(GROUP) {
-            let found = db::soon(async {
-                let mut conn = self.db.read().await?;
-                db::placement::of_hosts(&mut conn, group).await
-            })
-            .await
-            .map_err(Error::from)?;
+            let asked = group.to_vec();
+            let read =
+                self.db.read_many(move |conn| Box::pin(async move { db::placement::of_hosts(conn, &asked).await }));
+            let found = db::soon(read).await.map_err(Error::from)?;
             let mut index = self.index();
             for host in group {
                 index.remove(*host);

@@ -34,8 +34,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetAccount) -> Result<
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListAccounts) -> Result<Page<Account>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::account::LIST, &message.params, cx.caller.scope()).await?;
+    let page = context.deps.db.page(&db::account::LIST, message.params, cx.caller.scope()).await?;
     Ok(page.read(db::account::from_row)?)
 }
 

@@ -72,8 +72,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetToken) -> Result<To
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListTokens) -> Result<Page<Token>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::token::LIST, &message.params, cx.caller.scope()).await?;
+    let page = context.deps.db.page(&db::token::LIST, message.params, cx.caller.scope()).await?;
     Ok(page.read(db::token::from_row)?)
 }
 

@@ -69,8 +69,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetCluster) -> Result<
 }
 
 pub(super) async fn list(context: Context, _: Cx, message: ListClusters) -> Result<Page<Cluster>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::cluster::LIST, &message.params, None).await?;
+    let page = context.deps.db.page(&db::cluster::LIST, message.params, None).await?;
     Ok(page.read(db::cluster::from_row)?.map(with_links))
 }
 

@@ -25,8 +25,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetController) -> Resu
 }
 
 pub(super) async fn list(context: Context, _: Cx, message: ListControllers) -> Result<Page<Controller>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::controller::LIST, &message.params, None).await?;
+    let page = context.deps.db.page(&db::controller::LIST, message.params, None).await?;
     Ok(page.read(db::controller::from_row)?.map(|controller| complete(&context, controller)))
 }
 

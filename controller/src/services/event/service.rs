@@ -16,8 +16,7 @@ use crate::services::{Context, answer_by};
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListEvents) -> Result<Page<Event>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::event::LIST, &message.params, cx.caller.scope()).await?;
+    let page = context.deps.db.page(&db::event::LIST, message.params, cx.caller.scope()).await?;
     Ok(page.read(db::event::from_row)?)
 }
 

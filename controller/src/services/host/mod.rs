@@ -23,7 +23,7 @@ use crate::messages::host::{
 use crate::services::Context;
 use crate::workflow::Flows;
 
-pub use ping::run as run_pings;
+pub use ping::start as start_pings;
 
 /// Adds the flows.
 pub fn flows(flows: &mut Flows) {

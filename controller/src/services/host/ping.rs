@@ -1,15 +1,21 @@
 //! Signs of life of the hosts that are owned here.
 //!
-//! Each ping is a connection of its own and shares no slot with others: a dead host delays nobody. When
-//! a host tells of other VMs than before, it is asked for everything only if the database does not say the
+//! Each ping is a connection of its own and shares no slot with others: a dead host delays nobody. They are
+//! made on a thread of their own, so that other work delays none of them, and they cost no switches between
+//! threads; what follows from an answer is done with everything else. When a host tells of other VMs than before, it is asked for everything only if the database does not say the
 //! same: what Kring itself has done there is no news.
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use shared::id::{HostId, ResourceId};
+use shared::{Error, Result};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +26,7 @@ use crate::cx::Cx;
 use crate::db::{self, host::Reach};
 use crate::messages::host::{CompareHost, HostMissed};
 use crate::services::Context;
+use crate::thread;
 
 /// How often the whole list of hosts is read again; what is written here is known at once.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -31,9 +38,20 @@ const PAGE: u32 = 1000;
 const FOLLOW_UP: Duration = Duration::from_secs(90);
 
 /// Pings the hosts that are owned here, until `stop`.
-pub async fn run(context: Context, tasks: TaskTracker, stop: CancellationToken) {
-    stop.run_until_cancelled(Driver { context, schedule: Arc::default(), sooner: Arc::default(), tasks }.run()).await;
+///
+/// # Errors
+/// When there can be no thread.
+pub fn start(context: Context, tasks: &TaskTracker, stop: CancellationToken) -> io::Result<()> {
+    let (schedule, sooner, others) = (Arc::default(), Arc::default(), Handle::current());
+    let driver = Driver { context, schedule, sooner, tasks: tasks.clone(), others };
+    let run = async move {
+        stop.run_until_cancelled(driver.run()).await;
+    };
+    thread::own("pings", run, CancellationToken::new(), tasks).map(drop)
 }
+
+/// Something is being read from the database.
+type Reading = JoinHandle<Result<()>>;
 
 #[derive(Clone)]
 struct Driver {
@@ -42,6 +60,8 @@ struct Driver {
     /// Another host is due next than was thought.
     sooner: Arc<Notify>,
     tasks: TaskTracker,
+    /// Where everything else is done.
+    others: Handle,
 }
 
 impl Driver {
@@ -59,42 +79,46 @@ impl Driver {
     async fn run(self) {
         let (ring, changed) = (self.context.deps.ring.clone(), Arc::clone(self.context.deps.db.reached_hosts()));
         let (mut ring_changes, mut generation) = (ring.watch(), None);
-        let mut read_at = Instant::now();
+        let (mut read_at, mut reading) = (Instant::now(), None);
         loop {
             let next = self.schedule().next();
-            let read = tokio::select! {
+            tokio::select! {
                 _ = ring_changes.changed() => {
                     if generation.replace(ring.generation()) != Some(ring.generation()) {
                         read_at = Instant::now();
                     }
-                    continue;
                 }
-                () = tokio::time::sleep_until(read_at) => {
+                () = at(next) => self.ping_due(),
+                () = self.sooner.notified() => {}
+                read = ended(&mut reading) => {
+                    reading = None;
+                    if let Err(error) = read {
+                        tracing::warn!(error = error.chain(), "the list of hosts could not be read");
+                        read_at = Instant::now() + RETRY;
+                    }
+                }
+                () = tokio::time::sleep_until(read_at), if reading.is_none() => {
                     read_at = Instant::now() + REFRESH;
-                    db::soon(self.read_all()).await
+                    reading = Some(self.elsewhere(self.clone().read_all()));
                 }
-                () = changed.any() => db::soon(self.read_some(changed.take())).await,
-                () = at(next) => {
-                    self.ping_due();
-                    continue;
+                () = changed.any(), if reading.is_none() => {
+                    reading = Some(self.elsewhere(self.clone().read_some(changed.take())));
                 }
-                () = self.sooner.notified() => continue,
-            };
-            if let Err(error) = read {
-                tracing::warn!(error = error.chain(), "the list of hosts could not be read");
-                read_at = Instant::now() + RETRY;
             }
         }
     }
 
+    /// No ping waits for what is read, and connections to the database must not end with this thread.
+    fn elsewhere(&self, read: impl Future<Output = Result<()>> + Send + 'static) -> Reading {
+        self.tasks.spawn_on(db::soon(read), &self.others)
+    }
+
     /// Takes over what the database says of all hosts.
-    async fn read_all(&self) -> shared::Result<()> {
+    async fn read_all(self) -> Result<()> {
         let (mut seen, mut after) = (HashSet::new(), None);
         loop {
-            let page = {
-                let mut conn = self.context.deps.db.read().await?;
-                db::host::reach_after(&mut conn, after, PAGE).await?
-            };
+            let page = self.context.deps.db.read_many(move |conn| db::host::reach_after(conn, after, PAGE).boxed());
+            let page = page.await?;
             let Some(last) = page.last() else { break };
             after = Some(last.id);
             seen.extend(self.put(page));
@@ -104,13 +128,15 @@ impl Driver {
     }
 
     /// Takes over what the database says of hosts that were written to.
-    async fn read_some(&self, hosts: Vec<HostId>) -> shared::Result<()> {
+    async fn read_some(self, hosts: Vec<HostId>) -> Result<()> {
         for some in hosts.chunks(PAGE as usize) {
-            let rows = {
-                let mut conn = self.context.deps.db.read().await?;
-                db::host::reach_of(&mut conn, some).await?
-            };
-            let there: HashSet<_> = self.put(rows).into_iter().collect();
+            let asked = some.to_vec();
+            let rows = self
+                .context
+                .deps
+                .db
+                .read_many(move |conn| async move { db::host::reach_of(conn, &asked).await }.boxed());
+            let there: HashSet<_> = self.put(rows.await?).into_iter().collect();
             let mut schedule = self.schedule();
             some.iter().filter(|id| !there.contains(id)).for_each(|id| schedule.remove(*id));
         }
@@ -140,15 +166,29 @@ impl Driver {
         let timeout = self.context.deps.settings.seconds("host.ping_timeout");
         let answer = self.context.deps.agents.ping(&host, timeout).await;
         let found = self.schedule().heard(host.id, answer, self.rhythm(), Instant::now());
-        if let Err(error) = self.follow(host.id, found).await {
-            tracing::warn!(host.id = %host.id, error = error.chain(), detail = error.detail, "a host could not be compared; trying again with the next ping");
+        match found {
+            Found::Nothing => self.done(host.id),
+            found => {
+                let on = self.others.clone();
+                self.tasks.clone().spawn_on(self.follow(host.id, found), &on);
+            }
         }
-        if self.schedule().done(host.id) {
+    }
+
+    fn done(&self, id: HostId) {
+        if self.schedule().done(id) {
             self.sooner.notify_one();
         }
     }
 
-    async fn follow(&self, id: HostId, found: Found) -> shared::Result<()> {
+    async fn follow(self, id: HostId, found: Found) {
+        if let Err(error) = self.act_on(id, found).await {
+            tracing::warn!(host.id = %id, error = error.chain(), detail = error.detail, "a host could not be compared; trying again with the next ping");
+        }
+        self.done(id);
+    }
+
+    async fn act_on(&self, id: HostId, found: Found) -> Result<()> {
         match found {
             Found::Nothing => Ok(()),
             Found::Missed(reason) => self.context.bus()?.call(&Cx::system(FOLLOW_UP), HostMissed { id, reason }).await,
@@ -164,7 +204,7 @@ impl Driver {
     }
 
     /// What jobs held, or a storage that cannot be used, is compared again with the next ping.
-    async fn compare(&self, id: HostId, told: Told) -> shared::Result<()> {
+    async fn compare(&self, id: HostId, told: Told) -> Result<()> {
         let complete = self.context.bus()?.call(&Cx::system(FOLLOW_UP), CompareHost { id }).await?;
         let pause = if complete { self.rhythm().compare } else { Duration::ZERO };
         self.schedule().compare_at(id, Instant::now() + pause);
@@ -173,6 +213,14 @@ impl Driver {
         }
         // How it is reached now was written here, and is read as everything that is.
         Ok(())
+    }
+}
+
+/// Resolves when what is being read has been read; never, when nothing is.
+async fn ended(reading: &mut Option<Reading>) -> Result<()> {
+    match reading {
+        Some(reading) => reading.await.unwrap_or_else(|panicked| Err(Error::internal(panicked))),
+        None => std::future::pending().await,
     }
 }
 

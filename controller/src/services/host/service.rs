@@ -26,8 +26,7 @@ pub(super) async fn get(context: Context, message: GetHost) -> Result<Host> {
 }
 
 pub(super) async fn list(context: Context, message: ListHosts) -> Result<Page<Host>> {
-    let mut conn = context.deps.db.list().await?;
-    let rows = db::page::list(&mut conn, &db::host::LIST, &message.params, None).await?;
+    let rows = context.deps.db.page(&db::host::LIST, message.params, None).await?;
     Ok(rows.read(db::host::from_row)?.map(with_links))
 }
 

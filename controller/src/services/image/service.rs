@@ -118,8 +118,7 @@ pub(super) async fn get(context: Context, _: Cx, message: messages::GetImage) ->
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: messages::ListImages) -> Result<Page<Image>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::image::LIST, &message.params, cx.caller.scope()).await?;
+    let page = context.deps.db.page(&db::image::LIST, message.params, cx.caller.scope()).await?;
     Ok(page.read(db::image::from_row)?.map(with_links))
 }
 

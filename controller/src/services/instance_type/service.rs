@@ -57,8 +57,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetInstanceType) -> Re
 }
 
 pub(super) async fn list(context: Context, _: Cx, message: ListInstanceTypes) -> Result<Page<InstanceType>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::instance_type::LIST, &message.params, None).await?;
+    let page = context.deps.db.page(&db::instance_type::LIST, message.params, None).await?;
     Ok(page.read(db::instance_type::from_row)?.map(with_links))
 }
 

@@ -17,8 +17,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetJob) -> Result<Job>
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListJobs) -> Result<Page<Job>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::job::LIST, &message.params, cx.caller.scope()).await?;
+    let page = context.deps.db.page(&db::job::LIST, message.params, cx.caller.scope()).await?;
     Ok(page.read(|row| Ok(db::job::from_row(row)?.job))?.map(with_links))
 }
 

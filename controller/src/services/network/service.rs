@@ -106,8 +106,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetNetwork) -> Result<
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListNetworks) -> Result<Page<Network>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::network::LIST, &message.params, cx.caller.scope()).await?;
+    let page = context.deps.db.page(&db::network::LIST, message.params, cx.caller.scope()).await?;
     Ok(page.read(db::network::from_row)?.map(with_links))
 }
 

@@ -105,10 +105,16 @@ pub(super) async fn get(context: Context, _: Cx, message: GetStorage) -> Result<
 }
 
 pub(super) async fn list(context: Context, _: Cx, message: ListStorages) -> Result<Page<Storage>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::storage::LIST, &message.params, None).await?;
+    let page = context.deps.db.page(&db::storage::LIST, message.params, None).await?;
     let mut page = page.read(db::storage::from_row)?;
-    db::storage::fill_hosts(&mut conn, &mut page.items).await?;
+    let mut items = std::mem::take(&mut page.items);
+    let filled = context.deps.db.list(move |conn| {
+        Box::pin(async move {
+            db::storage::fill_hosts(conn, &mut items).await?;
+            Ok(items)
+        })
+    });
+    page.items = filled.await?;
     Ok(page.map(with_links))
 }
 

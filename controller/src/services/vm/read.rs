@@ -24,11 +24,11 @@ pub(super) async fn get(context: Context, message: GetVm) -> Result<Vm> {
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListVms) -> Result<Page<Vm>> {
-    let mut conn = context.deps.db.list().await?;
-    let rows = db::page::list(&mut conn, &db::vm::LIST, &message.params, cx.caller.scope()).await?;
+    let rows = context.deps.db.page(&db::vm::LIST, message.params, cx.caller.scope()).await?;
     let page = rows.read(db::vm::from_row)?;
     let ids: Vec<VmId> = page.items.iter().map(|vm| vm.id).collect();
-    let mut nics: HashMap<_, _> = db::nic::of_vms(&mut conn, &ids).await?;
+    let nics = context.deps.db.list(move |conn| Box::pin(async move { db::nic::of_vms(conn, &ids).await }));
+    let mut nics: HashMap<_, _> = nics.await?;
     Ok(page.map(|mut vm| {
         vm.nics = nics.remove(&vm.id).unwrap_or_default();
         with_links(vm)

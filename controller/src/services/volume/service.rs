@@ -79,8 +79,7 @@ pub(super) async fn get(context: Context, message: GetVolume) -> Result<Volume> 
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListVolumes) -> Result<Page<Volume>> {
-    let mut conn = context.deps.db.list().await?;
-    let rows = db::page::list(&mut conn, &db::volume::LIST, &message.params, cx.caller.scope()).await?;
+    let rows = context.deps.db.page(&db::volume::LIST, message.params, cx.caller.scope()).await?;
     Ok(rows.read(db::volume::from_row)?.map(with_links))
 }
 

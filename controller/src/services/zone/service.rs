@@ -42,8 +42,7 @@ pub(super) async fn get(context: Context, _: Cx, message: GetZone) -> Result<Zon
 }
 
 pub(super) async fn list(context: Context, _: Cx, message: ListZones) -> Result<Page<Zone>> {
-    let mut conn = context.deps.db.list().await?;
-    let page = db::page::list(&mut conn, &db::zone::LIST, &message.params, None).await?.read(db::zone::from_row)?;
+    let page = context.deps.db.page(&db::zone::LIST, message.params, None).await?.read(db::zone::from_row)?;
     Ok(page.map(with_links))
 }
 

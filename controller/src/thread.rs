@@ -1,29 +1,30 @@
-//! Threads for work that blocks: SQLite reads and writes on the thread that asks.
+//! Threads of their own: for what blocks, and for what nothing else shall delay.
+
+use std::io;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Result};
-
 /// Runs `work` on a thread of its own, and `closed` is cancelled when it has ended. What is spawned by the
 /// handle runs there as well, as long.
-pub(super) fn own(
+///
+/// # Errors
+/// When there can be no thread.
+pub fn own(
     name: &'static str,
     work: impl Future<Output = ()> + Send + 'static,
     closed: CancellationToken,
     tasks: &TaskTracker,
-) -> Result<Handle> {
-    let failed = |error| Error::Sql(sqlx::Error::Io(error));
-    let runtime = Builder::new_current_thread().enable_time().build().map_err(failed)?;
+) -> io::Result<Handle> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let (handle, ended) = (runtime.handle().clone(), closed.clone().drop_guard());
-    let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+    std::thread::Builder::new().name(name.into()).spawn(move || {
         runtime.block_on(work);
         // What was spawned there ends before anybody is told.
         drop(runtime);
         drop(ended);
-    });
-    thread.map_err(failed)?;
+    })?;
     tasks.spawn(async move { closed.cancelled().await });
     Ok(handle)
 }
