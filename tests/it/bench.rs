@@ -16,7 +16,7 @@ async fn create() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn query() -> anyhow::Result<()> {
-    bench::query::run(&[200, 400], Duration::from_secs(2)).await
+    bench::query::run(&[200, 400], 20, Duration::from_secs(2)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

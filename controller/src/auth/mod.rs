@@ -1,6 +1,7 @@
 //! Who may do what: actions, and the one point where a request is allowed or refused.
 
 pub mod ca;
+mod kx;
 mod sessions;
 pub mod tls;
 pub mod token;

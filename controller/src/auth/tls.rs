@@ -16,7 +16,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{CipherSuite, ClientConfig, ServerConfig, SignatureScheme};
+use rustls::{CipherSuite, ClientConfig, NamedGroup, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use shared::id::HostId;
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::ca::{Ca, Error, Issued, read, read_issued, write};
+use super::kx::X25519OfAwsLc;
 use super::sessions::Sessions;
 use crate::clock::Clock;
 use crate::config::PkiConfig;
@@ -34,11 +35,14 @@ use crate::config::PkiConfig;
 const LOOK: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The provider of all cryptography here: ring. Connections are short, so most of what a cipher costs is hashing for
-/// its keys: the one with SHA-256, for which processors have instructions, comes first.
+/// The provider of all cryptography here: ring, with another key exchange of the same kind. Connections are short, so
+/// most of what a cipher costs is hashing for its keys: the one with SHA-256, for which processors have
+/// instructions, comes first.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
+    provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519);
+    provider.kx_groups.insert(0, &X25519OfAwsLc);
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
     Arc::new(provider)
 }

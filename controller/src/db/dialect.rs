@@ -76,13 +76,9 @@ impl Dialect {
     /// Statements with which one that reads begins.
     pub(super) fn reader_settings(self) -> Vec<String> {
         match self {
-            Self::Sqlite => pragmas(&[
-                "query_only = ON",
-                "busy_timeout = 10000",
-                "cache_size = -4096",
-                "mmap_size = 268435456",
-                "temp_store = MEMORY",
-            ]),
+            Self::Sqlite => {
+                pragmas(&["query_only = ON", "busy_timeout = 10000", "cache_size = -4096", "temp_store = MEMORY"])
+            }
             Self::Postgres => vec!["SET default_transaction_read_only = on".to_string()],
         }
     }

@@ -243,6 +243,8 @@ pub struct Db {
     pub vms: Gathered<VmId, Vm>,
     /// VMs as their hosts need to know them.
     pub whole_vms: Gathered<VmId, vm::Whole>,
+    /// VMs, and whether jobs are at work on them.
+    pub watched_vms: Gathered<VmId, vm::Watched>,
     /// Images.
     pub images: Gathered<ImageId, Image>,
     /// Networks.
@@ -405,6 +407,7 @@ impl Db {
         Ok(Self {
             vms: points.of(|conn, ids| vm::views(conn, ids).boxed()),
             whole_vms: points.of(|conn, ids| vm::wholes(conn, ids).boxed()),
+            watched_vms: points.of(|conn, ids| vm::watched(conn, ids).boxed()),
             images: points.of(|conn, ids| image::some(conn, ids).boxed()),
             networks: points.of(|conn, ids| network::some(conn, ids).boxed()),
             storages: points.of(|conn, ids| storage::some(conn, ids).boxed()),

@@ -155,6 +155,25 @@ pub(super) async fn wholes(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, 
     rows.iter().map(whole).collect()
 }
 
+/// A VM, and whether a job is about to change it.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The VM, without its network cards.
+    pub row: VmRow,
+    /// A job about it has not ended.
+    pub busy: bool,
+}
+
+/// Some VMs with whether jobs are at work on them.
+pub(super) async fn watched(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, Watched>> {
+    let head =
+        "SELECT vm.*, (SELECT COUNT(*) FROM job WHERE job.resource_id = vm.id AND job.finished_at IS NULL) AS open_jobs
+        FROM vm WHERE vm.id";
+    let rows = rows_in(conn, head, ids.iter(), "").await?;
+    let watched = |row: &Row| Ok(Watched { row: row_from(row)?, busy: row.int("open_jobs")? > 0 });
+    rows.iter().map(|row| Ok((row.parse("id")?, watched(row)))).collect()
+}
+
 /// What hosts should answer to a ping when their VMs do what is written here. A host is missing on which a VM
 /// is being changed: what is written of it may be undone.
 pub(super) async fn digests(conn: &mut Conn, hosts: &[HostId]) -> Result<Found<HostId, u64>> {

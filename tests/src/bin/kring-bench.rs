@@ -35,6 +35,9 @@ enum What {
         /// Numbers of VMs, one after the other.
         #[arg(default_values_t = [10_000, 100_000, 1_000_000])]
         sizes: Vec<usize>,
+        /// Hosts that they are on.
+        #[arg(long, default_value_t = 1000)]
+        hosts: usize,
     },
     /// VMs made on simulated hosts.
     Create {
@@ -118,7 +121,7 @@ fn main() -> anyhow::Result<()> {
         Some(What::Hosts { sizes, interval }) => {
             runtime.block_on(bench::hosts::run(&sizes, Duration::from_secs(interval)))
         }
-        Some(What::Query { sizes }) => runtime.block_on(bench::query::run(&sizes, MINUTE)),
+        Some(What::Query { sizes, hosts }) => runtime.block_on(bench::query::run(&sizes, hosts, MINUTE)),
         Some(What::Placement { sizes }) => runtime.block_on(bench::placement::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
         Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
@@ -140,7 +143,7 @@ fn main() -> anyhow::Result<()> {
                 bench::api::run(&[100, 1000, 10_000]).await?;
                 bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
                 bench::placement::run(&[1000, 10_000, 100_000]).await?;
-                bench::query::run(&[10_000, 100_000, 1_000_000], MINUTE).await?;
+                bench::query::run(&[10_000, 100_000, 1_000_000], 1000, MINUTE).await?;
                 bench::hosts::run(&[1000, 10_000, 100_000], MINUTE).await?;
                 bench::takeover::run(20).await
             })

@@ -7,6 +7,7 @@ use shared::units::Bytes;
 use shared::{Code, Error, Result};
 
 use super::create::{Create, State as CreateState};
+use super::read::find;
 use super::transition::State;
 use super::{attach_volume, migrate};
 use crate::cx::Cx;
@@ -51,24 +52,18 @@ pub(super) async fn stop<F: Flow<State = State>>(context: Context, cx: Cx, id: V
 }
 
 async fn submit<F: Flow<State = State>>(context: Context, cx: Cx, state: State) -> Result<JobRef> {
-    let account = {
-        let mut conn = context.deps.db.read().await?;
-        db::vm::require(&mut conn, state.id).await?.vm.account_id
-    };
+    let account = find(&context, state.id).await?.account_id;
     context.engine.submit::<F>(&cx, account, state).await
 }
 
 /// Submits a migration.
 pub(super) async fn migrate(context: Context, cx: Cx, message: MigrateVm) -> Result<JobRef> {
-    let account = {
-        let mut conn = context.deps.db.read().await?;
-        if let Some(host) = message.body.host_id
-            && db::host::get(&mut conn, host).await?.is_none()
-        {
-            return Err(Error::invalid("host_id", format!("there is no host {host}: `kring host list` shows them")));
-        }
-        db::vm::require(&mut conn, message.id).await?.vm.account_id
-    };
+    if let Some(host) = message.body.host_id
+        && context.deps.db.reaches.get(host).await?.is_none()
+    {
+        return Err(Error::invalid("host_id", format!("there is no host {host}: `kring host list` shows them")));
+    }
+    let account = find(&context, message.id).await?.account_id;
     let overcommit = context.deps.settings.number("placement.storage_overcommit");
     let state = migrate::State::new(message.id, message.body.host_id, overcommit);
     context.engine.submit::<migrate::Migrate>(&cx, account, state).await
@@ -81,10 +76,7 @@ pub(super) async fn disk<F: Flow<State = attach_volume::State>>(
     vm: VmId,
     volume: VolumeId,
 ) -> Result<JobRef> {
-    let account = {
-        let mut conn = context.deps.db.read().await?;
-        db::vm::require(&mut conn, vm).await?.vm.account_id
-    };
+    let account = find(&context, vm).await?.account_id;
     let storage_overcommit = context.deps.settings.number("placement.storage_overcommit");
     let state = attach_volume::State { vm, volume, storage_overcommit, device: None, placed_on: None, came_from: None };
     context.engine.submit::<F>(&cx, account, state).await

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use shared::Result;
 use shared::api::vm::VmState;
-use shared::id::ResourceId;
 use shared::wire::vm::{DeleteVm, PowerState};
 
 use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;
 use crate::db;
+use crate::db::vm::Watched;
 use crate::messages::host::CompareHost;
 use crate::messages::vm::{VmLost, VmObserved};
 use crate::services::Context;
@@ -26,13 +26,8 @@ const COMPARE: Duration = Duration::from_secs(90);
 const RESTING: &[VmState] = &[VmState::Running, VmState::Stopped, VmState::Paused, VmState::Crashed, VmState::Unknown];
 
 pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> Result<bool> {
-    let (row, busy) = {
-        let mut conn = context.deps.db.read().await?;
-        let row = db::vm::get(&mut conn, message.id).await?;
-        (row, db::job::has_open(&mut conn, message.id.uuid()).await?)
-    };
     // A domain of a VM that nobody knows is the host service's business.
-    let Some(row) = row else { return Ok(true) };
+    let Some(Watched { row, busy }) = context.deps.db.watched_vms.get(message.id).await? else { return Ok(true) };
     if busy {
         return Ok(false);
     }

@@ -19,8 +19,12 @@ use crate::services::Context;
 const MAX_LOG: u32 = 256 << 10;
 
 pub(super) async fn get(context: Context, message: GetVm) -> Result<Vm> {
-    let vm = context.deps.db.vms.get(message.id).await?;
-    Ok(with_links(vm.ok_or_else(|| Error::not_found("vm", message.id))?))
+    Ok(with_links(find(&context, message.id).await?))
+}
+
+/// A VM as users see it, without links.
+pub(super) async fn find(context: &Context, id: VmId) -> Result<Vm> {
+    context.deps.db.vms.get(id).await?.ok_or_else(|| Error::not_found("vm", id))
 }
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListVms) -> Result<Page<Vm>> {

@@ -77,12 +77,8 @@ impl Step<State> for Begin {
 
 /// The host that a VM is on.
 pub(super) async fn host_of(cx: &StepCx, id: VmId) -> Result<HostId> {
-    let row = db::soon(async {
-        let mut conn = cx.deps.db.read().await?;
-        db::vm::require(&mut conn, id).await
-    });
-    let row = row.await?;
-    row.vm.host_id.ok_or_else(|| Error::new(Code::InvalidState, format!("vm {} is on no host", row.vm.name)))
+    let vm = cx.deps.db.vms.get(id).await?.ok_or_else(|| Error::not_found("vm", id))?;
+    vm.host_id.ok_or_else(|| Error::new(Code::InvalidState, format!("vm {} is on no host", vm.name)))
 }
 
 /// The VM has arrived in `to`.
