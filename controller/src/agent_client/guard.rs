@@ -138,6 +138,14 @@ impl Guards {
         }
     }
 
+    /// The host is gone, or another controller's.
+    pub(super) fn forget(&self, host: HostId) {
+        let mut hosts = self.lock();
+        if hosts.get(&host).is_some_and(|entry| entry.users == 0) {
+            hosts.remove(&host);
+        }
+    }
+
     /// The host could not be reached.
     pub(super) fn failed(&self, host: HostId) {
         let most = self.failures.load(Relaxed);

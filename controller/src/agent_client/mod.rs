@@ -159,6 +159,11 @@ impl Agents {
         self.guards.set_limits(limits);
     }
 
+    /// Forgets what is remembered of a host that is gone, or that belongs to another controller now.
+    pub fn forget(&self, host: HostId) {
+        self.guards.forget(host);
+    }
+
     /// What became of commands to hosts, for metrics.
     #[must_use]
     pub fn figures(&self) -> HostFigures {

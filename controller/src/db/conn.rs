@@ -69,7 +69,7 @@ impl Conn {
 
     /// On SQLite, has statements given up that have not ended after this time, from now on. A server is told by
     /// a setting.
-    pub(super) fn give_up_after(&self, limit: Option<Duration>) -> Result<()> {
+    pub(super) fn give_up_after(&self, limit: Duration) -> Result<()> {
         match self {
             Self::Embedded(conn) => conn.give_up_after(limit),
             Self::Pooled(_) | Self::Own(_) => Ok(()),

@@ -84,9 +84,9 @@ impl Dialect {
     }
 
     /// Statements with which one begins whose reads may take long, but no longer than `limit`.
-    pub(super) fn long_reader_settings(self, limit: Option<Duration>) -> Vec<String> {
+    pub(super) fn long_reader_settings(self, limit: Duration) -> Vec<String> {
         let mut settings = self.reader_settings();
-        if let (Self::Postgres, Some(limit)) = (self, limit) {
+        if self == Self::Postgres {
             settings.push(format!("SET statement_timeout = {}", limit.as_millis()));
         }
         settings
@@ -182,6 +182,7 @@ pub(super) fn is_foreign_key_violation(code: &str) -> bool {
 pub(super) fn is_transient(code: &str) -> bool {
     match code {
         "25P03" | "25006" => true,
+        _ if took_too_long(code) => true,
         _ if is_sqlstate(code) => ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)),
         _ => matches!(primary(code), Some(5 | 6 | 10 | 13 | 14)),
     }

@@ -39,9 +39,9 @@ impl Embedded {
     }
 
     /// Has statements given up that have not ended after this time, from now on.
-    pub(super) fn give_up_after(&self, limit: Option<Duration>) -> Result<()> {
-        let end = limit.map(|limit| Instant::now() + limit);
-        Ok(self.conn.progress_handler(LOOK, end.map(|end| move || Instant::now() > end))?)
+    pub(super) fn give_up_after(&self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        Ok(self.conn.progress_handler(LOOK, Some(move || Instant::now() > end))?)
     }
 
     /// Runs a statement; answers how many rows it changed.

@@ -24,7 +24,7 @@ pub(super) enum Long {
 /// Connections of SQLite that are lent to one read after the other.
 pub(super) struct Lent {
     url: String,
-    limit: Option<Duration>,
+    limit: Duration,
     places: Arc<Semaphore>,
     idle: Mutex<Vec<Conn>>,
     tasks: TaskTracker,
@@ -33,13 +33,7 @@ pub(super) struct Lent {
 impl Long {
     /// At most so many connections, which are opened when they are needed. A statement that takes longer than
     /// `limit` is given up.
-    pub(super) fn new(
-        url: &str,
-        dialect: Dialect,
-        most: u32,
-        limit: Option<Duration>,
-        tasks: &TaskTracker,
-    ) -> Result<Self> {
+    pub(super) fn new(url: &str, dialect: Dialect, most: u32, limit: Duration, tasks: &TaskTracker) -> Result<Self> {
         Ok(match dialect {
             Dialect::Postgres => {
                 Self::Pool(pool::options(dialect, most, dialect.long_reader_settings(limit)).connect_lazy(url)?)
@@ -82,8 +76,10 @@ impl Long {
                 read
             })
         });
-        // It has panicked, or the process ends.
-        reading.await.map_err(|_| Error::Closed)?
+        reading.await.unwrap_or_else(|lost| match lost.is_panic() {
+            true => Err(Error::Refused(shared::Error::internal("a read of the database panicked"))),
+            false => Err(Error::Closed),
+        })
     }
 
     /// Closes the connections; what is being read is still read to its end.
@@ -111,7 +107,7 @@ mod tests {
     async fn a_read_that_takes_too_long_is_given_up_and_its_connection_reads_on() {
         for db in dbs().await {
             let tasks = TaskTracker::new();
-            let long = Long::new(&db.url, db.dialect(), 1, Some(Duration::from_millis(50)), &tasks).unwrap();
+            let long = Long::new(&db.url, db.dialect(), 1, Duration::from_millis(50), &tasks).unwrap();
             let error = long.read(|conn| Box::pin(async move { query(ENDLESS).fetch_one(conn).await })).await;
             let error = error.err().expect("it is given up");
             assert!(error.took_too_long(), "{error:?}");

@@ -359,12 +359,12 @@ fn own_thread(
 }
 
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
-const READERS: u32 = 8;
+const READERS: u32 = 7;
 /// Connections that lists are read with: one that reads a million rows takes long, and nothing else may wait
 /// for it.
-const LISTERS: u32 = 4;
+const LISTERS: u32 = 3;
 /// Connections that read many rows, such as those of all hosts.
-const READERS_OF_MANY: u32 = 4;
+const READERS_OF_MANY: u32 = 2;
 
 impl Db {
     /// Opens the database at `url` (`sqlite:/path/file.db` or `postgres://…`), makes it when it is a
@@ -373,8 +373,8 @@ impl Db {
         let dialect = Dialect::of(url)?;
         migrate(url, dialect).await?;
         let readers = pool::options(dialect, READERS, dialect.reader_settings()).connect(url).await?;
-        let lists = Long::new(url, dialect, LISTERS, Some(page::LONGEST), tasks)?;
-        let many = Long::new(url, dialect, READERS_OF_MANY, None, tasks)?;
+        let lists = Long::new(url, dialect, LISTERS, page::LONGEST, tasks)?;
+        let many = Long::new(url, dialect, READERS_OF_MANY, SOON, tasks)?;
         let (closing, together) = (CancellationToken::new(), dialect.gathered_reads());
         let points = match dialect {
             // They are short, and many.

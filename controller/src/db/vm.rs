@@ -236,7 +236,8 @@ pub async fn set_start_due(tx: &mut Tx, id: VmId) -> Result<()> {
     Ok(())
 }
 
-/// VMs that were deleted before a time, oldest first, from behind `after` on: the time and the id of the last one.
+/// VMs that were deleted before a time and whose host can be told, oldest first, from behind `after` on: the time
+/// and the id of the last one.
 pub async fn deleted_before(
     conn: &mut Conn,
     before: Timestamp,
@@ -245,6 +246,8 @@ pub async fn deleted_before(
 ) -> Result<Vec<VmRow>> {
     let rows = query(
         "SELECT * FROM vm WHERE deleted_at >= $1 AND (deleted_at, id) > ($1, $2) AND deleted_at <= $3 AND state = 'deleted'
+             AND (host_id IS NULL
+                  OR EXISTS (SELECT 1 FROM host WHERE host.id = vm.host_id AND host.connection = 'connected'))
          ORDER BY deleted_at, id LIMIT $4",
     )
     .bind(after.0.ms())

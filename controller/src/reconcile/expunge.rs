@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use shared::api::host::HostConnection;
 use shared::id::ResourceId;
 use shared::time::Timestamp;
 use shared::{Code, Result};
@@ -14,47 +13,46 @@ use crate::services::Context;
 
 /// VMs that are read at a time.
 const BATCH: u32 = 100;
+/// Most VMs that one run begins to expunge: their hosts have other things to do as well.
+const MOST: usize = 3000;
+/// How long the service may take to accept one.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(context: Context) -> Result<()> {
     let after_ms =
         i64::try_from(context.deps.settings.integer("vm.expunge_after").saturating_mul(1000)).unwrap_or(i64::MAX);
     let before = context.deps.clock.now().plus_ms(-after_ms);
-    // Those whose host is away stay, and must not be in the way of others.
-    let mut after = (Timestamp(0), None);
-    loop {
+    let (mut after, mut begun, mut failed) = ((Timestamp(0), None), 0, None);
+    while begun < MOST {
         let due = {
             let mut conn = context.deps.db.read().await?;
             db::vm::deleted_before(&mut conn, before, after, BATCH).await?
         };
-        let Some(last) = due.last() else { return Ok(()) };
+        let Some(last) = due.last() else { break };
         after = (last.vm.deleted_at.unwrap_or(before), Some(last.vm.id));
-        expunge(&context, due).await?;
-    }
-}
-
-async fn expunge(context: &Context, due: Vec<VmRow>) -> Result<()> {
-    let cx = Cx::system(Duration::from_secs(30));
-    for row in due.into_iter().filter(|row| context.deps.ring.is_mine(row.vm.id.uuid())) {
-        if !possible(context, &row).await? {
-            continue;
-        }
-        match context.bus()?.call(&cx, ExpungeVm { id: row.vm.id }).await {
-            // Somebody recovered or expunged it meanwhile.
-            Err(error) if matches!(error.code, Code::InvalidState | Code::NotFound) => {}
-            Err(error) => return Err(error),
-            Ok(_) => {}
+        for row in due.into_iter().filter(|row| context.deps.ring.is_mine(row.vm.id.uuid())) {
+            match expunge(&context, &row).await {
+                Ok(accepted) => begun += usize::from(accepted),
+                // The others are not to wait for this one.
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
-/// Whether an attempt can succeed now: no job holds the VM, and its host answers.
-async fn possible(context: &Context, row: &VmRow) -> Result<bool> {
-    let mut conn = context.deps.db.read().await?;
-    if db::job::has_open(&mut conn, row.vm.id.uuid()).await? {
+/// Whether it was accepted.
+async fn expunge(context: &Context, row: &VmRow) -> Result<bool> {
+    let held = {
+        let mut conn = context.deps.db.read().await?;
+        db::job::has_open(&mut conn, row.vm.id.uuid()).await?
+    };
+    if held {
         return Ok(false);
     }
-    let Some(host) = row.vm.host_id else { return Ok(true) };
-    let host = db::host::get(&mut conn, host).await?;
-    Ok(host.is_some_and(|row| row.host.connection == HostConnection::Connected))
+    match context.bus()?.call(&Cx::system(PATIENCE), ExpungeVm { id: row.vm.id }).await {
+        // Somebody recovered or expunged it meanwhile.
+        Err(error) if matches!(error.code, Code::InvalidState | Code::NotFound) => Ok(false),
+        accepted => accepted.map(|_| true),
+    }
 }

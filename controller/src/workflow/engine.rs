@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::future::BoxFuture;
-use shared::api::job::{JobRef, JobResource};
+use shared::api::job::{JobRef, JobResource, JobState};
 use shared::id::{AccountId, JobId};
 use shared::{Code, Error, Result};
 use tokio::sync::oneshot;
@@ -51,6 +51,9 @@ impl Flows {
     }
 }
 
+/// Counts the jobs that ended here.
+pub(super) const JOBS_ENDED: &str = "kring_jobs_ended_total";
+
 /// Jobs that may wait for one resource.
 const LANE: usize = 64;
 
@@ -82,6 +85,12 @@ impl Engine {
     #[must_use]
     pub fn new(deps: Arc<Deps>, flows: Flows, tasks: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let lanes = Queues::new(LANE, tasks.clone());
+        // Known from the start: what appears with its first failure is no rise for who watches.
+        for kind in flows.kinds() {
+            for state in [JobState::Succeeded, JobState::Failed, JobState::Cancelled] {
+                deps.metrics.count(JOBS_ENDED, &[("kind", kind), ("state", state.as_str())], 0);
+            }
+        }
         Arc::new(Self {
             deps,
             flows,

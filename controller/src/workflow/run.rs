@@ -16,7 +16,7 @@ use trace::{Kind, Span};
 use uuid::Uuid;
 
 use super::course::{Course, Todo, Verdict, after_apply, after_undo};
-use super::engine::{AnyFlow, FlowOf};
+use super::engine::{AnyFlow, FlowOf, JOBS_ENDED};
 use super::flow::{At, Flow, Point, Probe, Step, StepCx};
 use crate::cx::Trace;
 use crate::db::cleanup::Cleanup;
@@ -64,7 +64,7 @@ impl<F: Flow> AnyFlow for FlowOf<F> {
                     Some(_) => JobState::Failed,
                 };
                 let labels = [("kind", F::KIND), ("state", state.as_str())];
-                runner.deps.metrics.count("kring_jobs_ended_total", &labels, 1);
+                runner.deps.metrics.count(JOBS_ENDED, &labels, 1);
             }
             match &ended {
                 Ok(None) => {}

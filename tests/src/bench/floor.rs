@@ -89,9 +89,11 @@ pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Made> {
     let (begin, cpu) = (Instant::now(), process::cpu_seconds(pid)?);
     stream::iter(0..count)
         .map(|_| async {
-            api.send(Call::new(Method::POST, "/vm").raw("application/json", TEXT.into())).await?;
-            for _ in 1..work.requests {
-                api.send(Call::new(Method::GET, "/vm")).await?;
+            let post = Call::new(Method::POST, "/vm").raw("application/json", TEXT.into());
+            let gets = (1..work.requests).map(|_| Call::new(Method::GET, "/vm"));
+            for call in std::iter::once(post).chain(gets) {
+                let reply = api.send(call).await?;
+                anyhow::ensure!(reply.status == 200, "the bare program answers {}: {}", reply.status, reply.text);
             }
             anyhow::Ok(())
         })

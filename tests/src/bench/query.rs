@@ -70,22 +70,25 @@ async fn restart(bench: &mut Bench, cluster: &mut Cluster, size: usize) -> anyho
     bench.point((size, "VMs"), "memory after it", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
     // What each host does is compared with the database when it is first heard of.
     super::hosts::until_heard_of(&cluster.sim.hosts(), killed).await;
-    until_quiet(pid).await?;
-    bench.point((size, "VMs"), "restart until every VM was compared", begin.elapsed().as_secs_f64(), "s", "");
+    let compared = until_quiet(pid).await?.duration_since(begin);
+    bench.point((size, "VMs"), "restart until every VM was compared", compared.as_secs_f64(), "s", "");
     Ok(())
 }
 
-/// Waits until a process has nothing to do but what it does all the time.
-async fn until_quiet(pid: u32) -> anyhow::Result<()> {
-    let (begin, mut quiet) = (Instant::now(), 0);
+/// Waits until a process has nothing to do but what it does all the time; answers since when.
+async fn until_quiet(pid: u32) -> anyhow::Result<Instant> {
+    let (begin, mut quiet, mut since) = (Instant::now(), 0, Instant::now());
     while quiet < LOOKS {
         anyhow::ensure!(begin.elapsed() < PATIENCE, "the controller does not come to rest");
         let before = process::cpu_seconds(pid)?;
         tokio::time::sleep(LOOK).await;
         let busy = process::cpu_seconds(pid)? - before > LOOK.as_secs_f64() * QUIET;
         quiet = if busy { 0 } else { quiet + 1 };
+        if busy {
+            since = Instant::now();
+        }
     }
-    Ok(())
+    Ok(since)
 }
 
 async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use shared::Code;
 use shared::api::image::Image;
 use shared::api::job::{JobRef, JobState};
 use shared::api::network::Network;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Bench, process};
@@ -51,6 +51,18 @@ struct Seen {
     refused: AtomicU64,
     lives: AtomicU64,
     problems: Mutex<Vec<String>>,
+}
+
+impl Seen {
+    /// The life of a VM has ended, or the task that played it.
+    fn ended(&self, life: Result<anyhow::Result<()>, JoinError>) {
+        let problem = match life {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(panicked) => panicked.to_string(),
+        };
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
+    }
 }
 
 /// One look at the controller: memory, open files, and rows.
@@ -92,22 +104,24 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
             _ = tick.tick() => {
                 let (cluster, image, network) = (Arc::clone(&cluster), Arc::clone(&image), Arc::clone(&network));
                 let seen = Arc::clone(&seen);
-                lives.spawn(async move {
-                    if let Err(error) = live(&cluster, &image, &network, &seen).await {
-                        seen.problems.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{error:#}"));
-                    }
-                });
+                lives.spawn(async move { live(&cluster, &image, &network, &seen).await });
             }
-            Some(_) = lives.join_next() => {}
+            Some(life) = lives.join_next() => seen.ended(life),
             _ = look.tick() => looks.push(Look::take(&cluster, pid).await?),
         }
     }
-    while lives.join_next().await.is_some() {}
+    while let Some(life) = lives.join_next().await {
+        seen.ended(life);
+    }
     let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
     figures(&mut bench, &seen, took, cpu);
     growth(&mut bench, &looks);
     cluster.sim.faults().clear();
-    wait::until("no job is open", async || cluster.database.count(ROWS[3].1).await.is_ok_and(|open| open == 0)).await?;
+    for (what, query) in ROWS.into_iter().filter(|(what, _)| ["open jobs", "debts to hosts"].contains(what)) {
+        let none = async || cluster.database.count(query).await.is_ok_and(|rows| rows == 0);
+        wait::until(&format!("no {what} are left"), none).await?;
+    }
+    cluster.assert_consistent().await?;
     let problems = std::mem::take(&mut *seen.problems.lock().unwrap_or_else(PoisonError::into_inner));
     anyhow::ensure!(problems.is_empty(), "{} lives went wrong, such as: {:?}", problems.len(), problems.first());
     Arc::into_inner(cluster).context("something still uses the cluster")?.stop().await?;
@@ -119,11 +133,13 @@ async fn live(cluster: &Cluster, image: &Image, network: &Network, seen: &Seen) 
     let body = serde_json::to_value(cluster.vm_body(image, network))?;
     let Some(made) = job(cluster, seen, Call::new(Method::POST, "/v1/vms").json(&body)).await? else { return Ok(()) };
     let path = format!("/v1/vms/{}", made.resource.id);
+    let mut whole = true;
     for verb in ["stop", "start"] {
-        job(cluster, seen, Call::new(Method::POST, &format!("{path}/{verb}")).json(&json!({}))).await?;
+        let path = format!("{path}/{verb}");
+        whole &= job(cluster, seen, Call::new(Method::POST, &path).json(&json!({}))).await?.is_some();
     }
     while job(cluster, seen, Call::new(Method::DELETE, &path)).await?.is_none() {}
-    seen.lives.fetch_add(1, Relaxed);
+    seen.lives.fetch_add(u64::from(whole), Relaxed);
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -123,7 +124,8 @@ impl Driver {
             after = Some(last.id);
             seen.extend(self.put(page));
         }
-        self.schedule().retain(|id| seen.contains(&id));
+        let gone = self.schedule().retain(|id| seen.contains(&id));
+        gone.into_iter().for_each(|id| self.context.deps.agents.forget(id));
         Ok(())
     }
 
@@ -138,7 +140,10 @@ impl Driver {
                 .read_many(move |conn| async move { db::host::reach_of(conn, &asked).await }.boxed());
             let there: HashSet<_> = self.put(rows.await?).into_iter().collect();
             let mut schedule = self.schedule();
-            some.iter().filter(|id| !there.contains(id)).for_each(|id| schedule.remove(*id));
+            for id in some.iter().filter(|id| !there.contains(id)) {
+                schedule.remove(*id);
+                self.context.deps.agents.forget(*id);
+            }
         }
         Ok(())
     }
@@ -158,26 +163,42 @@ impl Driver {
     fn ping_due(&self) {
         let due = self.schedule().take_due(self.rhythm(), Instant::now());
         for host in due {
-            self.tasks.spawn(self.clone().ping(host));
+            let busy = Busy { driver: self.clone(), host: host.id };
+            self.tasks.spawn(busy.ping(host));
         }
     }
+}
 
+/// A host that is being pinged, with what follows from its answer. It is pinged again only after this is
+/// dropped, whatever has happened.
+struct Busy {
+    driver: Driver,
+    host: HostId,
+}
+
+impl Deref for Busy {
+    type Target = Driver;
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.schedule().done(self.host) {
+            self.sooner.notify_one();
+        }
+    }
+}
+
+impl Busy {
     async fn ping(self, host: HostRef) {
         let timeout = self.context.deps.settings.seconds("host.ping_timeout");
         let answer = self.context.deps.agents.ping(&host, timeout).await;
         let found = self.schedule().heard(host.id, answer, self.rhythm(), Instant::now());
-        match found {
-            Found::Nothing => self.done(host.id),
-            found => {
-                let on = self.others.clone();
-                self.tasks.clone().spawn_on(self.follow(host.id, found), &on);
-            }
-        }
-    }
-
-    fn done(&self, id: HostId) {
-        if self.schedule().done(id) {
-            self.sooner.notify_one();
+        if found != Found::Nothing {
+            let (on, tasks) = (self.driver.others.clone(), self.driver.tasks.clone());
+            tasks.spawn_on(self.follow(host.id, found), &on);
         }
     }
 
@@ -185,7 +206,6 @@ impl Driver {
         if let Err(error) = self.act_on(id, found).await {
             tracing::warn!(host.id = %id, error = error.chain(), detail = error.detail, "a host could not be compared; trying again with the next ping");
         }
-        self.done(id);
     }
 
     async fn act_on(&self, id: HostId, found: Found) -> Result<()> {

@@ -120,10 +120,11 @@ impl Schedule {
         }
     }
 
-    /// Forgets every host for which `stays` is false.
-    pub(super) fn retain(&mut self, stays: impl Fn(HostId) -> bool) {
-        self.hosts.retain(|id, _| stays(*id));
+    /// Forgets every host for which `stays` is false, and says which.
+    pub(super) fn retain(&mut self, stays: impl Fn(HostId) -> bool) -> Vec<HostId> {
+        let gone = self.hosts.extract_if(|id, _| !stays(*id)).map(|(id, _)| id).collect();
         self.due.retain(|(_, id)| stays(*id));
+        gone
     }
 
     /// When the next host is due.
