@@ -33,7 +33,7 @@ check: ## formatting, lints, and licences and advisories of dependencies
 		else echo "the advisory database cannot be reached: advisories were not checked"; fi; \
 	fi
 
-packages: ## deb and rpm of controller, agent and command line, in target/packages-out (ARGS="--quick --deb")
+packages: ## deb and rpm of controller, agent, command line and simulated hosts, in target/packages-out (ARGS="--quick --deb")
 	@$(LAB)/install-deps.sh packages
 	packaging/build.sh $(ARGS)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the packages: kring-controller, kring-agent and kring, each as .deb and .rpm, with the debug
-# symbols in packages of their own.
+# Makes the packages: kring-controller, kring-agent, kring and kring-sim, each as .deb and .rpm, with the
+# debug symbols in packages of their own.
 #
 #   packaging/build.sh [--quick | --unoptimised] [--deb | --rpm] [--no-symbols] [--built] [--revision N] [FOLDER]
 #
@@ -42,8 +42,10 @@ export CARGO_TARGET_DIR=$TARGET LC_ALL=C TZ=UTC
 OUT=${OUT:-$TARGET/packages-out}
 STAGE=$TARGET/$BUILT/stage
 EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date -d "$(sed -n 's/^ -- .*>  //p' packaging/common/changelog | head -n 1)" +%s)}
-# Build scripts of C libraries run again when it changes, and nothing they make has a time in it.
+# C libraries have the time in them at which they were built (mimalloc has). It is the same for all commits, and none
+# with --quick, because build scripts run again when it changes.
 unset SOURCE_DATE_EPOCH
+[ "$PROFILE" != packages ] || export SOURCE_DATE_EPOCH=0
 CARGO_FOLDER=${CARGO_HOME:-$HOME/.cargo}
 MAX_AGENT=$((15 << 20))
 
@@ -54,14 +56,14 @@ compile() {
     fi
     if [ "$OPTIMISED" = no ]; then
         CARGO_PROFILE_PACKAGES_OPT_LEVEL=0 CARGO_PROFILE_PACKAGES_LTO=off CARGO_PROFILE_PACKAGES_CODEGEN_UNITS=16 \
-            cargo build --locked --profile packages --bin kring --bin kring-controller --bin kring-agent
+            cargo build --locked --profile packages --bin kring --bin kring-controller --bin kring-agent --bin kring-sim
     elif [ "$PROFILE" = packages ]; then
-        cargo build --locked --profile packages --bin kring --bin kring-controller
+        cargo build --locked --profile packages --bin kring --bin kring-controller --bin kring-sim
         # Built for size. It is packed from beside the others.
         cargo build --locked --profile agent --bin kring-agent
         cp "$TARGET/agent/kring-agent" "$TARGET/packages/kring-agent"
     else
-        cargo build --locked --profile "$PROFILE" --bin kring --bin kring-controller --bin kring-agent
+        cargo build --locked --profile "$PROFILE" --bin kring --bin kring-controller --bin kring-agent --bin kring-sim
     fi
 }
 
@@ -113,7 +115,7 @@ export SOURCE_DATE_EPOCH=$EPOCH
 rm -rf "$STAGE"
 mkdir -p "$OUT"
 find "$OUT" -maxdepth 1 \( -name '*.deb' -o -name '*.rpm' \) -delete
-for name in kring kring-controller kring-agent; do stage "$name"; done
+for name in kring kring-controller kring-agent kring-sim; do stage "$name"; done
 if [ "$PROFILE" = packages ] && [ "$OPTIMISED" = yes ]; then
     size=$(stat -c %s "$STAGE/kring-agent/kring-agent")
     [ "$size" -le $MAX_AGENT ] || die "kring-agent has $size bytes; more than 15 MiB are not wanted on every host"
@@ -121,5 +123,6 @@ fi
 pack kring controller/cli
 pack kring-controller controller
 pack kring-agent agent
+pack kring-sim tests/sim
 (cd "$OUT" && shopt -s nullglob && sha256sum -- *.deb *.rpm >SHA256SUMS)
 say "$OUT"

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use shared::Code;
 use shared::id::ControllerId;
 use shared::state::controller::ControllerState;
 use tokio::sync::mpsc;
@@ -45,6 +46,10 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long the new owner of a job is looked for; it finds the job by itself a little later.
 const TELL_HEIR: Duration = Duration::from_secs(10);
+
+/// How long a start waits until the last life of this controller counts as dead, and how often it looks.
+const LAST_LIFE: Duration = Duration::from_millis(db::controller::SILENT_AFTER_MS.unsigned_abs() + 2000);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a start waits for the message broker.
 const BROKER: Duration = Duration::from_secs(5);
@@ -379,15 +384,33 @@ fn export_spans(config: &Config, me: ControllerId, tasks: &TaskTracker, stop: &C
 }
 
 /// Joins under a new generation, which is answered; what is written from then on is refused when
-/// this controller is no member any more.
+/// this controller is no member any more. One that was killed a moment ago may still count as a member:
+/// then its last life is waited for. Who lives on after that is another controller with its identity.
 async fn join(db: &Db, me: ControllerId, config: &Config) -> Result<u64, Error> {
-    let address = config.callback_base();
-    let joined = db.write(move |tx| {
-        Box::pin(async move { db::controller::join(tx, me, &address, env!("CARGO_PKG_VERSION")).await })
-    });
-    let joined = joined.await?;
-    db.write_as(me, joined);
-    Ok(joined)
+    let (address, begin, mut told) = (config.callback_base(), Instant::now(), false);
+    loop {
+        let address = address.clone();
+        let joined = db.write(move |tx| {
+            Box::pin(async move { db::controller::join(tx, me, &address, env!("CARGO_PKG_VERSION")).await })
+        });
+        match joined.await {
+            Ok(joined) => {
+                db.write_as(me, joined);
+                return Ok(joined);
+            }
+            Err(db::Error::Refused(error)) if error.code == Code::Conflict && begin.elapsed() < LAST_LIFE => {
+                if !told {
+                    tracing::info!(
+                        error = error.message,
+                        "the last life of this controller still counts as a member: waiting until it is over"
+                    );
+                }
+                told = true;
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Makes the data folder, which holds secrets, for this user alone.

@@ -70,10 +70,19 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 }
 
 fn all_sources() -> Vec<(String, String)> {
-    ["shared/src", "shared/trace/src", "controller/src", "controller/cli/src", "agent/src", "tests/src", "tests/it"]
-        .iter()
-        .flat_map(|folder| sources(folder))
-        .collect()
+    [
+        "shared/src",
+        "shared/trace/src",
+        "controller/src",
+        "controller/cli/src",
+        "agent/src",
+        "tests/src",
+        "tests/it",
+        "tests/sim/src",
+    ]
+    .iter()
+    .flat_map(|folder| sources(folder))
+    .collect()
 }
 
 /// The part of a source before its tests, without comments.
@@ -295,7 +304,7 @@ fn every_direct_dependency_is_explained() {
 #[test]
 fn every_version_is_in_the_workspace() {
     let mut broken = Vec::new();
-    for krate in ["shared", "shared/trace", "controller", "controller/cli", "agent", "tests"] {
+    for krate in ["shared", "shared/trace", "controller", "controller/cli", "agent", "tests", "tests/sim"] {
         let text = fs::read_to_string(root().join(krate).join("Cargo.toml")).expect("a manifest");
         let manifest: toml::Table = text.parse().expect("valid TOML");
         for section in ["dependencies", "dev-dependencies", "build-dependencies"] {

@@ -19,9 +19,11 @@ use shared::api::page::Page;
 use shared::api::vm::CreateVm;
 use shared::error::Code;
 use shared::id::{ImageId, NetworkId, ResourceId, VmId, VolumeId};
+use shared::state::job::JobState;
 use shared::state::vm::VmState;
 use shared::units::Bytes;
 use shared::wire::event::{AgentEvent, AgentEvents};
+use shared::wire::host::Grade;
 use shared::wire::vm::{PowerState, VmReport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -70,6 +72,24 @@ async fn a_token_that_has_expired_or_was_used_lets_nobody_in() -> anyhow::Result
     // An operator's clock that was wrong and is set right again changes nothing for who is in.
     app.context().deps.clock.step(-8 * 24 * 3600 * 1000);
     cluster.connected(first.id, HostConnection::Connected).await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_clock_is_off_by_an_hour_goes_on_and_says_so() -> anyhow::Result<()> {
+    const HOUR: i64 = 3_600_000;
+    let (cluster, image, network) = ready().await?;
+    let vm = cluster.vm(&image, &network).await?;
+    let host = cluster.sim_host(vm.host_id)?;
+    for (ahead, said) in [(HOUR, " s ahead of"), (-HOUR, " s behind"), (0, "")] {
+        host.set_clock_ahead_ms(ahead);
+        let row: Host = cluster.api.post(&format!("/v1/hosts/{}/reconnect", host.id), &json!({})).await?;
+        assert_eq!(row.connection, HostConnection::Connected);
+        let findings: Vec<_> = row.facts.findings.iter().filter(|finding| finding.what == "clock").collect();
+        assert_eq!(findings.len(), usize::from(ahead != 0), "{findings:?}");
+        assert!(findings.iter().all(|finding| finding.text.contains(said) && finding.grade == Grade::Bad));
+        assert_eq!(cluster.vm_do(vm.id, "reboot").await?.state, JobState::Succeeded);
+    }
     cluster.stop().await
 }
 
@@ -194,7 +214,7 @@ async fn a_certificate_is_renewed_and_works() -> anyhow::Result<()> {
     let host = cluster.sim.hosts().remove(0);
     let before = host.identity();
     host.renew().await?;
-    assert_ne!(before.certificate, host.identity().certificate);
+    assert_ne!(before.chain(), host.identity().chain());
     let vm = cluster.vm(&image, &network).await?;
     assert_eq!(vm.host_id, Some(host.id));
     cluster.stop().await

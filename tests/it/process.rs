@@ -12,7 +12,7 @@ use anyhow::Context;
 use futures_util::future::join_all;
 use harness::client::{Call, PATIENCE};
 use harness::cluster::{Cluster, Setup};
-use harness::cmd::{freeze, program, run, signal, spawn};
+use harness::cmd::{free_address, freeze, program, run, signal, spawn};
 use harness::fleet::{Api, Load, Tally};
 use harness::sim::{Fault, What};
 use harness::wait::{eventually, until};
@@ -180,7 +180,7 @@ async fn a_disk_that_becomes_full_under_load_loses_nothing() -> anyhow::Result<(
 async fn a_cloud_to_try_things_on_comes_with_one_command_and_leaves_nothing() -> anyhow::Result<()> {
     let (kring, folder) = (program("kring")?, tempfile::tempdir()?);
     let log = folder.path().join("dev.log");
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port().to_string();
+    let port = free_address(Ipv4Addr::LOCALHOST.into())?.port().to_string();
     let args = ["dev", "--hosts", "3", "--port", &port].map(OsStr::new);
     let mut dev = spawn(kring.as_os_str(), &args, &log)?;
     let config = eventually("it says how it is used", async || {

@@ -50,7 +50,8 @@ if [ -z "$FOLDER" ]; then
         { tail -n 30 "$WORK/log"; die "the packages could not be made"; }
     FOLDER=$WORK/made
 fi
-mkdir -p "$WORK/old" "$WORK/new"
+mkdir -p "$WORK/old" "$WORK/new" "$WORK/try"
+cp "$FOLDER"/kring-sim_*_amd64.deb "$WORK/try"
 for name in kring kring-controller kring-agent; do cp "$FOLDER/${name}"_*_amd64.deb "$WORK/old"; done
 newer
 GUEST=$("$LAB/guest/build.sh")
@@ -58,9 +59,10 @@ GUEST=$("$LAB/guest/build.sh")
 part 'a machine boots'
 "$LAB/machine.sh" up "$NAME" --ready >/dev/null
 ROOT=/proc/$("$LAB/machine.sh" show "$NAME" | sed -n 's/^pid=//p')/root/root
-"${SUDO[@]}" mkdir "$ROOT/old" "$ROOT/new"
+"${SUDO[@]}" mkdir "$ROOT/old" "$ROOT/new" "$ROOT/try"
 "${SUDO[@]}" cp "$WORK"/old/*.deb "$ROOT/old"
 "${SUDO[@]}" cp "$WORK"/new/*.deb "$ROOT/new"
+"${SUDO[@]}" cp "$WORK"/try/*.deb "$ROOT/try"
 "${SUDO[@]}" cp "$GUEST" "$ROOT/guest.qcow2"
 
 part 'install'
@@ -77,6 +79,20 @@ inside 'systemctl is-active --quiet kring-controller
     exposure=$(systemd-analyze security --no-pager kring-controller | sed -n "s/.*level for .*: \([0-9.]*\) .*/\1/p")
     echo "exposure of the controller $exposure, of the agent $(systemd-analyze security --no-pager kring-agent | sed -n "s/.*level for .*: \([0-9.]*\) .*/\1/p")"
     awk -v e="$exposure" "BEGIN { exit !(e <= 2.0) }"'
+
+part 'simulated hosts, beside it'
+inside 'says "install the package kring-sim" kring dev
+    apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends /root/try/*.deb >/dev/null
+    systemd-run --quiet --unit try --uid nobody -p KillSignal=SIGINT -p StandardOutput=file:/root/try.log kring dev --hosts 5'
+await 120 'grep -q KRING_CONFIG /root/try.log'
+inside 'KRING_CONFIG=$(sed -n "s/.*KRING_CONFIG=//p" /root/try.log)
+    kring image create tiny --url http://images.example/tiny.qcow2
+    kring network create lan --cidr 10.77.0.0/24
+    kring vm create one --image tiny --vcpus 1 --memory 256MiB --network lan
+    [ "$(kring vm list -q "state = running" --count) $(kring host list --count)" = "1 5" ]
+    systemctl stop try
+    ls -d /tmp/kring-dev-* 2>/dev/null | none
+    apt-get -qq -o Dpkg::Use-Pty=0 purge -y kring-sim >/dev/null'
 
 part 'host and VM'
 inside 'kring-controller admin-token --cli-config /etc/kring/cli.toml >/dev/null

@@ -26,7 +26,7 @@ start() {
     "${AS[@]}" "$PROGRAMS/initdb" -D "$dir/data" -U kring -A trust -E UTF8 --locale=C --no-sync >"$dir/initdb.log" 2>&1 ||
         { cat "$dir/initdb.log" >&2; die "initdb failed"; }
     # Somebody may take the port between the look and the start: another one is tried then.
-    until port=$((20000 + RANDOM % 20000)) && [ -z "$(ss -Hltn "sport = :$port")" ] && serve "$dir" "$port"; do
+    until port=$((20000 + RANDOM % 12000)) && [ -z "$(ss -Hltn "sport = :$port")" ] && serve "$dir" "$port"; do
         tries=$((tries + 1))
         [ $tries -lt 10 ] || { cat "$dir/data/server.log" >&2; die "PostgreSQL does not start"; }
     done

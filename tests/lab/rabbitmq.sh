@@ -15,11 +15,12 @@ set -euo pipefail
 
 PROGRAMS=/usr/lib/rabbitmq/bin
 
-# Two free ports beside each other and one for the name server; a fourth for TLS.
+# Two free ports beside each other and one for the name server; a fourth for TLS. They are below those that the kernel
+# gives to connections, which could take one while the broker is away.
 free_ports() {
     local base tries=0 port
     while [ $tries -lt 50 ]; do
-        base=$((20000 + RANDOM % 20000)) tries=$((tries + 1))
+        base=$((20000 + RANDOM % 12000)) tries=$((tries + 1))
         for port in $base $((base + 1)) $((base + 2)) $((base + 3)); do
             [ -z "$(ss -Hltn "sport = :$port")" ] || continue 2
         done

@@ -7,7 +7,7 @@
 //! takes the way over that broker.
 
 use std::ffi::OsStr;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -122,9 +122,7 @@ impl Cluster {
     pub async fn start_with(setup: Setup) -> anyhow::Result<Self> {
         log();
         let folder = tempfile::Builder::new().prefix("kring-it-").tempdir()?;
-        // Taken and given back: the controller shall come back on the same port after it was killed.
-        let address = setup.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let listen = TcpListener::bind((address, 0))?.local_addr()?;
+        let listen = cmd::free_address(setup.address.unwrap_or(Ipv4Addr::LOCALHOST.into()))?;
         let url = format!("https://{listen}");
         let disk = match setup.disk {
             Some(size) => Some(Disk::mount(folder.path().join("data"), size).await?),

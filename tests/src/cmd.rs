@@ -1,6 +1,7 @@
 //! The only place of the tests that starts processes: built programs of Kring, killed with their owner.
 
 use std::ffi::OsStr;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -23,6 +24,17 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     // target/<profile>/deps/<test>, or target/<profile>/<program>.
     let found = own.ancestors().skip(1).take(3).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.with_context(|| format!("{name} is not built: cargo build -p {name}, or set {variable}"))
+}
+
+/// An address on which a program can listen, and again after it was killed: the kernel gives no connection a port
+/// below 32768.
+///
+/// # Errors
+/// When none is free.
+pub fn free_address(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+    let any = || SocketAddr::new(ip, rand::random_range(20_000..32_000));
+    let free = (0..100).map(|_| any()).find(|address| TcpListener::bind(address).is_ok());
+    free.with_context(|| format!("no port of {ip} is free"))
 }
 
 fn command(program: &OsStr, args: &[&OsStr]) -> Command {

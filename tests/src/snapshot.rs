@@ -284,9 +284,21 @@ fn text(row: &sqlx::any::AnyRow) -> String {
             .try_get::<Option<String>, _>(at)
             .or_else(|_| row.try_get::<Option<i64>, _>(at).map(|n| n.map(|n| n.to_string())))
             .unwrap_or_default();
+        let value = if column.name() == "facts" { value.map(|facts| without_clock(&facts)) } else { value };
         let _ = write!(text, "{}={} ", column.name(), value.as_deref().unwrap_or("-"));
     }
     text
+}
+
+/// What a host tells of itself, but for the time at which it did.
+fn without_clock(facts: &str) -> String {
+    serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(facts).map_or_else(
+        |_| facts.to_string(),
+        |mut facts| {
+            facts.remove("clock_ms");
+            serde_json::Value::Object(facts).to_string()
+        },
+    )
 }
 
 impl Snapshot {

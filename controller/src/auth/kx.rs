@@ -1,5 +1,5 @@
 //! Key exchange of TLS by X25519 of AWS-LC, which takes half as long as that of `ring`. Agents are pinged with
-//! connections on demand, and each agrees on a key: with very many hosts that is what a ping costs most.
+//! connections on demand, and each agrees on a key: with very many hosts that is a good part of what pings cost.
 
 use aws_lc_rs::agreement::{EphemeralPrivateKey, PublicKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use aws_lc_rs::rand::SystemRandom;

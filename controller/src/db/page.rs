@@ -26,6 +26,8 @@ use super::{Conn, Result, Row, query_of};
 
 /// How long the query of a list may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(2);
+/// The condition of a list of everything.
+const ALL: &str = "1 = 1";
 /// How much later a server may say so.
 const ANSWER: Duration = Duration::from_millis(500);
 
@@ -174,7 +176,7 @@ impl<'a> Plan<'a> {
         let id = find(spec.fields, spec.id).map_err(Wire::internal)?;
         let q = params.q.as_deref().map(str::trim).filter(|q| !q.is_empty());
         let mut conditions = Sql::default();
-        conditions.push(spec.only.unwrap_or("1 = 1"));
+        conditions.push(spec.only.unwrap_or(ALL));
         if let (Some(column), Some(account)) = (spec.account, scope) {
             conditions.push(" AND ").push(column).push(" = ").bind(Bind::Text(account.to_string()));
         }
@@ -240,7 +242,11 @@ impl<'a> Plan<'a> {
 
     fn count(&self) -> Sql {
         let mut sql = Sql { text: String::new(), binds: self.conditions.binds.clone() };
-        sql.push("SELECT COUNT(*) AS n FROM ").push(self.spec.from).push(" WHERE ").push(&self.conditions.text);
+        sql.push("SELECT COUNT(*) AS n FROM ").push(self.spec.from);
+        // SQLite counts a table that nothing is asked of without looking at its rows.
+        if self.conditions.text != ALL {
+            sql.push(" WHERE ").push(&self.conditions.text);
+        }
         sql
     }
 }

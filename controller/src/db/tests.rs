@@ -1,5 +1,7 @@
 //! The database as such: group commit, isolation of failed writes, wake-ups.
 
+use shared::Code;
+
 use super::*;
 
 async fn open() -> (tempfile::TempDir, Db) {

@@ -1,25 +1,23 @@
 //! Rows of VMs. State changes are compare-and-set, and the reservation of a host's processors and
 //! memory moves in the same transaction: the flag `holds_compute` says whether it is held.
 
+mod gathered;
 mod state;
 
-use std::collections::HashMap;
-
 use shared::api::image::Firmware;
-use shared::api::vm::{Nic, Vm, VmState};
-use shared::api::volume::Volume;
+use shared::api::vm::{Vm, VmState};
 use shared::id::{HostId, VmId};
 use shared::name::Name;
 use shared::time::Timestamp;
 use shared::units::Bytes;
-use shared::wire::vm::{PowerState, digest};
 use shared::{Code, Error as Fault};
 
 use super::filter::Field;
-use super::gather::Found;
 use super::page::ListSpec;
-use super::row::{json, name_taken, rows_in, word};
+use super::row::{json, name_taken, word};
 use super::{Conn, Result, Row, Tx, query};
+pub use gathered::{Watched, Whole};
+pub(super) use gathered::{digests, views, watched, wholes};
 pub use state::change;
 
 /// Lists of VMs.
@@ -114,99 +112,30 @@ pub async fn require(conn: &mut Conn, id: VmId) -> Result<VmRow> {
     get(conn, id).await?.ok_or_else(|| Fault::not_found("vm", id).into())
 }
 
-/// Some VMs as users see them, without links.
-pub(super) async fn views(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, Vm>> {
-    let head = "SELECT vm.*, nic.id AS nic_id, nic.network_id, nic.mac, nic.ip
-        FROM vm LEFT JOIN nic ON nic.vm_id = vm.id WHERE vm.id";
-    let mut found: Found<VmId, Vm> = HashMap::with_capacity(ids.len());
-    for row in rows_in(conn, head, ids.iter(), "ORDER BY vm.id, nic.position").await? {
-        let vm = found.entry(row.parse("id")?).or_insert_with(|| from_row(&row));
-        if let Ok(seen) = vm {
-            match super::nic::joined(&row) {
-                Ok(nic) => seen.nics.extend(nic),
-                Err(error) => *vm = Err(error),
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// A VM with its cards and volumes.
+/// A VM as a host is compared with it.
 #[derive(Clone, Debug)]
-pub struct Whole {
-    /// The VM, without its network cards.
-    pub row: VmRow,
-    /// Its network cards, in order.
-    pub nics: Vec<Nic>,
-    /// Its volumes, the root volume first, then by device.
-    pub volumes: Vec<Volume>,
+pub struct OnHost {
+    /// The VM.
+    pub id: VmId,
+    /// What it does.
+    pub state: VmState,
+    /// It is on its way to another host.
+    pub moving: bool,
+    /// Version of its row.
+    pub version: i64,
 }
 
-/// Some VMs with all that their hosts need to know.
-pub(super) async fn wholes(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, Whole>> {
-    let rows = rows_in(conn, "SELECT * FROM vm WHERE id", ids.iter(), "").await?;
-    let mut nics = super::nic::of_vms(conn, ids).await?;
-    let mut volumes = super::volume::of_vms(conn, ids).await?;
-    let whole = |row: &Row| {
-        let id = row.parse("id")?;
-        let (nics, volumes) = (nics.remove(&id).unwrap_or_default(), volumes.remove(&id).unwrap_or_default());
-        Ok((id, row_from(row).map(|row| Whole { row, nics, volumes })))
+/// Every VM on a host.
+pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<OnHost>> {
+    let rows = query("SELECT id, state, moving_to, version FROM vm WHERE host_id = $1")
+        .bind(host.to_string())
+        .fetch_all(conn)
+        .await?;
+    let read = |row: &Row| {
+        let moving = row.opt_text("moving_to")?.is_some();
+        Ok(OnHost { id: row.parse("id")?, state: row.word("state")?, moving, version: row.int("version")? })
     };
-    rows.iter().map(whole).collect()
-}
-
-/// A VM, and whether a job is about to change it.
-#[derive(Clone, Debug)]
-pub struct Watched {
-    /// The VM, without its network cards.
-    pub row: VmRow,
-    /// A job about it has not ended.
-    pub busy: bool,
-}
-
-/// Some VMs with whether jobs are at work on them.
-pub(super) async fn watched(conn: &mut Conn, ids: &[VmId]) -> Result<Found<VmId, Watched>> {
-    let head =
-        "SELECT vm.*, (SELECT COUNT(*) FROM job WHERE job.resource_id = vm.id AND job.finished_at IS NULL) AS open_jobs
-        FROM vm WHERE vm.id";
-    let rows = rows_in(conn, head, ids.iter(), "").await?;
-    let watched = |row: &Row| Ok(Watched { row: row_from(row)?, busy: row.int("open_jobs")? > 0 });
-    rows.iter().map(|row| Ok((row.parse("id")?, watched(row)))).collect()
-}
-
-/// What hosts should answer to a ping when their VMs do what is written here. A host is missing on which a VM
-/// is being changed: what is written of it may be undone.
-pub(super) async fn digests(conn: &mut Conn, hosts: &[HostId]) -> Result<Found<HostId, u64>> {
-    let mut found: Found<HostId, u64> = hosts.iter().map(|host| (*host, Ok(0))).collect();
-    let head = "SELECT host_id, id, state FROM vm WHERE host_id";
-    for row in rows_in(conn, head, hosts.iter(), "").await? {
-        let (host, id, state): (HostId, VmId, VmState) = (row.parse("host_id")?, row.parse("id")?, row.word("state")?);
-        match (adds(id, state), found.get_mut(&host)) {
-            (Some(own), Some(Ok(sum))) => *sum = sum.wrapping_add(own),
-            _ => drop(found.remove(&host)),
-        }
-    }
-    Ok(found)
-}
-
-/// What a VM that nobody changes now adds to the digest of its host; `None` when there is no saying.
-fn adds(id: VmId, state: VmState) -> Option<u64> {
-    let power = match state {
-        VmState::Running => PowerState::Running,
-        VmState::Paused => PowerState::Paused,
-        VmState::Stopped => PowerState::Stopped,
-        VmState::Crashed => PowerState::Crashed,
-        // It has no domain.
-        VmState::Deleted => return Some(0),
-        _ => return None,
-    };
-    Some(digest([(&id, &power)]))
-}
-
-/// Id and version of every VM on a host.
-pub async fn on_host(conn: &mut Conn, host: HostId) -> Result<Vec<(VmId, i64)>> {
-    let rows = query("SELECT id, version FROM vm WHERE host_id = $1").bind(host.to_string()).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok((row.parse("id")?, row.int("version")?))).collect()
+    rows.iter().map(read).collect()
 }
 
 /// The VMs on a host that run, or may do so in a moment: name and state.
@@ -476,39 +405,6 @@ mod tests {
                 pages.push(page.iter().map(|row| row.vm.deleted_at.unwrap().ms()).collect::<Vec<_>>());
             }
             assert_eq!(pages, [vec![5, 7], vec![7, 7]]);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_host_should_answer_what_is_written_unless_it_is_being_changed() {
-        for test in dbs().await {
-            let (seed, db) = (Seed::planted(&test.db).await, &test.db);
-            let host = seed.host.id;
-            assert_eq!(db.digests.get(host).await.unwrap(), Some(0), "nothing is on it");
-            let put = |states: &'static [&'static str]| {
-                let seed = seed.clone();
-                db.write(move |tx| {
-                    Box::pin(async move {
-                        let mut ids = Vec::new();
-                        for state in states {
-                            let id = seed.insert_vm(tx, &format!("vm-{state}")).await?;
-                            query("UPDATE vm SET host_id = $2, state = $3 WHERE id = $1")
-                                .bind(id.to_string())
-                                .bind(seed.host.id.to_string())
-                                .bind(*state)
-                                .execute(tx.conn())
-                                .await?;
-                            ids.push(id);
-                        }
-                        Ok(ids)
-                    })
-                })
-            };
-            let ids = put(&["running", "stopped", "deleted"]).await.unwrap();
-            let there = [(&ids[0], &PowerState::Running), (&ids[1], &PowerState::Stopped)];
-            assert_eq!(db.digests.get(host).await.unwrap(), Some(digest(there)));
-            put(&["deleting"]).await.unwrap();
-            assert_eq!(db.digests.get(host).await.unwrap(), None);
         }
     }
 }

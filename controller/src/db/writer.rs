@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Conn, Dialect, Error, Result, TouchedHosts, Tx, pool, query};
+use crate::thread;
 
 /// Most writes in one commit: bounds how long the first of them waits.
 const GROUP: usize = 256;
@@ -130,7 +131,7 @@ impl Writer {
                 let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
                 let first = Conn::connect_writer(url, dialect).await?;
                 let grouping = Grouping { url: url.to_string(), writes, closing: closing.clone(), committed };
-                super::own_thread("db-writer", grouping.run(first), closed.clone(), tasks)?;
+                thread::own("db-writer", grouping.run(first), closed.clone(), tasks).map_err(sqlx::Error::Io)?;
                 Self::Grouped { queue, closing, closed }
             }
             Dialect::Postgres => {

@@ -99,7 +99,8 @@ pub struct CompareHost {
     /// The host.
     pub id: HostId,
 }
-// Answers whether all was compared: VMs that jobs hold are left out, and the host is to be compared again.
+// Answers whether all agrees: what differs of a VM that a job holds is left to the job, and the host is to be compared
+// again.
 request!("host.CompareHost" to "host" => bool, CompareHost, about |m| m.id.uuid());
 
 /// A host missed so many pings that it counts as disconnected.

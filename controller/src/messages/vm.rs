@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 use shared::api::job::JobRef;
 use shared::api::vm::{
     ConsoleKind, ConsoleLog, CreateVm as Body, MigrateVm as MigrateBody, PlacementReport, StopVm as StopBody,
-    UpdateVm as UpdateBody, Vm,
+    UpdateVm as UpdateBody, Vm, VmState,
 };
 use shared::id::{HostId, ResourceId, VmId, VolumeId};
-use shared::wire::vm::VmReport;
+use shared::wire::vm::{PowerState, VmReport};
 
 use super::{changes, creates, reads};
 use crate::bus::request;
@@ -123,6 +123,31 @@ pub struct VmObserved {
     #[serde(default)]
     pub rebooted: bool,
 }
+
+impl VmObserved {
+    /// What the VM does by this; one that a complete listing does not have is off.
+    #[must_use]
+    pub fn seen(&self) -> VmState {
+        match self.report.as_ref().map(|report| report.power) {
+            Some(PowerState::Running) => VmState::Running,
+            Some(PowerState::Paused) => VmState::Paused,
+            Some(PowerState::Crashed) => VmState::Crashed,
+            Some(PowerState::Stopped) | None => VmState::Stopped,
+        }
+    }
+
+    /// Whether the host says what is written. A crash is told once: that the domain is off afterwards does
+    /// not make it an orderly stop.
+    #[must_use]
+    pub fn is_known(&self, written: VmState) -> bool {
+        match (written, self.seen()) {
+            (VmState::Deleted, _) => self.report.is_none(),
+            (VmState::Crashed, VmState::Stopped) => true,
+            (written, seen) => written == seen,
+        }
+    }
+}
+
 // Answers whether it was looked at: a VM that a job holds is left to the job, and must be reported again.
 request!("vm.VmObserved" to "vm" => bool, VmObserved, about |m| m.id.uuid());
 
@@ -155,3 +180,33 @@ pub struct DetachVolumeFromVm {
     pub volume: VolumeId,
 }
 request!("vm.DetachVolumeFromVm" to "vm" => JobRef, DetachVolumeFromVm, about |m| m.vm.uuid());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_written_is_news() {
+        let said = |power: Option<PowerState>| {
+            let id = VmId::new();
+            let report = power.map(|power| VmReport { vm_id: id, power, generation: 1 });
+            VmObserved { id, host_id: HostId::new(), report, as_of: None, rebooted: false }
+        };
+        let running = Some(PowerState::Running);
+        for (written, power, known) in [
+            (VmState::Running, running, true),
+            (VmState::Paused, Some(PowerState::Paused), true),
+            (VmState::Stopped, None, true),
+            (VmState::Crashed, Some(PowerState::Stopped), true),
+            (VmState::Deleted, None, true),
+            (VmState::Running, None, false),
+            (VmState::Stopped, running, false),
+            (VmState::Unknown, running, false),
+            (VmState::Starting, running, false),
+            (VmState::Stopped, Some(PowerState::Crashed), false),
+            (VmState::Deleted, Some(PowerState::Stopped), false),
+        ] {
+            assert_eq!(said(power).is_known(written), known, "{written} {power:?}");
+        }
+    }
+}

@@ -43,14 +43,11 @@ pub(super) async fn run(context: Context) -> Result<()> {
 
 /// Whether it was accepted.
 async fn expunge(context: &Context, row: &VmRow) -> Result<bool> {
-    let held = {
-        let mut conn = context.deps.db.read().await?;
-        db::job::has_open(&mut conn, row.vm.id.uuid()).await?
-    };
-    if held {
+    let id = row.vm.id;
+    if context.deps.db.watched_vms.get(id).await?.is_none_or(|vm| vm.busy) {
         return Ok(false);
     }
-    match context.bus()?.call(&Cx::system(PATIENCE), ExpungeVm { id: row.vm.id }).await {
+    match context.bus()?.call(&Cx::system(PATIENCE), ExpungeVm { id }).await {
         // Somebody recovered or expunged it meanwhile.
         Err(error) if matches!(error.code, Code::InvalidState | Code::NotFound) => Ok(false),
         accepted => accepted.map(|_| true),

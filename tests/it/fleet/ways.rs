@@ -71,6 +71,21 @@ async fn connections_to_the_database_may_cease_in_silence() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_killed_controller_comes_back_while_its_last_life_still_seems_to_go_on() -> anyhow::Result<()> {
+    let fleet = Fleet::start(2, 2).await?;
+    let victim = Arc::clone(&fleet.controllers[0]);
+    // The database is not told that the connections of the process have ended with it.
+    victim.to_database.forget();
+    victim.kill().await?;
+    victim.start().await?;
+    assert!(victim.log().contains("waiting until it is over"), "{}", victim.log_tail(20));
+    fleet.whole().await?;
+    let own = VmId::from_uuid(fleet.id_owned_by(victim.id()?).await?);
+    fleet.vm_as(&CreateVm { id: Some(own), ..fleet.vm_body(&fleet.image, &fleet.network) }).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_only_reads_for_a_while_changes_no_membership() -> anyhow::Result<()> {
     let fleet = Fleet::start(2, 2).await?;
     let load = Load::start(&fleet, USERS, 13);

@@ -30,12 +30,12 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
     cluster.set("host.ping_interval", 10.into()).await?;
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/12").await?);
     for &size in sizes {
-        let made = make(&cluster, &image, &network, size).await?;
+        let (made, work) = make(&cluster, &image, &network, size).await?;
         bench.point((size, "VMs"), "all run", made.each_ms * size as f64 / 1000.0, "s", "0.015, 0.2, 1, 10");
         bench.point((size, "VMs"), "each", made.each_ms, "ms", "");
         bench.point((size, "VMs"), "CPU each", made.cpu_each_ms, "ms", "at most 0.7");
         if size >= MANY {
-            beside(&mut bench, size, &made).await?;
+            beside(&mut bench, size, &made, work).await?;
         }
     }
     cluster.stop().await?;
@@ -43,8 +43,7 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
 }
 
 /// The same number of requests and durable writes by a bare program. There is one for the embedded database.
-async fn beside(bench: &mut Bench, size: usize, made: &Made) -> anyhow::Result<()> {
-    let Some(work) = made.work else { return Ok(()) };
+async fn beside(bench: &mut Bench, size: usize, made: &Made, work: Work) -> anyhow::Result<()> {
     let of = (size, "VMs");
     bench.figure(format!("{size} VMs: requests of clients, each"), work.requests as f64, "", "");
     bench.figure(format!("{size} VMs: requests to hosts, each"), work.commands as f64, "", "");
@@ -64,14 +63,12 @@ async fn beside(bench: &mut Bench, size: usize, made: &Made) -> anyhow::Result<(
 pub(super) struct Made {
     pub(super) each_ms: f64,
     pub(super) cpu_each_ms: f64,
-    /// What was done for each, where that was counted.
-    pub(super) work: Option<Work>,
 }
 
 impl Made {
     pub(super) fn of(count: usize, took: Duration, cpu: f64) -> Self {
         let count = count as f64;
-        Self { each_ms: took.as_secs_f64() * 1000.0 / count, cpu_each_ms: cpu * 1000.0 / count, work: None }
+        Self { each_ms: took.as_secs_f64() * 1000.0 / count, cpu_each_ms: cpu * 1000.0 / count }
     }
 }
 
@@ -108,8 +105,13 @@ impl Counted {
     }
 }
 
-/// Makes so many VMs, and waits until the API shows that they run.
-pub(super) async fn make(cluster: &Cluster, image: &Image, network: &Network, count: usize) -> anyhow::Result<Made> {
+/// Makes so many VMs, and waits until the API shows that they run. Answers also what was done for each.
+pub(super) async fn make(
+    cluster: &Cluster,
+    image: &Image,
+    network: &Network,
+    count: usize,
+) -> anyhow::Result<(Made, Work)> {
     let pid = cluster.pid().context("the controller is a process")?;
     let before = Counted::of(&cluster.api).await?;
     let (begin, cpu) = (Instant::now(), process::cpu_seconds(pid)?);
@@ -120,5 +122,5 @@ pub(super) async fn make(cluster: &Cluster, image: &Image, network: &Network, co
         .await?;
     let made = Made::of(count, begin.elapsed(), process::cpu_seconds(pid)? - cpu);
     let work = Counted::of(&cluster.api).await?.each(&before, count);
-    Ok(Made { work: Some(work), ..made })
+    Ok((made, work))
 }

@@ -15,24 +15,25 @@ use std::time::Instant;
 use anyhow::Context;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1 as client;
+use hyper::client::conn::http1::SendRequest;
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::wire::CONTROLLER_DNS_NAME;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 
 use super::create::{CLIENTS, Made};
+use super::load::{Connected, Target};
 use super::process;
 use crate::client::{Call, Client};
 use crate::sim::tls;
@@ -45,6 +46,8 @@ const GROUP: usize = 256;
 const CERTIFICATE: &str = "cert.pem";
 const KEY: &str = "key.pem";
 const ADDRESS: &str = "address";
+/// It is sent, and nobody looks at it.
+const TOKEN: &str = "token";
 
 /// What is done for each VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +88,7 @@ pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Made> {
         Ok(format!("https://{address}"))
     })
     .await?;
-    let api = Client::new(&url, &certified.cert.pem(), Some("token"))?;
+    let api = Client::new(&url, &certified.cert.pem(), Some(TOKEN))?;
     let (begin, cpu) = (Instant::now(), process::cpu_seconds(pid)?);
     stream::iter(0..count)
         .map(|_| async {
@@ -109,7 +112,8 @@ pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Made> {
 /// When it cannot listen or write.
 pub async fn serve(folder: &Path, host: SocketAddr, commands: u64, writes: u64) -> anyhow::Result<()> {
     let rows = writer(folder)?;
-    let hosts = Arc::new(Hosts { address: host, tls: client_config(folder)?, kept: Mutex::default() });
+    let target = Target::new(host.to_string(), TOKEN.to_string(), &std::fs::read_to_string(folder.join(CERTIFICATE))?)?;
+    let hosts = Arc::new(Hosts { target, kept: Mutex::default() });
     let mut tasks = JoinSet::new();
     let address = listen(&mut tasks, folder, move |request: Request<Incoming>| {
         let (rows, hosts, posted) = (rows.clone(), Arc::clone(&hosts), request.method() == Method::POST);
@@ -155,9 +159,10 @@ where
                 let service = service_fn(|request| {
                     let done = work(request);
                     async move {
-                        let status = if done.await.is_ok() { 200 } else { 500 };
                         let mut response = Response::new(Full::new(Bytes::from_static(TEXT.as_bytes())));
-                        *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+                        if done.await.is_err() {
+                            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                        }
                         Ok::<_, Infallible>(response)
                     }
                 });
@@ -172,40 +177,35 @@ where
 }
 
 /// An open connection, and what drives it.
-type Kept = (client::SendRequest<Full<Bytes>>, JoinSet<()>);
+type Kept = (SendRequest<Full<Bytes>>, JoinSet<()>);
 
 /// Connections to a host that stay open.
 struct Hosts {
-    address: SocketAddr,
-    tls: Arc<ClientConfig>,
+    target: Target,
     kept: Mutex<Vec<Kept>>,
 }
 
 impl Hosts {
     async fn send(&self) -> anyhow::Result<()> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let (mut sender, driver) = match kept {
+        let (mut sender, drivers) = match kept {
             Some(kept) => kept,
             None => {
-                let stream = TcpStream::connect(self.address).await?;
-                stream.set_nodelay(true)?;
-                let name = ServerName::try_from(CONTROLLER_DNS_NAME)?;
-                let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?;
-                let (sender, connection) = client::handshake(TokioIo::new(stream)).await?;
-                let mut driver = JoinSet::new();
-                driver.spawn(async move {
+                let Connected { sender, driver } = self.target.connect().await?;
+                let mut drivers = JoinSet::new();
+                drivers.spawn(async move {
                     // Why it ended is what the next request says.
-                    let _ = connection.await;
+                    let _ = driver.await;
                 });
-                (sender, driver)
+                (sender, drivers)
             }
         };
         sender.ready().await?;
-        let request = Request::post("/command").header("host", CONTROLLER_DNS_NAME);
-        let answer = sender.send_request(request.body(Full::new(Bytes::from_static(TEXT.as_bytes())))?).await?;
+        let request = self.target.request(&Method::POST, "/command", Bytes::from_static(TEXT.as_bytes()))?;
+        let answer = sender.send_request(request).await?;
         anyhow::ensure!(answer.status().is_success(), "the host answers {}", answer.status());
         answer.into_body().collect().await?;
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((sender, driver));
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((sender, drivers));
         Ok(())
     }
 }
@@ -239,22 +239,9 @@ fn writer(folder: &Path) -> anyhow::Result<mpsc::Sender<oneshot::Sender<()>>> {
     Ok(rows)
 }
 
-fn certificates(folder: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let pem = std::fs::read(folder.join(CERTIFICATE))?;
-    Ok(CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>()?)
-}
-
 fn server_config(folder: &Path) -> anyhow::Result<Arc<ServerConfig>> {
-    let key = PrivateKeyDer::from_pem_slice(&std::fs::read(folder.join(KEY))?)?;
+    let chain = CertificateDer::pem_file_iter(folder.join(CERTIFICATE))?.collect::<Result<_, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(folder.join(KEY))?;
     let config = ServerConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
-    Ok(Arc::new(config.with_no_client_auth().with_single_cert(certificates(folder)?, key)?))
-}
-
-fn client_config(folder: &Path) -> anyhow::Result<Arc<ClientConfig>> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in certificates(folder)? {
-        roots.add(certificate)?;
-    }
-    let config = ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
-    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+    Ok(Arc::new(config.with_no_client_auth().with_single_cert(chain, key)?))
 }

@@ -35,7 +35,7 @@ pub struct Seen {
     pub p99_us: f64,
 }
 
-/// The controller that is loaded, and who loads it.
+/// Who is loaded, a controller as a rule, and who loads it.
 #[derive(Clone)]
 pub(super) struct Target {
     address: String,
@@ -55,7 +55,12 @@ impl Target {
         let (url, ca, token) = Client::parts_of_cli_config(config)?;
         let token = token.context("the configuration has no token")?;
         let address = url.strip_prefix("https://").context("an https URL")?.to_string();
-        let connector = TlsConnector::from(Arc::new(tls::client_config(&ca)?));
+        Self::new(address, token, &ca)
+    }
+
+    /// The one at an address, with a certificate of this authority.
+    pub(super) fn new(address: String, token: String, ca: &str) -> anyhow::Result<Self> {
+        let connector = TlsConnector::from(Arc::new(tls::client_config(ca)?));
         Ok(Self { address, token, connector })
     }
 

@@ -30,6 +30,16 @@ pub fn resident(pid: u32) -> anyhow::Result<u64> {
     Ok(kib * 1024)
 }
 
+/// Bytes that a process had to have read from a disk, because they were not in memory.
+///
+/// # Errors
+/// When there is no such process.
+pub fn read_from_disk(pid: u32) -> anyhow::Result<u64> {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+    let bytes = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).context("no read_bytes in io")?;
+    Ok(bytes.trim().parse()?)
+}
+
 /// Sockets that a process has open.
 ///
 /// # Errors

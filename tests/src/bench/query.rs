@@ -92,6 +92,8 @@ async fn until_quiet(pid: u32) -> anyhow::Result<Instant> {
 
 async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {
     let hosts = cluster.sim.hosts();
+    let pid = cluster.pid().context("the controller is a process")?;
+    let on_disk = process::read_from_disk(pid)?;
     let mut get = Vec::new();
     for n in 0..REQUESTS {
         let id = seed::vm_id(n * 7919 % size)?;
@@ -99,7 +101,7 @@ async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Res
     }
     get.sort_unstable();
     bench.point((size, "VMs"), "get, median", quantile(&get, 0.5) / 1000.0, "ms", "");
-    bench.point((size, "VMs"), "get, p99", p99(get), "ms", "at most 2");
+    bench.point((size, "VMs"), "get, p99", quantile(&get, 0.99) / 1000.0, "ms", "at most 2");
     for (name, path) in LISTS {
         let mut times = Vec::new();
         let mut cursor: Option<String> = None;
@@ -121,7 +123,12 @@ async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Res
     for _ in 0..10 {
         times.push(timed(&cluster.api, "/v1/vms?limit=1&count=true").await?.0);
     }
-    bench.point((size, "VMs"), "count, p99", p99(times), "ms", "at most 200");
+    times.sort_unstable();
+    bench.point((size, "VMs"), "count, median", quantile(&times, 0.5) / 1000.0, "ms", "");
+    bench.point((size, "VMs"), "count, longest", quantile(&times, 1.0) / 1000.0, "ms", "at most 200");
+    // The longest of each kind are those that waited for the disk.
+    let on_disk = (process::read_from_disk(pid)? - on_disk) as f64;
+    bench.point((size, "VMs"), "read from disk for all these", on_disk / f64::from(1 << 20), "MiB", "");
     Ok(())
 }
 
@@ -153,7 +160,7 @@ async fn create(bench: &mut Bench, cluster: &Cluster, vm: &Vm, size: usize) -> a
     let nic = vm.nics.first().context("the VM has a network")?;
     let image: Image = cluster.api.get(&format!("/v1/images/{}", vm.image_id)).await?;
     let network: Network = cluster.api.get(&format!("/v1/networks/{}", nic.network_id)).await?;
-    let made = super::create::make(cluster, &image, &network, NEW.min(size)).await?;
+    let (made, _) = super::create::make(cluster, &image, &network, NEW.min(size)).await?;
     bench.point((size, "VMs"), "each new one", made.each_ms, "ms", "1.3 times that of `create`");
     bench.point((size, "VMs"), "each new one, CPU", made.cpu_each_ms, "ms", "");
     Ok(())

@@ -20,6 +20,9 @@ pub struct Seen {
     pub rest: Duration,
 }
 
+/// How long it is waited at most until others serve what was a killed controller's, to measure it.
+const SERVED: Duration = Duration::from_secs(30);
+
 struct Play<'a> {
     fleet: &'a Fleet,
     /// Processes and servers that something happens to now: nothing else happens to them.
@@ -59,6 +62,13 @@ impl Play<'_> {
         }
         let result = self.happen(fault).await;
         lock(&self.busy).remove(&key);
+        // As systemd does, also while the next fault strikes it: a start is no safer than what comes after.
+        if let (Ok(()), Which::Kill(who) | Which::Stop(who)) = (&result, &fault.which)
+            && let Err(error) = self.controller(*who).ensure_running().await
+        {
+            // It is looked at again when all faults are over.
+            tracing::info!(error = format!("{error:#}"), "a controller is not back while faults last");
+        }
         result
     }
 
@@ -81,7 +91,6 @@ impl Play<'_> {
                     tracing::info!(error = format!("{error:#}"), "a controller did not stop in order");
                 }
                 wait().await;
-                self.controller(*who).spawn().await?;
             }
             Which::Link(who, way, link) => {
                 self.way(*who, *way).set(*link);
@@ -152,18 +161,14 @@ impl Play<'_> {
         let served = async {
             let Some(id) = id else { return };
             let through = (who + 1) % self.fleet.controllers.len();
-            let served = self.fleet.until_served(id, through).await;
+            let served = tokio::time::timeout(SERVED, self.fleet.until_served(id, through)).await;
             // Another fault may have begun meanwhile: then this says nothing about the kill.
-            if let (Ok(took), true) = (served, lock(&self.busy).len() == 1) {
+            if let (Ok(Ok(took)), true) = (served, lock(&self.busy).len() == 1) {
                 lock(&self.seen).taken_over.push(took);
             }
         };
-        let back = tokio::time::sleep(lasts);
-        tokio::join!(served, back);
+        tokio::join!(served, tokio::time::sleep(lasts));
         tracing::debug!(took = ?begin.elapsed(), "killed and back");
-        if !controller.runs().await? {
-            controller.spawn().await?;
-        }
         Ok(())
     }
 

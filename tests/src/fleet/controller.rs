@@ -1,7 +1,7 @@
 //! One controller of a fleet: a process with a folder, a port and ways of its own.
 
 use std::ffi::OsStr;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -43,8 +43,7 @@ impl Controller {
         database: &str,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&folder)?;
-        // Taken and given back: it shall come back on the same port after it was killed.
-        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let listen = cmd::free_address(Ipv4Addr::LOCALHOST.into())?;
         let (to_broker, broker) = way(broker).await?;
         let (to_database, database) = way(database).await?;
         let url = format!("https://{listen}");
@@ -154,8 +153,7 @@ impl Controller {
         .await
     }
 
-    /// Starts it unless it runs, again when it ends while it starts (because its last life is not yet
-    /// forgotten, or what it needs is away).
+    /// Starts it unless it runs, again when it ends while it starts because what it needs is away.
     ///
     /// # Errors
     /// When it does not come back in time.

@@ -2,6 +2,7 @@
 //! same program that the benchmarks of Kring use.
 
 use std::ffi::OsStr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use crate::context::Ctx;
 use crate::error::{CliError, Result};
 use crate::output::{line, note};
 
+/// Port of the API where nothing else has it.
+const USUAL: u16 = 8443;
 /// How long the controller may take to answer, and each host to join.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks.
@@ -28,9 +31,15 @@ pub struct Dev {
     /// How many hosts there are
     #[arg(long, default_value_t = 50, value_name = "COUNT")]
     pub hosts: u32,
-    /// Port of the API on 127.0.0.1
-    #[arg(long, default_value_t = 8443, value_name = "PORT")]
-    pub port: u16,
+    /// Port of the API on 127.0.0.1; without it 8443, or a free one
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+}
+
+/// The port that is asked for, or the usual one, or any: a controller that is installed here has the usual one.
+fn port(asked: Option<u16>) -> u16 {
+    let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|listener| listener.local_addr());
+    asked.unwrap_or_else(|| free(USUAL).or_else(|_| free(0)).map_or(USUAL, |address| address.port()))
 }
 
 /// Runs until Ctrl-C, and leaves nothing behind.
@@ -39,9 +48,14 @@ pub async fn run(global: &Global, args: Dev) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("kring-dev-").tempdir();
     let folder = folder.map_err(|source| CliError::Io { doing: "making a folder".into(), source })?;
     let (data, log) = (folder.path().join("data"), folder.path().join("kring-dev.log"));
-    let (file, listen) = (folder.path().join("cli.toml"), format!("127.0.0.1:{}", args.port));
+    // Not the machine's own configuration: a controller may be installed here, and be part of a cloud.
+    let config = folder.path().join("controller.toml");
+    std::fs::write(&config, "").map_err(|source| CliError::Io { doing: "writing a file".into(), source })?;
+    let (file, listen) = (folder.path().join("cli.toml"), format!("127.0.0.1:{}", port(args.port)));
     let advertise = format!("api.advertise=[\"https://{listen}\"]");
-    let common: [&OsStr; 6] = [
+    let common: [&OsStr; 8] = [
+        "--config".as_ref(),
+        config.as_os_str(),
         "--data-dir".as_ref(),
         data.as_os_str(),
         "--listen".as_ref(),

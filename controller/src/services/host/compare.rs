@@ -2,7 +2,7 @@
 //!
 //! One path for a host that has just joined, one that is back, one whose agent was restarted and one
 //! that tells of other VMs than it did: ask for everything that is there, write down what the host is,
-//! and hand each VM to its owner. Only then does the host count as connected. A listing that fails
+//! and tell the owner of each VM what differs. Only then does the host count as connected. A listing that fails
 //! changes nothing.
 
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use super::join::capacity;
 use super::orphans;
 use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;
-use crate::db::{self, host::HostRow};
+use crate::db::{self, host::HostRow, vm::OnHost};
 use crate::messages::host::{HostConnectionChanged, HostMissed};
 use crate::messages::vm::{StartVm, VmLost, VmObserved};
 use crate::services::{Context, announce};
@@ -85,7 +85,7 @@ pub(super) async fn missed(context: Context, cx: Cx, message: HostMissed) -> Res
         let mut conn = context.deps.db.read().await?;
         db::vm::on_host(&mut conn, message.id).await?
     };
-    let lost = vms.into_iter().map(|(id, _)| VmLost { id, host_id: message.id }).collect();
+    let lost = vms.into_iter().map(|vm| VmLost { id: vm.id, host_id: message.id }).collect();
     for result in context.bus()?.call_all(&cx, PARALLEL, lost).await {
         result?;
     }
@@ -156,25 +156,28 @@ fn clock(theirs: i64, ours: i64) -> Option<Finding> {
     (theirs != 0).then(|| Finding::of_clock(theirs - ours)).filter(|finding| finding.grade != Grade::Good)
 }
 
-/// Tells the owner of each VM, of the database's and of the host's, what the host says of it.
+/// Tells the owner of each VM, of the database's and of the host's, what the host says of it, unless that is
+/// what is written. Answers whether each was looked at.
 async fn hand_over(
     context: &Context,
     cx: &Cx,
-    id: HostId,
-    known: Vec<(VmId, i64)>,
+    host_id: HostId,
+    known: Vec<OnHost>,
     reports: &[VmReport],
     rebooted: bool,
 ) -> Result<bool> {
-    let mut of_vm: HashMap<VmId, (i64, Option<VmReport>)> =
-        known.into_iter().map(|(vm, version)| (vm, (version, None))).collect();
-    for report in reports {
-        // One that came meanwhile is looked at with the next comparison.
-        of_vm.entry(report.vm_id).or_insert((NOT_YET, None)).1 = Some(report.clone());
+    let mut reports: HashMap<VmId, VmReport> = reports.iter().map(|report| (report.vm_id, report.clone())).collect();
+    let mut observed = Vec::new();
+    for vm in known {
+        let report = reports.remove(&vm.id);
+        let one = VmObserved { id: vm.id, host_id, report, as_of: Some(vm.version), rebooted };
+        if vm.moving || !one.is_known(vm.state) {
+            observed.push(one);
+        }
     }
-    let observed = of_vm
-        .into_iter()
-        .map(|(vm, (version, report))| VmObserved { id: vm, host_id: id, report, as_of: Some(version), rebooted })
-        .collect();
+    // What came meanwhile is looked at with the next comparison.
+    let new = |(id, report)| VmObserved { id, host_id, report: Some(report), as_of: Some(NOT_YET), rebooted };
+    observed.extend(reports.into_iter().map(new));
     let mut complete = true;
     for result in context.bus()?.call_all(cx, PARALLEL, observed).await {
         complete &= result?;

@@ -2,8 +2,9 @@
 //!
 //! Each ping is a connection of its own and shares no slot with others: a dead host delays nobody. They are
 //! made on a thread of their own, so that other work delays none of them, and they cost no switches between
-//! threads; what follows from an answer is done with everything else. When a host tells of other VMs than before, it is asked for everything only if the database does not say the
-//! same: what Kring itself has done there is no news.
+//! threads; what follows from an answer is done with everything else. When a host tells of other VMs than before, it
+//! is asked for everything only if the database does not say the same: what Kring itself has done there is no
+//! news.
 
 use std::collections::HashSet;
 use std::io;
@@ -195,20 +196,21 @@ impl Busy {
     async fn ping(self, host: HostRef) {
         let timeout = self.context.deps.settings.seconds("host.ping_timeout");
         let answer = self.context.deps.agents.ping(&host, timeout).await;
-        let found = self.schedule().heard(host.id, answer, self.rhythm(), Instant::now());
+        let found = self.schedule().heard(self.host, answer, self.rhythm(), Instant::now());
         if found != Found::Nothing {
             let (on, tasks) = (self.driver.others.clone(), self.driver.tasks.clone());
-            tasks.spawn_on(self.follow(host.id, found), &on);
+            tasks.spawn_on(self.follow(found), &on);
         }
     }
 
-    async fn follow(self, id: HostId, found: Found) {
-        if let Err(error) = self.act_on(id, found).await {
-            tracing::warn!(host.id = %id, error = error.chain(), detail = error.detail, "a host could not be compared; trying again with the next ping");
+    async fn follow(self, found: Found) {
+        if let Err(error) = self.act_on(found).await {
+            tracing::warn!(host.id = %self.host, error = error.chain(), detail = error.detail, "a host could not be compared; trying again with the next ping");
         }
     }
 
-    async fn act_on(&self, id: HostId, found: Found) -> Result<()> {
+    async fn act_on(&self, found: Found) -> Result<()> {
+        let id = self.host;
         match found {
             Found::Nothing => Ok(()),
             Found::Missed(reason) => self.context.bus()?.call(&Cx::system(FOLLOW_UP), HostMissed { id, reason }).await,
@@ -217,14 +219,15 @@ impl Busy {
                     self.schedule().agrees(id, told);
                     Ok(())
                 }
-                _ => self.compare(id, told).await,
+                _ => self.compare(told).await,
             },
-            Found::Compare(told) => self.compare(id, told).await,
+            Found::Compare(told) => self.compare(told).await,
         }
     }
 
     /// What jobs held, or a storage that cannot be used, is compared again with the next ping.
-    async fn compare(&self, id: HostId, told: Told) -> Result<()> {
+    async fn compare(&self, told: Told) -> Result<()> {
+        let id = self.host;
         let complete = self.context.bus()?.call(&Cx::system(FOLLOW_UP), CompareHost { id }).await?;
         let pause = if complete { self.rhythm().compare } else { Duration::ZERO };
         self.schedule().compare_at(id, Instant::now() + pause);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shared::Result;
 use shared::api::vm::VmState;
-use shared::wire::vm::{DeleteVm, PowerState};
+use shared::wire::vm::DeleteVm;
 
 use crate::agent_client::{NoProgress, Order};
 use crate::cx::Cx;
@@ -44,15 +44,8 @@ pub(super) async fn observed(context: Context, cx: Cx, message: VmObserved) -> R
         }
         return Ok(true);
     }
-    let seen = match message.report.map(|report| report.power) {
-        Some(PowerState::Running) => VmState::Running,
-        Some(PowerState::Paused) => VmState::Paused,
-        Some(PowerState::Crashed) => VmState::Crashed,
-        Some(PowerState::Stopped) | None => VmState::Stopped,
-    };
-    // A crash is told once; that the domain is off afterwards does not make it an orderly stop.
-    let same = seen == row.vm.state || (row.vm.state == VmState::Crashed && seen == VmState::Stopped);
-    if same || !RESTING.contains(&row.vm.state) {
+    let seen = message.seen();
+    if message.is_known(row.vm.state) || !RESTING.contains(&row.vm.state) {
         return Ok(true);
     }
     let Some(as_of) = message.as_of else {

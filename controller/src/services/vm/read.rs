@@ -48,10 +48,7 @@ pub(super) async fn console_log(context: Context, cx: Cx, message: GetConsoleLog
 }
 
 pub(super) async fn route_console(context: Context, message: RouteConsole) -> Result<ConsoleRoute> {
-    let state = {
-        let mut conn = context.deps.db.read().await?;
-        db::vm::require(&mut conn, message.id).await?.vm.state
-    };
+    let state = find(&context, message.id).await?.state;
     if !matches!(
         state,
         VmState::Running

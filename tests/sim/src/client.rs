@@ -19,7 +19,7 @@ use shared::error::{Code, Problem};
 use shared::id::JobId;
 use tokio::time::Instant;
 
-use crate::sim::tls;
+use crate::tls;
 
 /// How long a job is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(120);

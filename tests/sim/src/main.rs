@@ -1,24 +1,30 @@
 //! `kring-sim`: simulated hosts for a real controller.
 //!
 //! Gets a one-time token for each host from the controller's API, has the hosts join, and serves
-//! until it is interrupted. See `harness::sim::control` for what can be done on its control port.
+//! until it is interrupted. See `sim::control` for what can be done on its control port.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Parser;
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use harness::client::Client;
-use harness::sim::{Options, Sim, control, tls};
+use sim::client::Client;
+use sim::{Options, Sim, control, tls};
 use tokio::net::TcpListener;
 
 /// Simulated hosts that speak the agent's wire for real.
 #[derive(Parser)]
-#[command(version, after_help = "Example:\n  kring-sim --config ~/.config/kring/config.toml --hosts 1000")]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Example:\n  kring-sim --config ~/.config/kring/config.toml --hosts 1000"
+)]
 struct Args {
     /// Configuration of the kring command: the controller and an admin's token.
-    #[arg(long, env = "KRING_CONFIG")]
-    config: PathBuf,
+    #[arg(long, env = "KRING_CONFIG", required = true)]
+    config: Option<PathBuf>,
     /// How many hosts.
     #[arg(long, default_value_t = 10)]
     hosts: usize,
@@ -43,6 +49,19 @@ struct Args {
     /// Port of the control interface on 127.0.0.1; any when 0.
     #[arg(long, default_value_t = 0)]
     control: u16,
+    #[command(subcommand)]
+    other: Option<Other>,
+}
+
+/// What it does instead of simulating.
+#[derive(Subcommand)]
+enum Other {
+    /// Write the manual page into a folder, for packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder, which must exist
+        folder: PathBuf,
+    },
 }
 
 #[tokio::main]
@@ -50,7 +69,12 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     tls::install_provider();
     let args = Args::parse();
-    let api = Client::from_cli_config(&args.config)?;
+    if let Some(Other::Manual { folder }) = args.other {
+        let command = Args::command().disable_help_subcommand(true);
+        clap_mangen::Man::new(command).section("1").manual("Kring").generate_to(folder)?;
+        return Ok(());
+    }
+    let api = Client::from_cli_config(&args.config.context("--config is required")?)?;
     let sim = Arc::new(Sim::new(Options {
         seed: args.seed,
         prefix: args.prefix,

@@ -66,7 +66,7 @@ async fn bench(ca: &Ca) -> Bench {
     let spec = sim.next_spec().unwrap();
     let id = HostId::new();
     let (certificate, key) = issue(ca, &host_dns_name(id));
-    let identity = Identity::new(id, certificate, ca.pem(), key).unwrap();
+    let identity = Identity::new(id, &certificate, ca.pem().into(), &key).unwrap();
     let address = sim.next_address().await.unwrap();
     let host = sim.serve(spec, identity, address).unwrap();
     let agents = agents(client(ca, CONTROLLER_DNS_NAME));

@@ -26,7 +26,7 @@ const BATCH: usize = 256;
 
 impl Host {
     /// Puts an event into the queue and sees that it is sent.
-    pub(in crate::sim) fn push(self: &Arc<Self>, event: AgentEvent) {
+    pub(crate) fn push(self: &Arc<Self>, event: AgentEvent) {
         if self.silent.load(Relaxed) || self.shared.stop.is_cancelled() {
             return;
         }
@@ -57,7 +57,7 @@ impl Host {
     }
 
     /// Takes over where controllers say that they are.
-    pub(in crate::sim) fn tell(&self, list: Vec<String>) {
+    pub(crate) fn tell(&self, list: Vec<String>) {
         if !list.is_empty() {
             *lock(&self.controllers) = list;
         }
@@ -121,7 +121,7 @@ impl Host {
     }
 
     /// Posts the state of a task to its callback, or to another controller when nothing answers there.
-    pub(in crate::sim) async fn report(&self, callback: &str, report: &TaskReport) {
+    pub(crate) async fn report(&self, callback: &str, report: &TaskReport) {
         let split = callback.find("/agent/").unwrap_or(callback.len());
         let (base, path) = callback.split_at(split);
         self.post(Some(base), path, report).await;
@@ -144,7 +144,7 @@ impl Host {
         let (key, csr) = tls::key_and_request()?;
         let body = serde_json::to_vec(&Renew { csr })?;
         let joined = self.ask_any(Method::POST, None, "/agent/v1/renew", &body).await?;
-        self.take(joined.read()?, key)
+        self.take(joined.read()?, &key)
     }
 
     /// Joins once more with a one-time token, as the same host: what an operator does when its certificate
@@ -166,21 +166,20 @@ impl Host {
         let url = format!("{}/agent/v1/join", self.shared.controller());
         let client = Arc::new(tls::join_config(tls::fingerprint_of_token(token)?)?);
         let answer = outbound::send(&client, Method::POST, &url, serde_json::to_vec(&join)?).await?;
-        self.take(answer.read()?, key)
+        self.take(answer.read()?, &key)
     }
 
     /// Uses a new certificate from now on.
-    fn take(&self, joined: Joined, key: String) -> anyhow::Result<()> {
-        let identity = Identity::new(joined.host_id, joined.certificate, joined.ca, key)?;
+    fn take(&self, joined: Joined, key: &str) -> anyhow::Result<()> {
+        let identity = Identity::new(joined.host_id, &joined.certificate, joined.ca.into(), key)?;
         anyhow::ensure!(identity.host_id == self.id, "the new certificate is for another host");
-        self.shared.names.set(&identity);
-        *lock(&self.identity) = Arc::new(identity);
+        *lock(&self.identity) = self.shared.adopt(identity);
         Ok(())
     }
 
     /// What an image turns out to be: an upload is fetched from the controller, a URL is looked up in
     /// the simulator's table.
-    pub(in crate::sim) async fn fetch(&self, spec: &ImageSpec) -> Result<ImageInfo> {
+    pub(crate) async fn fetch(&self, spec: &ImageSpec) -> Result<ImageInfo> {
         match &spec.origin {
             ImageOrigin::Url { url } => self.shared.image(url),
             ImageOrigin::Controller => self.fetch_upload(spec.image_id).await,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::to_raw_value;
 use shared::api::vm::{ConsoleLog, StopMode};
 use shared::id::{ResourceId, VmId};
 use shared::wire::event::AgentEvent;
@@ -78,10 +79,10 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
 }
 
 fn reply<C: AgentCommand>(result: Result<impl Serialize>) -> Outcome {
-    let value = serde_json::to_value(result?).map_err(Error::internal)?;
+    let reply = to_raw_value(&result?).map_err(Error::internal)?;
     // What is not the command's reply would only be found on the other side of the wire.
-    serde_json::from_value::<C::Reply>(value.clone()).map_err(Error::internal)?;
-    Ok(value)
+    serde_json::from_str::<C::Reply>(reply.get()).map_err(Error::internal)?;
+    Ok(reply)
 }
 
 /// Ends an operation in the middle when a fault says so.

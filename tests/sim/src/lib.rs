@@ -5,11 +5,12 @@
 //! - [`state`]: what is on a host. - [`ops`]: the commands on it. - [`task`]: run once, in order.
 //! - [`fault`]: what goes wrong, switched on and off at run time. - [`control`]: the same over HTTP.
 //! - [`pings`]: when they were pinged. - [`history`]: what the agents were told, to be checked afterwards.
-//! - [`serve`], [`console`], [`outbound`], [`tls`]: the wire.
+//! - [`serve`], [`console`], [`outbound`], [`tls`]: the wire. - [`client`]: the public API, for whoever plays with them.
 //!
 //! Nothing here knows the controller's code: it is tested against the wire as written down in
 //! `shared::wire`.
 
+pub mod client;
 mod console;
 pub mod control;
 pub mod fault;
@@ -124,6 +125,7 @@ pub(crate) struct Shared {
 
 /// What can only be made once the certificate authority is known.
 struct Wire {
+    ca: Arc<str>,
     server: Arc<rustls::ServerConfig>,
     client: rustls::ClientConfig,
 }
@@ -154,6 +156,15 @@ impl Shared {
     #[expect(clippy::expect_used, reason = "a host exists only after the wire was made for its certificate")]
     fn wire(&self) -> &Wire {
         self.wire.get().expect("no host has joined")
+    }
+
+    /// Answers with a host's certificate from now on. What all have in common is kept once.
+    fn adopt(&self, mut identity: Identity) -> Arc<Identity> {
+        if identity.ca == self.wire().ca {
+            identity.ca = Arc::clone(&self.wire().ca);
+        }
+        self.names.set(&identity);
+        Arc::new(identity)
     }
 
     /// The host at an address.
@@ -305,7 +316,7 @@ impl Sim {
         let client = Arc::new(tls::join_config(tls::fingerprint_of_token(token)?)?);
         let answer = outbound::send(&client, Method::POST, &url, serde_json::to_vec(&join)?).await?;
         let joined: Joined = answer.read()?;
-        let identity = Identity::new(joined.host_id, joined.certificate, joined.ca, key)?;
+        let identity = Identity::new(joined.host_id, &joined.certificate, joined.ca.into(), &key)?;
         let host = self.serve(spec, identity, address)?;
         host.tell(joined.controllers);
         Ok(host)
@@ -320,7 +331,7 @@ impl Sim {
             let server = tls::server_config(&identity.ca, Arc::clone(&self.shared.names))?;
             let client = tls::client_config(&identity.ca)?;
             // Two hosts that join at once make the same thing; the first one stays.
-            let _ = self.shared.wire.set(Wire { server, client });
+            let _ = self.shared.wire.set(Wire { ca: Arc::clone(&identity.ca), server, client });
         }
         let host = Host::start(Arc::clone(&self.shared), spec, identity, address);
         self.shared.called.write().unwrap_or_else(PoisonError::into_inner).insert(address.ip(), Arc::downgrade(&host));

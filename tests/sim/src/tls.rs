@@ -67,12 +67,8 @@ pub fn key_and_request() -> anyhow::Result<(String, String)> {
 pub struct Identity {
     /// The host.
     pub host_id: HostId,
-    /// Certificate, PEM.
-    pub certificate: String,
-    /// Private key, PEM.
-    pub key: String,
     /// The certificate authority, PEM.
-    pub ca: String,
+    pub ca: Arc<str>,
     certified: Arc<CertifiedKey>,
 }
 
@@ -81,7 +77,7 @@ impl Identity {
     ///
     /// # Errors
     /// When certificate and key do not fit each other, or the certificate is for another host.
-    pub fn new(host_id: HostId, certificate: String, ca: String, key: String) -> anyhow::Result<Self> {
+    pub fn new(host_id: HostId, certificate: &str, ca: Arc<str>, key: &str) -> anyhow::Result<Self> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>()?;
         let leaf = chain.first().context("the answer has no certificate")?;
         let name = ServerName::try_from(host_dns_name(host_id))?;
@@ -89,7 +85,13 @@ impl Identity {
             .with_context(|| format!("the certificate is not for host {host_id}"))?;
         let private = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
         let certified = Arc::new(CertifiedKey::from_der(chain, private, &provider())?);
-        Ok(Self { host_id, certificate, key, ca, certified })
+        Ok(Self { host_id, ca, certified })
+    }
+
+    /// The certificate and those that it is signed by.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.certified.cert
     }
 }
 

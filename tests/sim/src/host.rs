@@ -5,12 +5,13 @@ mod speak;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shared::Result;
 use shared::id::{HostId, VmId};
 use shared::name::Name;
+use shared::time::Timestamp;
 use shared::units::Bytes;
 use shared::wire::event::AgentEvent;
 use shared::wire::host::{HostFacts, Inventory, NicFact, Pong, VirtMode};
@@ -62,6 +63,7 @@ pub struct Host {
     sending: AtomicBool,
     silent: AtomicBool,
     requests: AtomicU64,
+    clock_ahead_ms: AtomicI64,
     frozen: watch::Sender<bool>,
     listening: Mutex<Option<CancellationToken>>,
     /// Where controllers say that they are.
@@ -77,14 +79,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Host {
     /// A host that has joined and is called at `address`.
     pub(super) fn start(shared: Arc<Shared>, spec: HostSpec, identity: Identity, address: SocketAddr) -> Arc<Self> {
-        shared.names.set(&identity);
+        let identity = shared.adopt(identity);
         let life = Life::new(shared.stop.child_token());
         let host = Arc::new(Self {
             id: identity.host_id,
             name: spec.name.clone(),
             address,
             spec,
-            identity: Mutex::new(Arc::new(identity)),
+            identity: Mutex::new(identity),
             life: Mutex::new(life),
             boot_id: Mutex::new(Uuid::new_v4()),
             state: Mutex::default(),
@@ -92,6 +94,7 @@ impl Host {
             sending: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            clock_ahead_ms: AtomicI64::new(0),
             frozen: watch::Sender::new(false),
             listening: Mutex::new(Some(shared.stop.child_token())),
             controllers: Mutex::default(),
@@ -173,7 +176,12 @@ impl Host {
     /// What the agent finds on the host.
     #[must_use]
     pub fn facts(&self) -> HostFacts {
-        facts(&self.spec)
+        HostFacts { clock_ms: self.clock_ms(), ..facts(&self.spec) }
+    }
+
+    /// The host's own clock.
+    pub(super) fn clock_ms(&self) -> i64 {
+        Timestamp::now().ms() + self.clock_ahead_ms.load(Relaxed)
     }
 
     /// Everything of Kring on the host, with all storages.
@@ -273,6 +281,11 @@ impl Host {
     }
 
     // ---- What an operator does there.
+
+    /// Sets the clock, ahead of the right time or behind it.
+    pub fn set_clock_ahead_ms(&self, ms: i64) {
+        self.clock_ahead_ms.store(ms, Relaxed);
+    }
 
     /// Changes what a domain is doing, as `virsh start`, `destroy`, `suspend` or a crash would.
     ///

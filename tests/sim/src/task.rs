@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use shared::fence::Fence;
 use shared::id::TaskId;
-use shared::time::Timestamp;
 use shared::wire::{
     HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
     HEADER_TIME_LEFT, HEADER_TRACEPARENT, TaskReport,
@@ -31,8 +30,8 @@ const QUICK: Duration = Duration::from_millis(250);
 /// Tasks that are remembered after they ended.
 const KEEP: usize = 64;
 
-/// How a task ended.
-pub type Outcome = Result<Value>;
+/// How a task ended. As text, because a tree of values is several times as large and hosts are many.
+pub type Outcome = Result<Box<RawValue>>;
 
 /// One task.
 pub(super) struct Entry {
@@ -58,7 +57,10 @@ impl Entry {
     /// How far the task is.
     pub fn report(&self) -> TaskReport {
         match &*self.outcome.borrow() {
-            Some(Ok(reply)) => TaskReport::Done { task_id: self.id, reply: reply.clone() },
+            Some(Ok(reply)) => match serde_json::from_str(reply.get()) {
+                Ok(reply) => TaskReport::Done { task_id: self.id, reply },
+                Err(error) => TaskReport::Failed { task_id: self.id, error: Error::internal(error) },
+            },
             Some(Err(error)) => TaskReport::Failed { task_id: self.id, error: error.clone() },
             None => TaskReport::Running { task_id: self.id, progress: 50, doing: "works".to_string() },
         }
@@ -148,15 +150,15 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// Reads them from the headers.
-    pub fn read(headers: &HeaderMap) -> Result<Self> {
+    /// Reads them from the headers, at a host whose clock shows `clock_ms`.
+    pub fn read(headers: &HeaderMap, clock_ms: i64) -> Result<Self> {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         let number = |name: &str| {
             let number = text(name).and_then(|t| t.parse::<u64>().ok());
             number.ok_or_else(|| Error::invalid(name, "must be a decimal number"))
         };
         let task_id = text(HEADER_TASK).and_then(|t| t.parse().ok());
-        let now = u64::try_from(Timestamp::now().ms()).unwrap_or(0);
+        let now = u64::try_from(clock_ms).unwrap_or(0);
         let left =
             number(HEADER_TIME_LEFT).or_else(|_| Ok::<_, Error>(number(HEADER_DEADLINE)?.saturating_sub(now)))?;
         let left = left.min(24 * 3600 * 1000);

@@ -117,7 +117,9 @@ async fn command(host: &Arc<Host>, path: &str, request: Request<Incoming>) -> st
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else { return Err(BrokenOff) };
     let (of, path) = (Arc::clone(host), path.to_string());
-    let arrive = move || Order::read(&head.headers).and_then(|order| submit(&of, order, &path, &body.to_bytes(), plan));
+    let arrive = move || {
+        Order::read(&head.headers, of.clock_ms()).and_then(|order| submit(&of, order, &path, &body.to_bytes(), plan))
+    };
     let submitted = match held {
         None => arrive(),
         // It arrives whatever becomes of who has sent it, as what a network has kept back does.
