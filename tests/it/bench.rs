@@ -34,6 +34,21 @@ async fn soak() -> anyhow::Result<()> {
     bench::soak::run(5, Duration::from_secs(3)).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn start() -> anyhow::Result<()> {
+    bench::start::run(1, &[1, 2]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn takeover() -> anyhow::Result<()> {
+    bench::takeover::run(1).await
+}
+
+#[test]
+fn bus() -> anyhow::Result<()> {
+    bench::bus::run(200)
+}
+
 #[test]
 fn ring() -> anyhow::Result<()> {
     bench::ring::run()

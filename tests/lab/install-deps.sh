@@ -63,8 +63,9 @@ install_packages() {
     log=$(mktemp)
     # shellcheck disable=SC2064 # the name is meant now
     trap "rm -f '$log'" RETURN
-    if apt install -y --no-install-recommends "$@" >"$log" 2>&1; then return 0; fi
-    if grep -q 'held broken packages' "$log"; then
+    # apt may also take what is in the way away, although it is wanted.
+    if apt install -y --no-install-recommends --no-remove "$@" >"$log" 2>&1; then return 0; fi
+    if grep -q 'held broken packages\|remove is disabled' "$log"; then
         codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
         say "  the installed qemu-utils is newer than $codename's QEMU: going back to $codename's"
         if apt install -y --no-install-recommends --allow-downgrades "$@" \

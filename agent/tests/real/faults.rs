@@ -18,7 +18,8 @@ fn real_a_lost_or_frozen_libvirt_is_unknown_not_off() {
         let app = host.app();
         let vm = host.vm(&network(NetworkKind::Isolated, 5), "10.77.5.10", None);
         vm_ops::ensure(app, &cx(), ensure(&vm)).await.unwrap();
-        until("the digest counts the VM", || host.hypervisor().power(vm.vm_id)).await;
+        let running = || (host.hypervisor().power(vm.vm_id) == Some(PowerState::Running)).then_some(());
+        until("the digest counts the VM as running", running).await;
         let before = host.hypervisor().summary().unwrap().digest;
 
         sh("kill -STOP $(cat /run/libvirtd.pid)");

@@ -65,9 +65,9 @@ pub struct Envelope {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Inner<H, B> {
+struct Inner<S, H, B> {
     id: Uuid,
-    service_id: String,
+    service_id: S,
     created_at: i64,
     timeout_ms: u64,
     headers: H,
@@ -137,7 +137,7 @@ impl Serialize for Envelope {
             &self.name,
             &Inner {
                 id: self.id,
-                service_id: self.service_id.clone(),
+                service_id: &self.service_id,
                 created_at: self.created_at,
                 timeout_ms: self.timeout_ms,
                 headers: &self.headers,
@@ -157,7 +157,7 @@ impl<'de> Deserialize<'de> for Envelope {
                 f.write_str("an object with one key, the name of the message")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Envelope, A::Error> {
-                let (name, inner): (String, Inner<Headers, Box<RawValue>>) =
+                let (name, inner): (String, Inner<String, Headers, Box<RawValue>>) =
                     map.next_entry()?.ok_or_else(|| de::Error::custom("an empty message"))?;
                 if map.next_key::<de::IgnoredAny>()?.is_some() {
                     return Err(de::Error::custom("more than one message in an envelope"));

@@ -51,7 +51,7 @@ pub use transport::{Health, Transport};
 use crate::clock::Clock;
 use crate::cx::Cx;
 use crate::ring::Ring;
-use envelope::{Envelope, to_raw};
+use envelope::{Envelope, Headers, to_raw};
 use registry::{Handler, WireHandler};
 
 /// Which way a message takes whose owner is this controller.
@@ -340,11 +340,12 @@ impl Bus {
     ) -> Result<M::Reply, Error> {
         let mut envelope = Envelope::wrap(cx, M::SERVICE, message, self.ring.generation(), self.clock.now().ms())?;
         envelope.headers.reply_to = Some(self.ring.me());
+        let bytes = envelope.encode()?;
         let (reply, answer) = oneshot::channel();
         let (id, ttl) = (envelope.id, Duration::from_millis(envelope.timeout_ms));
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Waiting { owner: target, reply });
-        let mut abandoned = Abandoned { bus: self, target, request: Some(envelope.clone()) };
-        let result = match self.transport.send(target, M::SERVICE, envelope.encode()?, ttl).await {
+        let mut abandoned = Abandoned { bus: self, target, request: Some(envelope) };
+        let result = match self.transport.send(target, M::SERVICE, bytes, ttl).await {
             Err(error) => Err(error),
             Ok(()) => match tokio::time::timeout_at(cx.deadline, answer).await {
                 Ok(Ok(result)) => result,
@@ -458,17 +459,16 @@ impl Bus {
         body: &B,
     ) {
         let Ok(body) = to_raw(body) else { return };
-        let mut message = Envelope {
+        let message = Envelope {
             name: name.to_string(),
             id: Uuid::now_v7(),
             service_id: name.to_string(),
             created_at: self.clock.now().ms(),
+            timeout_ms: request.timeout_ms,
+            headers: Headers { correlation: Some(request.id), reply_to: None, ..request.headers.clone() },
             body,
-            ..request.clone()
         };
         let ttl = Duration::from_millis(request.timeout_ms);
-        message.headers.correlation = Some(request.id);
-        message.headers.reply_to = None;
         let bus = Arc::clone(self);
         self.tasks.spawn(async move {
             let sent = match message.encode() {

@@ -10,18 +10,24 @@ use tokio_util::sync::CancellationToken;
 use super::envelope::Envelope;
 use super::{Bus, CANCEL, REPLY, WireReply};
 
+/// Messages that are taken from the inbox together at most.
+const BATCH: usize = 64;
+
 impl Bus {
     /// Reads what the transport receives, until `stop`.
     pub(super) async fn receive(self: Arc<Self>, mut inbox: mpsc::Receiver<Vec<u8>>, stop: CancellationToken) {
-        while let Some(Some(bytes)) = stop.run_until_cancelled(inbox.recv()).await {
-            match Envelope::decode(&bytes) {
-                Ok(envelope) => self.deliver(envelope),
-                Err(error) => tracing::error!(
-                    size = bytes.len(),
-                    error = error.chain(),
-                    detail = error.detail,
-                    "a message was dropped"
-                ),
+        let mut batch = Vec::with_capacity(BATCH);
+        while stop.run_until_cancelled(inbox.recv_many(&mut batch, BATCH)).await.is_some_and(|count| count > 0) {
+            for bytes in batch.drain(..) {
+                match Envelope::decode(&bytes) {
+                    Ok(envelope) => self.deliver(envelope),
+                    Err(error) => tracing::error!(
+                        size = bytes.len(),
+                        error = error.chain(),
+                        detail = error.detail,
+                        "a message was dropped"
+                    ),
+                }
             }
         }
     }
@@ -40,14 +46,14 @@ impl Bus {
                 subscriber.deliver_wire(&envelope.body);
             }
         } else {
-            let accepted = self.deliver_request(&envelope);
-            if let Err(error) = accepted {
+            let envelope = Arc::new(envelope);
+            if let Err(error) = self.deliver_request(&envelope) {
                 self.reply(&envelope, Err(error));
             }
         }
     }
 
-    fn deliver_request(self: &Arc<Self>, envelope: &Envelope) -> Result<(), Error> {
+    fn deliver_request(self: &Arc<Self>, envelope: &Arc<Envelope>) -> Result<(), Error> {
         let handler = self.wire_handler(&envelope.name)?;
         if handler.service() != envelope.service_id {
             return Err(Error::new(
@@ -59,7 +65,7 @@ impl Bus {
         let cx = envelope.cx();
         let (cancelled, deadline) = (cx.cancelled.clone(), cx.deadline);
         let (resource, work) = handler.open(cx, &envelope.body)?;
-        let (bus, envelope) = (Arc::clone(self), envelope.clone());
+        let (bus, envelope) = (Arc::clone(self), Arc::clone(envelope));
         let id = envelope.id;
         self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(id, cancelled);
         let enqueued = self.enqueue(resource, &stats, async move {

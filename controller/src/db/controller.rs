@@ -75,7 +75,7 @@ pub struct RingChange {
 }
 
 /// Longest silence after which a controller whose heartbeat's connection is gone is taken for dead.
-pub const LOST_AFTER_MS: i64 = 3000;
+pub const LOST_AFTER_MS: i64 = 2500;
 /// Longest silence after which a controller is taken for dead in any case.
 pub const SILENT_AFTER_MS: i64 = 10_000;
 
@@ -83,7 +83,13 @@ impl ControllerRow {
     /// Whether others may take over. Its lease ([`crate::ring::LEASE`]) has run out long before.
     #[must_use]
     pub const fn is_dead(&self) -> bool {
-        self.silent_ms >= SILENT_AFTER_MS || (self.silent_ms >= LOST_AFTER_MS && !self.connected)
+        self.dead_in_ms() <= 0
+    }
+
+    /// When others may take over, if nothing is heard of it until then.
+    #[must_use]
+    pub const fn dead_in_ms(&self) -> i64 {
+        (if self.connected { SILENT_AFTER_MS } else { LOST_AFTER_MS }) - self.silent_ms
     }
 }
 

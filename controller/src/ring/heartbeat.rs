@@ -26,12 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Ring, view};
 use crate::clock::Clock;
-use crate::db::controller::Membership;
+use crate::db::controller::{ControllerRow, Membership};
 use crate::db::{self, Dialect};
 
 /// Time between two beats, with one database for one controller and for many.
 const EVERY_ALONE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_millis(500);
+/// Least time between two beats.
+const LEAST: Duration = Duration::from_millis(50);
 /// How long the database may take to answer a beat.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What a clock may be off before it is worth a line.
@@ -80,13 +82,13 @@ impl Heartbeat {
         let beats = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&beats);
         let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
-            let mut heart = Heart { me: pulse.ring.me(), pulse, conn: None, failing: false };
+            let mut heart = Heart { me: pulse.ring.me(), pulse, conn: None, failing: false, every, pause: every };
             loop {
                 if runtime.block_on(heart.beat(&seen)) {
                     return heart.pulse.fenced.cancel();
                 }
                 count.fetch_add(1, Ordering::Relaxed);
-                match does.recv_timeout(every) {
+                match does.recv_timeout(heart.pause) {
                     Ok(Next::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                     Err(RecvTimeoutError::Timeout) => {}
                     // One beat answers all who asked for one meanwhile.
@@ -141,6 +143,9 @@ struct Heart {
     /// The connection, opened again after a failure.
     conn: Option<Beating>,
     failing: bool,
+    /// Time between two beats, and until the next one.
+    every: Duration,
+    pause: Duration,
 }
 
 struct Beating {
@@ -153,6 +158,7 @@ impl Heart {
     /// One beat. True when this controller's row is gone.
     async fn beat(&mut self, seen: &watch::Sender<Membership>) -> bool {
         let began = Instant::now();
+        self.pause = self.every;
         let result = tokio::time::timeout(PATIENCE, self.exchange()).await;
         match result {
             Ok(Ok(Some(membership))) => {
@@ -226,6 +232,10 @@ impl Heart {
         if !dead.is_empty() {
             membership = db::controller::all(&mut beating.conn, dialect).await?;
         }
+        // Whoever lives on is there by then; of one that does not, nobody waits longer than must be.
+        let due = membership.controllers.iter().filter(|row| row.id != self.me).map(ControllerRow::dead_in_ms).min();
+        let due = due.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        self.pause = due.map_or(self.every, |due| due.clamp(LEAST, self.every));
         // Times pass with every beat; whoever watches wants to know of changes.
         membership.controllers.iter_mut().for_each(|row| row.silent_ms = 0);
         self.conn = Some(beating);

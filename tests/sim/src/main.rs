@@ -13,6 +13,11 @@ use sim::client::Client;
 use sim::{Options, Sim, control, tls};
 use tokio::net::TcpListener;
 
+/// What thousands of hosts take and give back in bursts leaves the system's own allocator with memory that it cannot
+/// give back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Simulated hosts that speak the agent's wire for real.
 #[derive(Parser)]
 #[command(

@@ -35,32 +35,45 @@ impl Request for Add {
     }
 }
 
-const CALLS: u64 = 500_000;
-/// Calls that are on their way at a time.
-const WINDOW: u64 = 64;
+/// Calls in the process, and those that are written and read there, for one over the broker.
+const DIRECT: u64 = 25;
+const WRITTEN: u64 = 3;
+/// Calls that are on their way at a time; the figure that is asked for is that of the last.
+const WINDOWS: [u64; 3] = [1, 8, 64];
 
-/// Measures.
+/// Measures, with so many calls over the broker.
 ///
 /// # Errors
 /// When a call fails.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(calls: u64) -> anyhow::Result<()> {
     let mut bench = Bench::begin("bus")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    for (name, loopback, keyed) in [
-        ("direct, one service", Loopback::Direct, false),
-        ("direct, each about a resource", Loopback::Direct, true),
-        ("written and read, one service", Loopback::Broker, false),
+    for (name, loopback, keyed, times) in [
+        ("direct, one service", Loopback::Direct, false, DIRECT),
+        ("direct, each about a resource", Loopback::Direct, true, DIRECT),
+        ("written and read, one service", Loopback::Broker, false, WRITTEN),
     ] {
         let target = if loopback == Loopback::Direct { "at least 500,000" } else { "" };
-        let calls = if loopback == Loopback::Direct { CALLS } else { CALLS / 10 };
-        let took = runtime.block_on(measure(loopback, keyed, calls))?;
-        bench.figure(format!("request-replies a second, {name}"), calls as f64 / took.as_secs_f64(), "1/s", target);
+        for window in WINDOWS {
+            let calls = (calls * times).next_multiple_of(window);
+            let took = runtime.block_on(measure(loopback, keyed, calls, window))?.as_secs_f64();
+            bench.point(
+                (window as usize, "calls at a time"),
+                &format!("each, {name}"),
+                took * 1e6 / calls as f64,
+                "µs",
+                "",
+            );
+            if Some(&window) == WINDOWS.last() {
+                bench.figure(format!("request-replies a second, {name}"), calls as f64 / took, "1/s", target);
+            }
+        }
     }
-    super::bus_broker::run(&mut bench)?;
+    super::bus_broker::run(&mut bench, calls)?;
     bench.end()
 }
 
-async fn measure(loopback: Loopback, keyed: bool, calls: u64) -> anyhow::Result<Duration> {
+async fn measure(loopback: Loopback, keyed: bool, calls: u64, window: u64) -> anyhow::Result<Duration> {
     let me = ControllerId::new();
     let ring = Ring::new(me);
     ring.install(1, &[me]);
@@ -74,15 +87,15 @@ async fn measure(loopback: Loopback, keyed: bool, calls: u64) -> anyhow::Result<
     let cx = Cx::system(Duration::from_secs(600));
     let begin = Instant::now();
     let mut sum = 0;
-    for window in 0..calls / WINDOW {
-        let about = |n| keyed.then(|| Uuid::from_u64_pair(window, n));
-        let messages = (0..WINDOW).map(|n| Add { a: n, b: 1, about: about(n) }).collect();
-        for reply in bus.call_all(&cx, WINDOW as usize, messages).await {
+    for round in 0..calls / window {
+        let about = |n| keyed.then(|| Uuid::from_u64_pair(round, n));
+        let messages = (0..window).map(|n| Add { a: n, b: 1, about: about(n) }).collect();
+        for reply in bus.call_all(&cx, window as usize, messages).await {
             sum += reply?;
         }
     }
     let took = begin.elapsed();
-    anyhow::ensure!(sum == calls / WINDOW * (WINDOW * (WINDOW - 1) / 2 + WINDOW), "the sum is wrong: {sum}");
+    anyhow::ensure!(sum == calls / window * (window * (window - 1) / 2 + window), "the sum is wrong: {sum}");
     stop.cancel();
     Ok(took)
 }

@@ -26,7 +26,6 @@ use super::Bench;
 use super::bus::Add;
 use crate::broker::{Broker, Node};
 
-const CALLS: u64 = 20_000;
 /// Requests that are on their way at a time.
 const WINDOW: usize = 128;
 /// Each is measured so often, in turn, because the machine is not the same at all times.
@@ -35,14 +34,14 @@ const ROUNDS: usize = 3;
 const PREFETCH: u16 = 256;
 
 /// Measures both; the middle of the rounds counts.
-pub(super) fn run(bench: &mut Bench) -> anyhow::Result<()> {
+pub(super) fn run(bench: &mut Bench, calls: u64) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (mut bus, mut bare) = (Vec::new(), Vec::new());
     runtime.block_on(async {
         let broker = Broker::start().await?;
         for _ in 0..ROUNDS {
-            bare.push(measure_bare(&broker).await?);
-            bus.push(measure_bus(&broker).await?);
+            bare.push(measure_bare(&broker, calls).await?);
+            bus.push(measure_bus(&broker, calls).await?);
         }
         anyhow::Ok(())
     })?;
@@ -65,20 +64,20 @@ fn add(n: u64) -> Add {
     Add { a: n, b: 1, about: None }
 }
 
-async fn measure_bus(broker: &Broker) -> anyhow::Result<f64> {
+async fn measure_bus(broker: &Broker, calls: u64) -> anyhow::Result<f64> {
     let serve = |registry: &mut Registry| registry.serve(|_, m: Add| async move { Ok(m.a + m.b) });
     let (one, two) = (Node::start(broker.settings(), serve), Node::start(broker.settings(), serve));
     one.connected().await?;
     two.connected().await?;
     let cx = Cx::system(Duration::from_secs(600));
     let begin = Instant::now();
-    let calls = stream::iter(0..CALLS).map(|n| one.bus.call_at(two.id, &cx, add(n))).buffer_unordered(WINDOW);
-    let sum: u64 = calls.try_fold(0, async |sum, reply| Ok(sum + reply)).await?;
+    let replies = stream::iter(0..calls).map(|n| one.bus.call_at(two.id, &cx, add(n))).buffer_unordered(WINDOW);
+    let sum: u64 = replies.try_fold(0, async |sum, reply| Ok(sum + reply)).await?;
     let took = begin.elapsed();
-    anyhow::ensure!(sum == CALLS * (CALLS + 1) / 2, "the sum is wrong: {sum}");
+    anyhow::ensure!(sum == calls * (calls + 1) / 2, "the sum is wrong: {sum}");
     one.leave().await;
     two.leave().await;
-    Ok(rate(CALLS, took))
+    Ok(rate(calls, took))
 }
 
 /// One side of the conversation of the client library.
@@ -116,7 +115,7 @@ async fn publish(channel: &Channel, queue: &str, id: &str, bytes: &[u8]) -> anyh
     Ok(())
 }
 
-async fn measure_bare(broker: &Broker) -> anyhow::Result<f64> {
+async fn measure_bare(broker: &Broker, calls: u64) -> anyhow::Result<f64> {
     let (requests, replies) = ("bench.requests", "bench.replies");
     let client = Side::open(broker, replies).await?;
     let server = Side::open(broker, requests).await?;
@@ -126,7 +125,7 @@ async fn measure_bare(broker: &Broker) -> anyhow::Result<f64> {
     let waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>> = Arc::default();
     tasks.spawn(receive(client.consumer, client.receives, Arc::clone(&waiting), stop.clone()));
     let begin = Instant::now();
-    let calls = stream::iter(0..CALLS).map(|n| {
+    let asked = stream::iter(0..calls).map(|n| {
         let (id, sends, waiting, bytes) = (n.to_string(), &client.sends, &waiting, &bytes);
         async move {
             let (done, reply) = oneshot::channel();
@@ -135,12 +134,12 @@ async fn measure_bare(broker: &Broker) -> anyhow::Result<f64> {
             reply.await.context("no reply")
         }
     });
-    calls.buffer_unordered(WINDOW).try_for_each(async |()| Ok(())).await?;
+    asked.buffer_unordered(WINDOW).try_for_each(async |()| Ok(())).await?;
     let took = begin.elapsed();
     stop.cancel();
     tasks.close();
     tasks.wait().await;
-    Ok(rate(CALLS, took))
+    Ok(rate(calls, took))
 }
 
 /// Answers every request with a message of the same size.

@@ -18,6 +18,7 @@ pub mod placement;
 pub mod plot;
 pub mod process;
 pub mod query;
+pub mod restart;
 pub mod ring;
 pub mod seed;
 pub mod soak;

@@ -1,5 +1,5 @@
-//! `query`: reads of very many VMs, new ones beside them, and a restart of the controller that has them. Each request comes after
-//! the one before was answered, but for the last figure.
+//! `query`: reads of very many VMs, and new ones beside them. Each request comes after the one before was answered,
+//! but for the last figure.
 
 use std::time::{Duration, Instant};
 
@@ -16,14 +16,6 @@ use crate::cluster::Cluster;
 
 /// Requests of each kind.
 const REQUESTS: usize = 200;
-/// A controller that takes less than this part of a core has nothing to do.
-const QUIET: f64 = 0.2;
-/// Time between two looks at it, and how often it has to be so.
-const LOOK: Duration = Duration::from_millis(500);
-const LOOKS: u32 = 3;
-/// How long it is waited for at most; then the reads are measured beside what it still compares.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 /// VMs that are made beside those that are there.
 const NEW: usize = 1000;
 
@@ -51,43 +43,13 @@ pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::R
         cluster.kill().await?;
         seed::multiply(&cluster, &vm, there, size - there).await?;
         there = size;
-        restart(&mut bench, &mut cluster, size).await?;
+        super::restart::measure(&mut bench, &mut cluster, size).await?;
         reads(&mut bench, &cluster, size).await?;
         slow(&mut bench, &cluster, size).await?;
         create(&mut bench, &cluster, &vm, size).await?;
     }
     cluster.stop().await?;
     bench.end()
-}
-
-/// From nothing to an API that answers, with all hosts heard of afterwards.
-async fn restart(bench: &mut Bench, cluster: &mut Cluster, size: usize) -> anyhow::Result<()> {
-    let (begin, killed) = (Instant::now(), cluster.sim.age());
-    cluster.run().await?;
-    bench.point((size, "VMs"), "restart until ready", begin.elapsed().as_secs_f64(), "s", "at most 5");
-    let pid = cluster.pid().context("the controller is a process")?;
-    let memory = process::resident(pid)? as f64;
-    bench.point((size, "VMs"), "memory after it", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
-    // What each host does is compared with the database when it is first heard of.
-    super::hosts::until_heard_of(&cluster.sim.hosts(), killed).await;
-    let compared = until_quiet(pid).await?.duration_since(begin);
-    bench.point((size, "VMs"), "restart until every VM was compared", compared.as_secs_f64(), "s", "");
-    Ok(())
-}
-
-/// Waits until a process has nothing to do but what it does all the time; answers since when.
-async fn until_quiet(pid: u32) -> anyhow::Result<Instant> {
-    let (begin, mut quiet, mut since) = (Instant::now(), 0, Instant::now());
-    while quiet < LOOKS && begin.elapsed() < PATIENCE {
-        let before = process::cpu_seconds(pid)?;
-        tokio::time::sleep(LOOK).await;
-        let busy = process::cpu_seconds(pid)? - before > LOOK.as_secs_f64() * QUIET;
-        quiet = if busy { 0 } else { quiet + 1 };
-        if busy {
-            since = Instant::now();
-        }
-    }
-    Ok(since)
 }
 
 async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {

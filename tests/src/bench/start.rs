@@ -1,11 +1,12 @@
 //! `start`: a VM on a real host by `POST /v1/vms`, until its domain runs, beside the same work by hand: an
 //! overlay by `qemu-img create -b` and a domain of the same XML by `virsh create`. Both in turn, on the
-//! same host; everything else (image, network, seed) is there already.
+//! same host, for one VM and for some at the same moment; everything else (image, network, seed) is there already.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use futures_util::future::try_join_all;
 use reqwest::Method;
 use serde::Deserialize;
 use shared::api::image::{CreateImage, Image, ImageSource};
@@ -19,12 +20,12 @@ use super::{Bench, quantile};
 use crate::client::Call;
 use crate::cmd;
 
-/// Measures, this many times each.
+/// Measures this many times each, with so many VMs at the same moment, one number after the other.
 ///
 /// # Errors
 /// When anything fails.
 #[expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
-pub async fn run(rounds: u32) -> anyhow::Result<()> {
+pub async fn run(rounds: usize, sizes: &[usize]) -> anyhow::Result<()> {
     if let Some(missing) = missing() {
         println!("start  skipped: a host cannot be made here: {missing}");
         return Ok(());
@@ -40,20 +41,23 @@ pub async fn run(rounds: u32) -> anyhow::Result<()> {
     let first = real.cluster.vm_as(&body()).await.context("the first VM")?;
     let by_hand = ByHand::like(&real, &first).await?;
     real.cluster.vm_do(first.id, "stop").await?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        ours.push(by_api(&real, &body()).await?);
-        theirs.push(by_hand.once(&real).await?);
-    }
-    ours.sort_unstable();
-    theirs.sort_unstable();
-    let (api, hand) = (quantile(&ours, 0.5) / 1000.0, quantile(&theirs, 0.5) / 1000.0);
-    bench.figure(format!("POST /v1/vms until it runs, median of {rounds}"), api, "ms", "");
-    bench.figure(format!("qemu-img and virsh, median of {rounds}"), hand, "ms", "");
-    bench.figure("ratio of the medians", api / hand, "", "at most 1.15");
-    for (name, all) in [("POST /v1/vms", &ours), ("by hand", &theirs)] {
-        bench.figure(format!("{name}, fastest"), quantile(all, 0.0) / 1000.0, "ms", "");
-        bench.figure(format!("{name}, slowest"), quantile(all, 1.0) / 1000.0, "ms", "");
+    for &size in sizes {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..rounds.div_ceil(size) {
+            ours.push(by_api(&real, &(0..size).map(|_| body()).collect::<Vec<_>>()).await?);
+            theirs.push(by_hand.make(&real, size).await?);
+        }
+        ours.sort_unstable();
+        theirs.sort_unstable();
+        let of = (size, "VMs at once");
+        let (api, hand) = (quantile(&ours, 0.5) / 1000.0, quantile(&theirs, 0.5) / 1000.0);
+        bench.point(of, "POST /v1/vms until all run, median", api, "ms", "");
+        bench.point(of, "qemu-img and virsh, median", hand, "ms", "");
+        bench.point(of, "ratio of the medians", api / hand, "", "at most 1.15");
+        for (name, all) in [("POST /v1/vms", &ours), ("by hand", &theirs)] {
+            bench.figure(format!("{size} VMs at once: {name}, fastest"), quantile(all, 0.0) / 1000.0, "ms", "");
+            bench.figure(format!("{size} VMs at once: {name}, slowest"), quantile(all, 1.0) / 1000.0, "ms", "");
+        }
     }
     real.stop().await?;
     bench.end()
@@ -71,13 +75,19 @@ async fn upload(real: &Real, guest: &Path) -> anyhow::Result<Image> {
     Ok(real.cluster.api.get(&path).await?)
 }
 
-/// Makes a VM and removes it; how long the making took, in microseconds.
-async fn by_api(real: &Real, body: &CreateVm) -> anyhow::Result<u32> {
+/// Makes VMs and removes them; how long the making took, in microseconds.
+async fn by_api(real: &Real, bodies: &[CreateVm]) -> anyhow::Result<u32> {
     let begin = Instant::now();
-    let job: Job = real.cluster.api.send(Call::new(Method::POST, "/v1/vms").json(body).wait(60)).await?.read()?;
+    try_join_all(bodies.iter().map(async |body| {
+        let job: Job = real.cluster.api.send(Call::new(Method::POST, "/v1/vms").json(body).wait(60)).await?.read()?;
+        anyhow::ensure!(job.state == JobState::Succeeded, "{job:?}");
+        Ok(())
+    }))
+    .await?;
     let took = begin.elapsed();
-    anyhow::ensure!(job.state == JobState::Succeeded, "{job:?}");
-    real.cluster.remove_vm(body.id.context("an id was chosen")?).await?;
+    for body in bodies {
+        real.cluster.remove_vm(body.id.context("an id was chosen")?).await?;
+    }
     Ok(u32::try_from(took.as_micros())?)
 }
 
@@ -119,8 +129,27 @@ impl ByHand {
         Ok(Self { vm: vm.clone(), xml, volume, base, size, files })
     }
 
-    /// Makes a copy and removes it; how long the making took, in microseconds.
-    async fn once(&self, real: &Real) -> anyhow::Result<u32> {
+    /// Makes copies and removes them; how long the making took, in microseconds.
+    async fn make(&self, real: &Real, count: usize) -> anyhow::Result<u32> {
+        let copies = (0..count).map(|_| self.copy()).collect::<anyhow::Result<Vec<_>>>()?;
+        let each = |line: fn(&Copied) -> &str| copies.iter().map(line).collect::<Vec<_>>().join("\n");
+        let line = format!(
+            "{}
+             from=$(date +%s%N)
+             {}
+             for one in $making; do wait $one; done
+             to=$(date +%s%N)
+             echo $(((to - from) / 1000))
+             {}",
+            each(|copy| &copy.prepare),
+            each(|copy| &copy.make),
+            each(|copy| &copy.remove)
+        );
+        Ok(real.lab.sh(&line).await.context("by hand")?.trim().parse()?)
+    }
+
+    /// What makes one copy, and what removes it.
+    fn copy(&self) -> anyhow::Result<Copied> {
         let (id, volume) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         let (vm, root) = (self.vm.id.to_string(), self.vm.root_volume_id.to_string());
         let xml = self.xml.replace(&format!("kring-{vm}"), &format!("by-hand-{id}"));
@@ -131,16 +160,19 @@ impl ByHand {
         let definition = format!("{copy}.xml");
         std::fs::write(&definition, xml)?;
         let Self { base, size, .. } = self;
-        let line = format!(
-            "cp -r {files} {copy}
-             from=$(date +%s%N)
-             qemu-img create -q -f qcow2 -b {base} -F qcow2 {disk} {size}
-             virsh -q create {definition} >/dev/null
-             to=$(date +%s%N)
-             echo $(((to - from) / 1000))
-             virsh -q destroy by-hand-{id} >/dev/null
-             rm -r {copy} {definition} {disk}"
-        );
-        Ok(real.lab.sh(&line).await.context("by hand")?.trim().parse()?)
+        Ok(Copied {
+            prepare: format!("cp -r {files} {copy}"),
+            make: format!(
+                "(qemu-img create -q -f qcow2 -b {base} -F qcow2 {disk} {size} && virsh -q create {definition} >/dev/null) & making=\"$making $!\""
+            ),
+            remove: format!("virsh -q destroy by-hand-{id} >/dev/null; rm -r {copy} {definition} {disk}"),
+        })
     }
+}
+
+/// Lines of shell.
+struct Copied {
+    prepare: String,
+    make: String,
+    remove: String,
 }

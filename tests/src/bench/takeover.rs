@@ -1,4 +1,5 @@
-//! `takeover`: a controller is killed, again and again, and others go on with what was its own.
+//! `takeover`: a controller is killed, again and again, and others go on with what was its own. Between two kills the
+//! others have been in touch with the database for long enough to judge who is dead.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use crate::fleet::Fleet;
 use crate::sim::{Fault, What};
 use crate::wait::until;
 
+/// Longer than a controller must be in touch with the database before it takes others for dead.
+const REST: Duration = Duration::from_secs(7);
 /// Jobs that the victim works on when it is killed.
 const JOBS: usize = 4;
 
@@ -26,6 +29,7 @@ pub async fn run(kills: usize) -> anyhow::Result<()> {
     let fleet = Fleet::start(3, 3).await?;
     let (mut served, mut ended) = (Vec::new(), Vec::new());
     for n in 0..kills {
+        tokio::time::sleep(REST).await;
         let victim = Arc::clone(&fleet.controllers[n % fleet.controllers.len()]);
         let through = (n + 1) % fleet.controllers.len();
         let other = fleet.id_owned_by(victim.id()?).await?;

@@ -8,10 +8,18 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use harness::bench;
 
+/// What the controller and the simulated hosts have when they are processes of their own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Calls over the broker, where nothing else is asked for.
+const BUS_CALLS: u64 = 20_000;
+/// Real VMs that are made at the same moment, where nothing else is asked for.
+const AT_ONCE: [usize; 3] = [1, 2, 4];
 /// Time between two pings of a host, where nothing else is asked for.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Prints figures of Kring. Without a name, all of them but `soak`, which takes half an hour.
+/// Prints figures of Kring. Without a name, all of them but `soak`, which takes half an hour, and `restart`, which is in `query`.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
@@ -21,7 +29,11 @@ struct Args {
 #[derive(Subcommand)]
 enum What {
     /// Request-replies a second on the bus.
-    Bus,
+    Bus {
+        /// How many, over the broker; twenty-five times as many in the process.
+        #[arg(default_value_t = BUS_CALLS)]
+        calls: u64,
+    },
     /// Balance and speed of the ring.
     Ring,
     /// GET of a VM over HTTPS, and very many calls in flight.
@@ -32,6 +44,15 @@ enum What {
     },
     /// Reads of very many VMs, and a restart of the controller that has them.
     Query {
+        /// Numbers of VMs, one after the other.
+        #[arg(default_values_t = [10_000, 100_000, 1_000_000])]
+        sizes: Vec<usize>,
+        /// Hosts that they are on.
+        #[arg(long, default_value_t = 1000)]
+        hosts: usize,
+    },
+    /// A restart of the controller that has very many VMs.
+    Restart {
         /// Numbers of VMs, one after the other.
         #[arg(default_values_t = [10_000, 100_000, 1_000_000])]
         sizes: Vec<usize>,
@@ -69,7 +90,10 @@ enum What {
     Start {
         /// How often each is done.
         #[arg(default_value_t = 9)]
-        rounds: u32,
+        rounds: usize,
+        /// Numbers of VMs that are made at the same moment, one after the other.
+        #[arg(long, value_delimiter = ',', default_values_t = AT_ONCE)]
+        sizes: Vec<usize>,
     },
     /// VMs that come and go for a long time, while one in a hundred commands goes wrong.
     Soak {
@@ -114,7 +138,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match args.what {
-        Some(What::Bus) => bench::bus::run(),
+        Some(What::Bus { calls }) => bench::bus::run(calls),
         Some(What::Ring) => bench::ring::run(),
         Some(What::Api { sizes }) => runtime.block_on(bench::api::run(&sizes)),
         Some(What::Create { sizes, hosts }) => runtime.block_on(bench::create::run(&sizes, hosts)),
@@ -122,9 +146,10 @@ fn main() -> anyhow::Result<()> {
             runtime.block_on(bench::hosts::run(&sizes, Duration::from_secs(interval)))
         }
         Some(What::Query { sizes, hosts }) => runtime.block_on(bench::query::run(&sizes, hosts, MINUTE)),
+        Some(What::Restart { sizes, hosts }) => runtime.block_on(bench::restart::run(&sizes, hosts, MINUTE)),
         Some(What::Placement { sizes }) => runtime.block_on(bench::placement::run(&sizes)),
         Some(What::Idle) => runtime.block_on(bench::idle::run()),
-        Some(What::Start { rounds }) => runtime.block_on(bench::start::run(rounds)),
+        Some(What::Start { rounds, sizes }) => runtime.block_on(bench::start::run(rounds, &sizes)),
         Some(What::Soak { rate, seconds }) => runtime.block_on(bench::soak::run(rate, Duration::from_secs(seconds))),
         Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
         Some(What::Floor { folder, host, commands, writes }) => {
@@ -136,10 +161,10 @@ fn main() -> anyhow::Result<()> {
         }
         None => {
             bench::ring::run()?;
-            bench::bus::run()?;
+            bench::bus::run(BUS_CALLS)?;
             runtime.block_on(async {
                 bench::idle::run().await?;
-                bench::start::run(9).await?;
+                bench::start::run(9, &AT_ONCE).await?;
                 bench::api::run(&[100, 1000, 10_000]).await?;
                 bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
                 bench::placement::run(&[1000, 10_000, 100_000]).await?;

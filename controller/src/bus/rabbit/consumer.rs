@@ -14,8 +14,9 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use shared::id::ControllerId;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::topology::{self, Queues};
 
@@ -28,7 +29,8 @@ const REMEMBERED: usize = 16_384;
 
 /// What receives, and what outlives one connection.
 pub(super) struct Receiver {
-    me: ControllerId,
+    /// This controller, as its messages name it.
+    me: String,
     prefetch: u16,
     inbox: mpsc::Sender<Vec<u8>>,
     seen: Seen,
@@ -43,7 +45,7 @@ enum End {
 
 impl Receiver {
     pub(super) fn new(me: ControllerId, prefetch: u16, inbox: mpsc::Sender<Vec<u8>>) -> Self {
-        Self { me, prefetch, inbox, seen: Seen::default() }
+        Self { me: me.to_string(), prefetch, inbox, seen: Seen::default() }
     }
 
     /// Receives until the connection breaks or `stop`; calls `up` each time that queues and consumers
@@ -109,13 +111,16 @@ impl Receiver {
                 };
                 let tag = delivery.delivery_tag;
                 if let Some(bytes) = self.accept(delivery) {
-                    match stop.run_until_cancelled(self.inbox.send(bytes)).await {
-                        Some(Ok(())) => {}
+                    let taken = match self.inbox.try_send(bytes) {
+                        Ok(()) => true,
+                        Err(TrySendError::Full(bytes)) => {
+                            stop.run_until_cancelled(self.inbox.send(bytes)).await.is_some_and(|sent| sent.is_ok())
+                        }
+                        Err(TrySendError::Closed(_)) => false,
+                    };
+                    if !taken {
                         // The bus takes no more; what it sends still goes out until `stop`.
-                        Some(Err(_)) => stop.cancelled().await,
-                        None => {}
-                    }
-                    if stop.is_cancelled() {
+                        stop.cancelled().await;
                         return Ok(End::Stopped);
                     }
                 }
@@ -136,15 +141,12 @@ impl Receiver {
     /// The message, unless it is this controller's own broadcast or was received before.
     fn accept(&mut self, delivery: Delivery) -> Option<Vec<u8>> {
         let properties = &delivery.properties;
-        let text = |field: &Option<lapin::types::ShortString>| {
-            field.as_ref().map(|text| text.as_str().to_string()).unwrap_or_default()
-        };
-        let (from, number) = (text(properties.app_id()), text(properties.message_id()));
-        let mine = from == self.me.to_string();
-        if mine && delivery.exchange.as_str() == topology::BROADCAST {
+        let from = properties.app_id().as_ref().map_or("", |id| id.as_str());
+        let number = properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
+        if from == self.me && delivery.exchange.as_str() == topology::BROADCAST {
             return None;
         }
-        let new = number.is_empty() || self.seen.insert(xxh3_64(format!("{from} {number}").as_bytes()));
+        let new = number.is_none_or(|number| self.seen.insert(xxh3_64_with_seed(from.as_bytes(), number)));
         (new || !delivery.redelivered).then_some(delivery.data)
     }
 }

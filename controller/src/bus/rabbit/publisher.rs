@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use shared::id::ControllerId;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -55,7 +56,8 @@ pub(super) enum Failure {
 
 /// Waiting messages, and what outlives one connection.
 pub(super) struct Publisher {
-    me: ControllerId,
+    /// This controller.
+    me: ShortString,
     waiting: mpsc::Receiver<Parcel>,
     /// Taken from `waiting` and not sent, or to be sent again.
     held: VecDeque<Parcel>,
@@ -66,7 +68,7 @@ pub(super) struct Publisher {
 impl Publisher {
     pub(super) fn new(me: ControllerId, waiting: mpsc::Receiver<Parcel>) -> Self {
         // A controller that comes back under its old id begins with numbers that nobody has seen.
-        Self { me, waiting, held: VecDeque::new(), next: rand::random_range(0..u64::MAX / 2) }
+        Self { me: me.to_string().into(), waiting, held: VecDeque::new(), next: rand::random_range(0..u64::MAX / 2) }
     }
 
     /// Sends what waits until the channel breaks or `stop`; the error is why it broke. While `blocked`,
@@ -140,7 +142,7 @@ impl Publisher {
         let properties = BasicProperties::default()
             .with_delivery_mode(TRANSIENT)
             .with_expiration(left.as_millis().max(1).to_string().into())
-            .with_app_id(self.me.to_string().into())
+            .with_app_id(self.me.clone())
             .with_message_id(number.to_string().into());
         let options = BasicPublishOptions { mandatory: !parcel.key.is_empty(), immediate: false };
         let (channel, exchange, key) = (channel.clone(), parcel.exchange.into(), parcel.key.as_str().into());

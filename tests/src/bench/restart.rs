@@ -1,0 +1,65 @@
+//! `restart`: a controller with very many VMs is killed and started again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::{Bench, process, seed};
+use crate::cluster::Cluster;
+
+/// A controller that takes less than this part of a core has nothing to do.
+const QUIET: f64 = 0.2;
+/// Time between two looks at it, and how often it has to be so.
+const LOOK: Duration = Duration::from_millis(500);
+const LOOKS: u32 = 3;
+/// How long it is waited for at most; then the reads are measured beside what it still compares.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Measures with so many VMs, one number after the other, on so many hosts that are pinged in this interval.
+///
+/// # Errors
+/// When anything fails.
+pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::Result<()> {
+    process::allow_files()?;
+    let mut bench = Bench::begin("restart")?;
+    let (mut cluster, vm) = seed::begin(hosts, interval).await?;
+    let mut there = 0;
+    for &size in sizes {
+        cluster.kill().await?;
+        seed::multiply(&cluster, &vm, there, size - there).await?;
+        there = size;
+        measure(&mut bench, &mut cluster, size).await?;
+    }
+    cluster.stop().await?;
+    bench.end()
+}
+
+/// From nothing to an API that answers, with all hosts heard of afterwards.
+pub(super) async fn measure(bench: &mut Bench, cluster: &mut Cluster, size: usize) -> anyhow::Result<()> {
+    let (begin, killed) = (Instant::now(), cluster.sim.age());
+    cluster.run().await?;
+    bench.point((size, "VMs"), "restart until ready", begin.elapsed().as_secs_f64(), "s", "at most 5");
+    let pid = cluster.pid().context("the controller is a process")?;
+    let memory = process::resident(pid)? as f64;
+    bench.point((size, "VMs"), "memory after it", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
+    // What each host does is compared with the database when it is first heard of.
+    super::hosts::until_heard_of(&cluster.sim.hosts(), killed).await;
+    let compared = until_quiet(pid).await?.duration_since(begin);
+    bench.point((size, "VMs"), "restart until every VM was compared", compared.as_secs_f64(), "s", "");
+    Ok(())
+}
+
+/// Waits until a process has nothing to do but what it does all the time; answers since when.
+async fn until_quiet(pid: u32) -> anyhow::Result<Instant> {
+    let (begin, mut quiet, mut since) = (Instant::now(), 0, Instant::now());
+    while quiet < LOOKS && begin.elapsed() < PATIENCE {
+        let before = process::cpu_seconds(pid)?;
+        tokio::time::sleep(LOOK).await;
+        let busy = process::cpu_seconds(pid)? - before > LOOK.as_secs_f64() * QUIET;
+        quiet = if busy { 0 } else { quiet + 1 };
+        if busy {
+            since = Instant::now();
+        }
+    }
+    Ok(since)
+}
