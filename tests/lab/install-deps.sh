@@ -65,11 +65,11 @@ install_packages() {
     trap "rm -f '$log'" RETURN
     # apt may also take what is in the way away, although it is wanted.
     if apt install -y --no-install-recommends --no-remove "$@" >"$log" 2>&1; then return 0; fi
-    if grep -q 'held broken packages\|remove is disabled' "$log"; then
+    if grep -q 'held broken packages\|remove is disabled' "$log" && [ -z "$(missing_of qemu-utils)" ]; then
         codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
         say "  the installed qemu-utils is newer than $codename's QEMU: going back to $codename's"
-        if apt install -y --no-install-recommends --allow-downgrades "$@" \
-            "qemu-utils/$codename" "qemu-block-extra/$codename" >"$log" 2>&1; then return 0; fi
+        if apt install -y --no-install-recommends --no-remove --allow-downgrades "$@" \
+            "qemu-utils/$codename" "qemu-block-extra/$codename" >>"$log" 2>&1; then return 0; fi
     fi
     tail -n 30 "$log" >&2
     die "apt could not install: $*"

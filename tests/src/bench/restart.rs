@@ -23,8 +23,8 @@ pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::R
     process::allow_files()?;
     let mut bench = Bench::begin("restart")?;
     let (mut cluster, vm) = seed::begin(hosts, interval).await?;
-    let mut there = 0;
-    for &size in sizes {
+    let (mut there, sizes) = (0, seed::rising(sizes));
+    for size in sizes {
         cluster.kill().await?;
         seed::multiply(&cluster, &vm, there, size - there).await?;
         there = size;

@@ -22,6 +22,15 @@ const VOLUME: &str = "01900000-0000-7000-9000-";
 /// One VM of so many is paused: a state that few have.
 const PAUSED: usize = 1000;
 
+/// Numbers of VMs, each of which is made of the one before by adding.
+#[must_use]
+pub fn rising(sizes: &[usize]) -> Vec<usize> {
+    let mut sizes = sizes.to_vec();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
+}
+
 /// The id of the VM with a number.
 ///
 /// # Errors

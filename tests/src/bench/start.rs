@@ -43,7 +43,7 @@ pub async fn run(rounds: usize, sizes: &[usize]) -> anyhow::Result<()> {
     real.cluster.vm_do(first.id, "stop").await?;
     for &size in sizes {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..rounds.div_ceil(size) {
+        for _ in 0..rounds {
             ours.push(by_api(&real, &(0..size).map(|_| body()).collect::<Vec<_>>()).await?);
             theirs.push(by_hand.make(&real, size).await?);
         }

@@ -1,5 +1,6 @@
-//! `takeover`: a controller is killed, again and again, and others go on with what was its own. Between two kills the
-//! others have been in touch with the database for long enough to judge who is dead.
+//! `takeover`: a controller is killed, again and again, and others go on with what was its own. Before each kill the
+//! others have been in touch with the database for long enough to judge who is dead; otherwise that takes them up to
+//! six seconds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

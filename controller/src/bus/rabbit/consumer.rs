@@ -100,7 +100,7 @@ impl Receiver {
         let ending =
             consumers.into_iter().map(|consumer| consumer.map(Some).chain(stream::once(async { None })).boxed());
         let mut deliveries = stream::select_all(ending).ready_chunks(BATCH);
-        let mut handed = Handed::default();
+        let (mut handed, inbox) = (Handed::default(), self.inbox.clone());
         loop {
             let Some(Some(batch)) = stop.run_until_cancelled(deliveries.next()).await else { return Ok(End::Stopped) };
             let mut cancelled = false;
@@ -110,19 +110,21 @@ impl Receiver {
                     continue;
                 };
                 let tag = delivery.delivery_tag;
-                if let Some(bytes) = self.accept(delivery) {
-                    let taken = match self.inbox.try_send(bytes) {
-                        Ok(()) => true,
-                        Err(TrySendError::Full(bytes)) => {
-                            stop.run_until_cancelled(self.inbox.send(bytes)).await.is_some_and(|sent| sent.is_ok())
-                        }
-                        Err(TrySendError::Closed(_)) => false,
-                    };
-                    if !taken {
-                        // The bus takes no more; what it sends still goes out until `stop`.
-                        stop.cancelled().await;
-                        return Ok(End::Stopped);
+                // Before it counts as received: what has no place comes again.
+                let place = match inbox.try_reserve() {
+                    Ok(place) => Some(place),
+                    Err(TrySendError::Full(())) => {
+                        stop.run_until_cancelled(inbox.reserve()).await.and_then(|place| place.ok())
                     }
+                    Err(TrySendError::Closed(())) => None,
+                };
+                let Some(place) = place else {
+                    // The bus takes no more; what it sends still goes out until `stop`.
+                    stop.cancelled().await;
+                    return Ok(End::Stopped);
+                };
+                if let Some(bytes) = self.accept(delivery) {
+                    place.send(bytes);
                 }
                 handed.add(tag);
             }
