@@ -38,7 +38,7 @@ packages: ## deb and rpm of controller, agent, command line and simulated hosts,
 	packaging/build.sh $(ARGS)
 
 packages-check: ## packages of a quick build on a booted machine: install, a VM, upgrade, remove, purge
-	@$(LAB)/install-deps.sh debs machine guest
+	@$(LAB)/install-deps.sh debs lint machine guest
 	$(LAB)/packages-check.sh
 	@KRING_PACKAGES_BUILT=1 $(LAB)/rpm-check.sh --if-possible
 

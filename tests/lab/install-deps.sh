@@ -9,6 +9,7 @@
 #       test   servers that tests start for themselves
 #       cloud  what the cloud-init image is made with
 #       debs      what Debian packages are made with, also cargo-deb (built once, into the cache)
+#       lint      what they are looked at with
 #       packages  the same, and cargo-generate-rpm
 #       rpms      what rpms are looked at with
 #       machine   what whole machines are booted with (machine.sh)
@@ -31,11 +32,12 @@ packages_of() {
     test)  echo postgresql rabbitmq-server ;;
     debs) packages_of build; echo binutils dpkg-dev jq ;;
     packages) packages_of debs; echo rpm ;;
+    lint) echo lintian ;;
     rpms) echo rpm rpmlint ;;
     ansible) echo ansible-core ansible-lint python3-apt ;;
     machine) echo debootstrap systemd-container openssh-client libvirt-clients iproute2 util-linux jq curl python3 ;;
     cloud) packages_of guest; echo debootstrap e2fsprogs fdisk ;;
-    *)     die "no set of packages is named '$1'; there are: build run guest test cloud debs packages rpms machine ansible" ;;
+    *)     die "no set of packages is named '$1'; there are: build run guest test cloud debs lint packages rpms machine ansible" ;;
     esac
 }
 
@@ -99,7 +101,7 @@ disable_new() {
 }
 
 main() {
-    [ $# -gt 0 ] || die "usage: $0 SET…   (build run guest test cloud debs packages rpms machine ansible)"
+    [ $# -gt 0 ] || die "usage: $0 SET…   (build run guest test cloud debs lint packages rpms machine ansible)"
     command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
         die "this needs Debian 12 or Ubuntu 24.04, or newer; elsewhere install by hand what $0 lists"
     local set wanted=() missing=() quiet=()

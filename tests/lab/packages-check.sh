@@ -56,6 +56,11 @@ for name in kring kring-controller kring-agent; do cp "$FOLDER/${name}"_*_amd64.
 newer
 GUEST=$("$LAB/guest/build.sh")
 
+part 'what lintian says'
+# It is nobody's bug that there is a first release.
+lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs \
+    "$WORK"/old/*.deb "$WORK"/try/*.deb >"$WORK/lint" 2>&1 || { cat "$WORK/lint"; die "lintian found something"; }
+
 part 'a machine boots'
 "$LAB/machine.sh" up "$NAME" --ready >/dev/null
 ROOT=/proc/$("$LAB/machine.sh" show "$NAME" | sed -n 's/^pid=//p')/root/root

@@ -113,7 +113,7 @@ async fn members_may_come_and_go_again_and_again() -> anyhow::Result<()> {
         // About as long as the others wait: sometimes it is buried, sometimes not.
         victim.to_database.set(Link::CUT);
         victim.to_database.break_off();
-        tokio::time::sleep(Duration::from_millis(3200)).await;
+        tokio::time::sleep(Duration::from_millis(2700)).await;
         victim.to_database.set(Link::WHOLE);
         victim.ensure_running().await?;
         more(&load, 3).await?;

@@ -116,16 +116,17 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
     let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
     figures(&mut bench, &seen, took, cpu);
     growth(&mut bench, &looks);
+    // Also when what comes now goes wrong.
+    bench.end()?;
     cluster.sim.faults().clear();
-    for (what, query) in ROWS.into_iter().filter(|(what, _)| ["open jobs", "debts to hosts"].contains(what)) {
+    for (what, query) in ROWS.into_iter().filter(|(what, _)| ["VMs", "open jobs", "debts to hosts"].contains(what)) {
         let none = async || cluster.database.count(query).await.is_ok_and(|rows| rows == 0);
         wait::until(&format!("no {what} are left"), none).await?;
     }
     cluster.assert_consistent().await?;
     let problems = std::mem::take(&mut *seen.problems.lock().unwrap_or_else(PoisonError::into_inner));
     anyhow::ensure!(problems.is_empty(), "{} lives went wrong, such as: {:?}", problems.len(), problems.first());
-    Arc::into_inner(cluster).context("something still uses the cluster")?.stop().await?;
-    bench.end()
+    Arc::into_inner(cluster).context("something still uses the cluster")?.stop().await
 }
 
 /// A VM is made, stopped, started and deleted. A job that fails because of a fault is no error.

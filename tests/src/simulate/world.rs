@@ -646,7 +646,7 @@ impl<'a> World<'a> {
             let mut times = vec![(at, self.between(200, longest))];
             // Members that come and go again and again.
             if self.random.random_bool(0.1) {
-                times.extend((1..4).map(|k| (at + k * 5000, 3200)));
+                times.extend((1..4).map(|k| (at + k * 5000, 2700)));
             }
             for (at, lasts) in times.into_iter().filter(|(at, _)| *at < FAULTS_UNTIL) {
                 self.at(at, Event::Fault(fault.clone()));
