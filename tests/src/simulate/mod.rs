@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn an_owner_that_does_not_wait_is_found() {
-        let (_, breach) = found(Flaw::NobodyWaits, 200).unwrap();
+        let (_, breach) = found(Flaw::NobodyWaits, 3000).unwrap();
         assert!(breach.contains("at once"), "{breach}");
     }
 
