@@ -10,7 +10,8 @@ use shared::api::network::Network;
 use shared::api::page::Page;
 use shared::api::vm::Vm;
 
-use super::{Bench, process, quantile, seed};
+use super::seed::{self, Seeded};
+use super::{Bench, process, quantile, restart};
 use crate::client::Client;
 use crate::cluster::Cluster;
 
@@ -37,18 +38,15 @@ const LISTS: &[(&str, &str)] = &[
 pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::Result<()> {
     process::allow_files()?;
     let mut bench = Bench::begin("query")?;
-    let (mut cluster, vm) = seed::begin(hosts, interval).await?;
-    let (mut there, sizes) = (0, seed::rising(sizes));
-    for size in sizes {
-        cluster.kill().await?;
-        seed::multiply(&cluster, &vm, there, size - there).await?;
-        there = size;
-        super::restart::measure(&mut bench, &mut cluster, size).await?;
-        reads(&mut bench, &cluster, size).await?;
-        slow(&mut bench, &cluster, size).await?;
-        create(&mut bench, &cluster, &vm, size).await?;
+    let mut seeded = Seeded::begin(hosts, interval).await?;
+    for size in seed::rising(sizes) {
+        seeded.grow(size).await?;
+        restart::measure(&mut bench, &mut seeded.cluster, size).await?;
+        reads(&mut bench, &seeded.cluster, size).await?;
+        slow(&mut bench, &seeded.cluster, size).await?;
+        create(&mut bench, &seeded.cluster, &seeded.vm, size).await?;
     }
-    cluster.stop().await?;
+    seeded.cluster.stop().await?;
     bench.end()
 }
 

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::{Bench, process, seed};
+use super::seed::{self, Seeded};
+use super::{Bench, process};
 use crate::cluster::Cluster;
 
 /// A controller that takes less than this part of a core has nothing to do.
@@ -12,7 +13,7 @@ const QUIET: f64 = 0.2;
 /// Time between two looks at it, and how often it has to be so.
 const LOOK: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 3;
-/// How long it is waited for at most; then the reads are measured beside what it still compares.
+/// How long it is waited for at most; what is measured afterwards is then beside what it still compares.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Measures with so many VMs, one number after the other, on so many hosts that are pinged in this interval.
@@ -22,15 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::Result<()> {
     process::allow_files()?;
     let mut bench = Bench::begin("restart")?;
-    let (mut cluster, vm) = seed::begin(hosts, interval).await?;
-    let (mut there, sizes) = (0, seed::rising(sizes));
-    for size in sizes {
-        cluster.kill().await?;
-        seed::multiply(&cluster, &vm, there, size - there).await?;
-        there = size;
-        measure(&mut bench, &mut cluster, size).await?;
+    let mut seeded = Seeded::begin(hosts, interval).await?;
+    for size in seed::rising(sizes) {
+        seeded.grow(size).await?;
+        measure(&mut bench, &mut seeded.cluster, size).await?;
     }
-    cluster.stop().await?;
+    seeded.cluster.stop().await?;
     bench.end()
 }
 

@@ -22,6 +22,14 @@ const VOLUME: &str = "01900000-0000-7000-9000-";
 /// One VM of so many is paused: a state that few have.
 const PAUSED: usize = 1000;
 
+/// The id of the VM with a number.
+///
+/// # Errors
+/// Never for less than 10^12.
+pub fn vm_id(n: usize) -> anyhow::Result<VmId> {
+    Ok(format!("{VM}{n:012}").parse()?)
+}
+
 /// Numbers of VMs, each of which is made of the one before by adding.
 #[must_use]
 pub fn rising(sizes: &[usize]) -> Vec<usize> {
@@ -31,20 +39,40 @@ pub fn rising(sizes: &[usize]) -> Vec<usize> {
     sizes
 }
 
-/// The id of the VM with a number.
-///
-/// # Errors
-/// Never for less than 10^12.
-pub fn vm_id(n: usize) -> anyhow::Result<VmId> {
-    Ok(format!("{VM}{n:012}").parse()?)
+/// A controller with more and more VMs.
+pub struct Seeded {
+    /// The controller and its hosts.
+    pub cluster: Cluster,
+    /// The VM that is multiplied.
+    pub vm: Vm,
+    there: usize,
+}
+
+impl Seeded {
+    /// With so many hosts that are pinged in this interval, and nothing seeded.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn begin(hosts: usize, interval: Duration) -> anyhow::Result<Self> {
+        let (cluster, vm) = begin(hosts, interval).await?;
+        Ok(Self { cluster, vm, there: 0 })
+    }
+
+    /// Kills the controller and adds what is missing to so many VMs, which must be more than before ([`rising`]).
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn grow(&mut self, to: usize) -> anyhow::Result<()> {
+        self.cluster.kill().await?;
+        multiply(&self.cluster, &self.vm, self.there, to - self.there).await?;
+        self.there = to;
+        Ok(())
+    }
 }
 
 /// A controller with so many hosts that are large enough for any number of VMs and pinged in this interval, and
 /// one VM.
-///
-/// # Errors
-/// When it does not start.
-pub async fn begin(hosts: usize, interval: Duration) -> anyhow::Result<(Cluster, Vm)> {
+async fn begin(hosts: usize, interval: Duration) -> anyhow::Result<(Cluster, Vm)> {
     let host = Some((1 << 20, Bytes::gib(1 << 20)));
     let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
     cluster.set("host.ping_interval", interval.as_secs_f64().into()).await?;
@@ -57,10 +85,7 @@ pub async fn begin(hosts: usize, interval: Duration) -> anyhow::Result<(Cluster,
 
 /// Multiplies a VM to `count` more, numbered from `first` on and spread over the hosts in turn. The
 /// controller must not run.
-///
-/// # Errors
-/// When the database refuses.
-pub async fn multiply(cluster: &Cluster, vm: &Vm, first: usize, count: usize) -> anyhow::Result<()> {
+async fn multiply(cluster: &Cluster, vm: &Vm, first: usize, count: usize) -> anyhow::Result<()> {
     let hosts = cluster.sim.hosts();
     let template = hosts.iter().find(|host| Some(host.id) == vm.host_id).context("the VM has no host")?;
     plant(&hosts, template, vm, first, count)?;
