@@ -11,8 +11,9 @@ use shared::state::controller::ControllerState;
 use uuid::Uuid;
 
 use super::Flaw;
+use super::way::{Answer, Ask, Tag};
 use super::work::{Job, Pending};
-use super::world::{Answer, Ask, Event, Happening, Tag, World};
+use super::world::{Event, Happening, World};
 
 /// Time between two beats, and how long the database may take for one, in milliseconds.
 const EVERY: u64 = 500;

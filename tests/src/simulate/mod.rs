@@ -7,13 +7,18 @@
 //! Simulated is what stands around them: time, messages, the tables of the database ([`database`], compared
 //! with PostgreSQL by a test of its own), the hosts' effects, and users.
 //!
-//! - [`world`]: time, messages and faults. - [`member`]: one controller's heartbeat and membership.
-//! - [`work`]: its requests and jobs. - [`host`]: the agents. - [`check`]: what must never happen.
+//! - [`world`]: time, and what happens in it. [`way`]: to the database, the hosts and each other.
+//! - [`user`] and [`fault`]: what is wanted, and what goes wrong.
+//! - [`member`]: one controller's heartbeat and membership. [`work`]: its requests and jobs.
+//! - [`host`]: the agents. [`check`]: what must never happen.
 
 mod check;
 pub mod database;
+mod fault;
 mod host;
 mod member;
+mod user;
+mod way;
 mod work;
 mod world;
 

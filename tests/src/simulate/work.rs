@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::Flaw;
 use super::database::{Entry, JobRow};
 use super::host::Command;
-use super::world::{Answer, Ask, By, Happening, Tag, World};
+use super::way::{Answer, Ask, By, Tag};
+use super::world::{Happening, World};
 
 /// Steps of every job: accept, place, and two commands to a host.
 const STEPS: usize = 4;
