@@ -36,6 +36,8 @@ const REFRESH: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
 /// Hosts that are read in one query.
 const PAGE: u32 = 1000;
+/// What is due within so long is asked together: the thread that does it is woken less often.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// How long a comparison or a disconnection may take.
 const FOLLOW_UP: Duration = Duration::from_secs(90);
 
@@ -82,15 +84,19 @@ impl Driver {
         let (ring, changed) = (self.context.deps.ring.clone(), Arc::clone(self.context.deps.db.reached_hosts()));
         let (mut ring_changes, mut generation) = (ring.watch(), None);
         let (mut read_at, mut reading) = (Instant::now(), None);
+        let mut not_before = Instant::now();
         loop {
-            let next = self.schedule().next();
+            let next = self.schedule().next().map(|due| due.max(not_before));
             tokio::select! {
                 _ = ring_changes.changed() => {
                     if generation.replace(ring.generation()) != Some(ring.generation()) {
                         read_at = Instant::now();
                     }
                 }
-                () = at(next) => self.ping_due(),
+                () = at(next) => {
+                    not_before = Instant::now() + TOGETHER;
+                    self.ping_due();
+                }
                 () = self.sooner.notified() => {}
                 read = ended(&mut reading) => {
                     reading = None;
