@@ -165,16 +165,16 @@ pub async fn set_start_due(tx: &mut Tx, id: VmId) -> Result<()> {
     Ok(())
 }
 
-/// VMs that were deleted before a time and whose host can be told, oldest first, from behind `after` on: the time
-/// and the id of the last one.
+/// VMs that were deleted before a time and whose host can be told, with when that was, oldest first, from behind
+/// `after` on.
 pub async fn deleted_before(
     conn: &mut Conn,
     before: Timestamp,
     after: (Timestamp, Option<VmId>),
     max: u32,
-) -> Result<Vec<VmRow>> {
+) -> Result<Vec<(Timestamp, VmId)>> {
     let rows = query(
-        "SELECT * FROM vm WHERE deleted_at >= $1 AND (deleted_at, id) > ($1, $2) AND deleted_at <= $3 AND state = 'deleted'
+        "SELECT deleted_at, id FROM vm WHERE deleted_at >= $1 AND (deleted_at, id) > ($1, $2) AND deleted_at <= $3 AND state = 'deleted'
              AND (host_id IS NULL
                   OR EXISTS (SELECT 1 FROM host WHERE host.id = vm.host_id AND host.connection = 'connected'))
          ORDER BY deleted_at, id LIMIT $4",
@@ -185,7 +185,7 @@ pub async fn deleted_before(
     .bind(i64::from(max))
     .fetch_all(conn)
     .await?;
-    rows.iter().map(row_from).collect()
+    rows.iter().map(|row| Ok((row.time("deleted_at")?, row.parse("id")?))).collect()
 }
 
 /// Puts a VM on a host where its processors and memory were just reserved.
@@ -400,9 +400,9 @@ mod tests {
             let (mut pages, mut after) = (Vec::new(), (Timestamp(0), None));
             loop {
                 let page = deleted_before(&mut db.read().await.unwrap(), Timestamp(8), after, 2).await.unwrap();
-                let Some(last) = page.last() else { break };
-                after = (last.vm.deleted_at.unwrap(), Some(last.vm.id));
-                pages.push(page.iter().map(|row| row.vm.deleted_at.unwrap().ms()).collect::<Vec<_>>());
+                let Some((at, id)) = page.last() else { break };
+                after = (*at, Some(*id));
+                pages.push(page.iter().map(|(at, _)| at.ms()).collect::<Vec<_>>());
             }
             assert_eq!(pages, [vec![5, 7], vec![7, 7]]);
         }

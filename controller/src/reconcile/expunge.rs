@@ -32,9 +32,9 @@ pub(super) async fn run(context: Context) -> Result<()> {
             let mut conn = context.deps.db.read().await?;
             db::vm::deleted_before(&mut conn, before, after, BATCH).await?
         };
-        let Some(last) = due.last() else { break };
-        after = (last.vm.deleted_at.unwrap_or(before), Some(last.vm.id));
-        let mine = due.into_iter().map(|row| row.vm.id).filter(|id| context.deps.ring.is_mine(id.uuid()));
+        let Some((at, id)) = due.last() else { break };
+        after = (*at, Some(*id));
+        let mine = due.into_iter().map(|(_, id)| id).filter(|id| context.deps.ring.is_mine(id.uuid()));
         let mut requests = stream::iter(mine).map(|id| expunge(&context, id)).buffer_unordered(PARALLEL);
         while let Some(request) = requests.next().await {
             match request {

@@ -15,7 +15,7 @@ use crate::db::controller::{ControllerRow, Membership};
 
 /// How long a controller must have been in touch with the database without a break before it takes others
 /// for dead: after a restart of the database all of them were silent, and come back one after the other.
-const JUDGES_AFTER: Duration = Duration::from_secs(6);
+pub const JUDGES_AFTER: Duration = Duration::from_secs(6);
 
 /// Those whom a controller takes for dead that has been in touch with the database for this long.
 pub fn dead(in_touch: Duration, seen: &Membership) -> impl Iterator<Item = &ControllerRow> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use controller::db::controller::LOST_AFTER_MS;
 use harness::fleet::{Fleet, Load};
 use harness::proxy::Link;
 use harness::sim::{Fault, What};
@@ -113,7 +114,7 @@ async fn members_may_come_and_go_again_and_again() -> anyhow::Result<()> {
         // About as long as the others wait: sometimes it is buried, sometimes not.
         victim.to_database.set(Link::CUT);
         victim.to_database.break_off();
-        tokio::time::sleep(Duration::from_millis(2700)).await;
+        tokio::time::sleep(Duration::from_millis(LOST_AFTER_MS.unsigned_abs() + 200)).await;
         victim.to_database.set(Link::WHOLE);
         victim.ensure_running().await?;
         more(&load, 3).await?;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use controller::ring::view::JUDGES_AFTER;
 use futures_util::future::try_join_all;
 use reqwest::Method;
 use shared::api::job::JobRef;
@@ -16,8 +17,8 @@ use crate::fleet::Fleet;
 use crate::sim::{Fault, What};
 use crate::wait::until;
 
-/// Longer than a controller must be in touch with the database before it takes others for dead.
-const REST: Duration = Duration::from_secs(7);
+/// Until the others may judge who is dead.
+const REST: Duration = JUDGES_AFTER.saturating_add(Duration::from_secs(1));
 /// Jobs that the victim works on when it is killed.
 const JOBS: usize = 4;
 
