@@ -58,11 +58,9 @@ ansible-check: ## lint the playbook
 	@$(LAB)/install-deps.sh ansible
 	cd ansible && ansible-lint
 
-bench: ## figures of what is shipped (NAME=bus for one of them; then in target/bench as JSON)
+bench: ## figures of what is shipped (NAME=bus for one of them, DATABASE=postgres; then in target/bench as JSON)
 	@$(LAB)/install-deps.sh build run guest test
-	cargo build --locked --profile packages --bin kring-controller --bin kring-bench
-	cargo build --locked --profile agent --bin kring-agent
-	@target=$$(realpath $${CARGO_TARGET_DIR:-target}); KRING_AGENT=$$target/agent/kring-agent $$target/packages/kring-bench $(NAME)
+	@DATABASE=$(DATABASE) $(LAB)/bench.sh $(NAME)
 
 chaos: ## faults at random under load, with three controllers (SEED=1 RUNS=10 FLEETS=1; a seed that failed is named)
 	@$(LAB)/install-deps.sh build run test

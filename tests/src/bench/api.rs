@@ -6,7 +6,8 @@ use std::ffi::OsStr;
 use anyhow::Context;
 
 use super::load::Seen;
-use super::{Bench, flight, process};
+use super::process::{self, Watch};
+use super::{Bench, flight};
 use crate::cluster::{Cluster, Setup};
 use crate::cmd;
 
@@ -29,7 +30,7 @@ pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
         paths.push(format!("/v1/vms/{}", cluster.vm(&image, &network).await?.id));
     }
     let pid = cluster.pid().context("the controller is a process")?;
-    let before = process::cpu_seconds(pid)?;
+    let watch = Watch::of(pid)?;
     let config = cluster.cli_config();
     let (vms, paths) = (paths.clone(), paths.join(","));
     let program = cmd::program("kring-bench")?;
@@ -43,11 +44,11 @@ pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
         SECONDS.as_ref(),
     ];
     let seen: Seen = serde_json::from_str(&cmd::run(program.as_os_str(), &arguments).await?)?;
-    let cpu = process::cpu_seconds(pid)? - before;
+    let each = watch.spent()?.each(usize::try_from(seen.requests)?);
     bench.figure("GET /v1/vms/{id}, 64 connections", seen.requests as f64 / seen.seconds, "1/s", "at least 15,000");
     bench.figure("median", seen.p50_us / 1000.0, "ms", "");
     bench.figure("99th percentile", seen.p99_us / 1000.0, "ms", "under 10");
-    bench.figure("CPU of the controller, each", cpu * 1e6 / seen.requests as f64, "µs", "");
+    bench.figure("CPU of the controller, each", each.cpu * 1e6, "µs", "");
     flight::run(&mut bench, &cluster, &vms, sizes).await?;
     cluster.stop().await?;
     if let Some(most) = sizes.iter().max() {

@@ -1,15 +1,14 @@
 //! `create`: VMs on simulated hosts, accepted to running as the API shows it. The hosts run in this
 //! process, the controller in one of its own, with everything on that it is shipped with.
 
-use std::time::{Duration, Instant};
-
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::api::image::Image;
 use shared::api::network::Network;
 
+use super::Bench;
 use super::floor::{self, Work};
-use super::{Bench, process};
+use super::process::{Spent, Watch};
 use crate::client::{Call, Client};
 use crate::cluster::{Cluster, Setup};
 
@@ -31,11 +30,14 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/12").await?);
     for &size in sizes {
         let (made, work) = make(&cluster, &image, &network, size).await?;
-        bench.point((size, "VMs"), "all run", made.each_ms * size as f64 / 1000.0, "s", "0.015, 0.2, 1, 10");
-        bench.point((size, "VMs"), "each", made.each_ms, "ms", "");
-        bench.point((size, "VMs"), "CPU each", made.cpu_each_ms, "ms", "at most 0.7");
+        let (of, each) = ((size, "VMs"), made.each(size));
+        bench.point(of, "all run", made.wall, "s", "0.015, 0.2, 1, 10");
+        bench.point(of, "each", each.wall * 1000.0, "ms", "");
+        bench.point(of, "CPU each", each.cpu * 1000.0, "ms", "at most 0.7");
+        bench.figure(format!("{size} VMs: CPU each, of clients and simulated hosts"), each.bench * 1000.0, "ms", "");
+        bench.figure(format!("{size} VMs: CPU each, of the machine"), each.machine * 1000.0, "ms", "");
         if size >= MANY {
-            beside(&mut bench, size, &made, work).await?;
+            beside(&mut bench, size, each, work).await?;
         }
     }
     cluster.stop().await?;
@@ -43,7 +45,7 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
 }
 
 /// The same number of requests and durable writes by a bare program. There is one for the embedded database.
-async fn beside(bench: &mut Bench, size: usize, made: &Made, work: Work) -> anyhow::Result<()> {
+async fn beside(bench: &mut Bench, size: usize, made: Spent, work: Work) -> anyhow::Result<()> {
     let of = (size, "VMs");
     bench.figure(format!("{size} VMs: requests of clients, each"), work.requests as f64, "", "");
     bench.figure(format!("{size} VMs: requests to hosts, each"), work.commands as f64, "", "");
@@ -51,25 +53,12 @@ async fn beside(bench: &mut Bench, size: usize, made: &Made, work: Work) -> anyh
     if std::env::var_os("KRING_TEST_POSTGRES").is_some() {
         return Ok(());
     }
-    let floor = floor::measure(work, size).await?;
-    bench.point(of, "the same by a bare program, each", floor.each_ms, "ms", "");
-    bench.point(of, "CPU each of the bare program", floor.cpu_each_ms, "ms", "");
-    bench.point(of, "times the bare program's", made.each_ms / floor.each_ms, "", "at most 3");
-    bench.point(of, "times the bare program's CPU", made.cpu_each_ms / floor.cpu_each_ms, "", "");
+    let floor = floor::measure(work, size).await?.each(size);
+    bench.point(of, "the same by a bare program, each", floor.wall * 1000.0, "ms", "");
+    bench.point(of, "CPU each of the bare program", floor.cpu * 1000.0, "ms", "");
+    bench.point(of, "times the bare program's", made.wall / floor.wall, "", "at most 3");
+    bench.point(of, "times the bare program's CPU", made.cpu / floor.cpu, "", "");
     Ok(())
-}
-
-/// What VMs took, each.
-pub(super) struct Made {
-    pub(super) each_ms: f64,
-    pub(super) cpu_each_ms: f64,
-}
-
-impl Made {
-    pub(super) fn of(count: usize, took: Duration, cpu: f64) -> Self {
-        let count = count as f64;
-        Self { each_ms: took.as_secs_f64() * 1000.0 / count, cpu_each_ms: cpu * 1000.0 / count }
-    }
 }
 
 /// What a controller has done since its start, as it counts it itself.
@@ -111,16 +100,16 @@ pub(super) async fn make(
     image: &Image,
     network: &Network,
     count: usize,
-) -> anyhow::Result<(Made, Work)> {
+) -> anyhow::Result<(Spent, Work)> {
     let pid = cluster.pid().context("the controller is a process")?;
     let before = Counted::of(&cluster.api).await?;
-    let (begin, cpu) = (Instant::now(), process::cpu_seconds(pid)?);
+    let watch = Watch::of(pid)?;
     stream::iter(0..count)
         .map(|_| cluster.vm(image, network))
         .buffer_unordered(CLIENTS)
         .try_collect::<Vec<_>>()
         .await?;
-    let made = Made::of(count, begin.elapsed(), process::cpu_seconds(pid)? - cpu);
+    let made = watch.spent()?;
     let work = Counted::of(&cluster.api).await?.each(&before, count);
     Ok((made, work))
 }

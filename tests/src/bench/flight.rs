@@ -13,7 +13,8 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use super::load::{Connected, Target};
-use super::{Bench, process, quantile};
+use super::process::{self, Watch};
+use super::{Bench, quantile};
 use crate::cluster::{Cluster, Setup};
 
 /// TLS handshakes at a time, before the calls.
@@ -25,26 +26,20 @@ const LIMIT: usize = 2000;
 pub(super) async fn run(bench: &mut Bench, cluster: &Cluster, paths: &[String], sizes: &[usize]) -> anyhow::Result<()> {
     let pid = cluster.pid().context("the controller is a process")?;
     for &size in sizes {
-        let cpu = process::cpu_seconds(pid)?;
+        let watch = Watch::of(pid)?;
         let connected = connect(&Target::of(&cluster.cli_config())?, size).await?;
-        bench.point(
-            (size, "calls"),
-            "CPU a connection",
-            (process::cpu_seconds(pid)? - cpu) * 1000.0 / size as f64,
-            "ms",
-            "",
-        );
-        let (cpu, begin) = (process::cpu_seconds(pid)?, Instant::now());
+        bench.point((size, "calls"), "CPU a connection", watch.spent()?.each(size).cpu * 1000.0, "ms", "");
+        let watch = Watch::of(pid)?;
         let answers = all_at_once(cluster, connected, paths).await?;
-        let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
+        let each = watch.spent()?.each(size);
         let refused = answers.iter().filter(|answer| answer.shed).count();
         let mut times: Vec<u32> = answers.iter().map(|answer| answer.took_us).collect();
         times.sort_unstable();
         let of = (size, "calls");
         bench.figure(format!("{size} calls in flight: refused or lost"), refused as f64, "", "0");
-        bench.point(of, "in flight: answered a second", size as f64 / took, "1/s", "");
+        bench.point(of, "in flight: answered a second", 1.0 / each.wall, "1/s", "");
         bench.point(of, "in flight: p99", quantile(&times, 0.99) / 1000.0, "ms", "");
-        bench.point(of, "in flight: CPU each", cpu * 1e6 / size as f64, "µs", "");
+        bench.point(of, "in flight: CPU each", each.cpu * 1e6, "µs", "");
         let memory = process::resident(pid)? as f64;
         bench.point(of, "in flight: memory", memory / f64::from(1 << 20), "MiB", "");
     }

@@ -10,7 +10,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -32,9 +31,9 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 
-use super::create::{CLIENTS, Made};
+use super::create::CLIENTS;
 use super::load::{Connected, Target};
-use super::process;
+use super::process::{Spent, Watch};
 use crate::client::{Call, Client};
 use crate::sim::tls;
 use crate::{cmd, wait};
@@ -61,7 +60,7 @@ pub struct Work {
 }
 
 /// Has the bare program do this so often, for as many clients as there are in `create`.
-pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Made> {
+pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Spent> {
     let folder = tempfile::tempdir()?;
     let certified = rcgen::generate_simple_self_signed(vec![CONTROLLER_DNS_NAME.to_string(), "127.0.0.1".to_string()])?;
     std::fs::write(folder.path().join(CERTIFICATE), certified.cert.pem())?;
@@ -89,7 +88,7 @@ pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Made> {
     })
     .await?;
     let api = Client::new(&url, &certified.cert.pem(), Some(TOKEN))?;
-    let (begin, cpu) = (Instant::now(), process::cpu_seconds(pid)?);
+    let watch = Watch::of(pid)?;
     stream::iter(0..count)
         .map(|_| async {
             let post = Call::new(Method::POST, "/vm").raw("application/json", TEXT.into());
@@ -103,7 +102,7 @@ pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Made> {
         .buffer_unordered(CLIENTS)
         .try_collect::<Vec<_>>()
         .await?;
-    Ok(Made::of(count, begin.elapsed(), process::cpu_seconds(pid)? - cpu))
+    watch.spent()
 }
 
 /// The bare program, until it is killed.

@@ -29,6 +29,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+/// The database that is used when no other is asked for.
+const SQLITE: &str = "SQLite";
+
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
@@ -70,6 +73,12 @@ pub struct Report {
     pub profile: &'static str,
     /// Share of the machine's time that was taken by others while it ran, 0 to 1.
     pub stolen: f64,
+    /// Processor seconds of this program: clients, simulated hosts.
+    pub cpu_of_bench: f64,
+    /// Of the programs that it started and that have ended: controllers.
+    pub cpu_of_programs: f64,
+    /// Of the whole machine.
+    pub cpu_of_machine: f64,
     /// The figures.
     pub figures: Vec<Figure>,
     /// Those of them that were measured at several sizes, over the size.
@@ -95,9 +104,12 @@ impl Bench {
             version: env!("CARGO_PKG_VERSION"),
             machine: process::machine(),
             kernel: process::kernel(),
-            database: if std::env::var_os("KRING_TEST_POSTGRES").is_some() { "PostgreSQL" } else { "SQLite" },
+            database: if std::env::var_os("KRING_TEST_POSTGRES").is_some() { "PostgreSQL" } else { SQLITE },
             profile,
             stolen: 0.0,
+            cpu_of_bench: process::cpu_seconds(std::process::id())?,
+            cpu_of_programs: process::cpu_seconds_of_ended()?,
+            cpu_of_machine: 0.0,
             figures: Vec::new(),
             growth: Vec::new(),
         };
@@ -133,9 +145,17 @@ impl Bench {
     /// When the file cannot be written.
     #[expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
     pub fn end(mut self) -> anyhow::Result<()> {
-        self.report.stolen = process::machine_time()?.stolen_since(&self.begin);
+        let (now, report) = (process::machine_time()?, &mut self.report);
+        report.stolen = now.stolen_since(&self.begin);
+        report.cpu_of_bench = process::cpu_seconds(std::process::id())? - report.cpu_of_bench;
+        report.cpu_of_programs = process::cpu_seconds_of_ended()? - report.cpu_of_programs;
+        report.cpu_of_machine = now.busy_since(&self.begin);
         let Report { bench, machine, database, profile, stolen, figures, growth, .. } = &self.report;
         println!("{bench}  ({machine}; {database}; {profile}; {:.0} % of the time stolen)", stolen * 100.0);
+        let Report { cpu_of_bench, cpu_of_programs, cpu_of_machine, .. } = &self.report;
+        println!(
+            "  processor seconds: {cpu_of_bench:.1} of clients and simulated hosts, {cpu_of_programs:.1} of what they started, {cpu_of_machine:.1} of the machine"
+        );
         for Figure { name, value, unit, target } in figures {
             let target = if target.is_empty() { String::new() } else { format!("(asked: {target})") };
             println!("  {name:<44} {value:>14.3} {unit:<8} {target}");
@@ -145,9 +165,11 @@ impl Bench {
         // What tests print has no meaning, and must not take the place of what has.
         let dir = target.join(if cfg!(debug_assertions) { "bench/debug" } else { "bench" });
         std::fs::create_dir_all(&dir)?;
-        std::fs::write(dir.join(format!("{bench}.json")), serde_json::to_vec_pretty(&self.report)?)?;
+        let file =
+            if *database == SQLITE { (*bench).to_string() } else { format!("{bench}-{}", database.to_lowercase()) };
+        std::fs::write(dir.join(format!("{file}.json")), serde_json::to_vec_pretty(&self.report)?)?;
         if growth.iter().any(|line| line.points.len() > 1) {
-            std::fs::write(dir.join(format!("{bench}.svg")), plot::svg(bench, &self.of, growth))?;
+            std::fs::write(dir.join(format!("{file}.svg")), plot::svg(bench, &self.of, growth))?;
         }
         Ok(())
     }

@@ -1,7 +1,11 @@
 //! What the kernel tells of processes and of the machine.
 
+use std::time::Instant;
+
 use anyhow::Context;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::time::TimeValLike;
+use serde::Serialize;
 
 /// Ticks of the kernel's process times in a second; the same on every Linux that Kring runs on.
 const TICKS: f64 = 100.0;
@@ -17,6 +21,71 @@ pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let ticks =
         |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok()).context("a field is missing in stat");
     Ok((ticks(11)? + ticks(12)?) / TICKS)
+}
+
+/// CPU seconds that the processes have used which this one started and saw the end of.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn cpu_seconds_of_ended() -> anyhow::Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    Ok((usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6)
+}
+
+/// A moment, from which on it is told how long something took and who worked for it.
+pub struct Watch {
+    pid: u32,
+    begin: Instant,
+    before: Spent,
+}
+
+/// Seconds since a [`Watch`] began.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spent {
+    /// Time that has passed.
+    pub wall: f64,
+    /// Processor time of the process that is measured.
+    pub cpu: f64,
+    /// Of this one: clients and simulated hosts.
+    pub bench: f64,
+    /// Of everything on the machine, a database server and the kernel among it.
+    pub machine: f64,
+}
+
+impl Watch {
+    /// Begins now to look at a process.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn of(pid: u32) -> anyhow::Result<Self> {
+        let before = Spent { wall: 0.0, ..Spent::until_now(pid, 0.0)? };
+        Ok(Self { pid, begin: Instant::now(), before })
+    }
+
+    /// What it took so far.
+    ///
+    /// # Errors
+    /// When the process has ended.
+    pub fn spent(&self) -> anyhow::Result<Spent> {
+        let now = Spent::until_now(self.pid, self.begin.elapsed().as_secs_f64())?;
+        let Spent { cpu, bench, machine, .. } = self.before;
+        Ok(Spent { wall: now.wall, cpu: now.cpu - cpu, bench: now.bench - bench, machine: now.machine - machine })
+    }
+}
+
+impl Spent {
+    fn until_now(pid: u32, wall: f64) -> anyhow::Result<Self> {
+        let (cpu, bench, machine) = (cpu_seconds(pid)?, cpu_seconds(std::process::id())?, machine_time()?.busy / TICKS);
+        Ok(Self { wall, cpu, bench, machine })
+    }
+
+    /// Of each of so many that were done in this time.
+    #[must_use]
+    pub fn each(self, count: usize) -> Self {
+        let count = count as f64;
+        let Self { wall, cpu, bench, machine } = self;
+        Self { wall: wall / count, cpu: cpu / count, bench: bench / count, machine: machine / count }
+    }
 }
 
 /// Resident memory of a process, in bytes.
@@ -64,6 +133,7 @@ pub fn allow_files() -> anyhow::Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub struct MachineTime {
     all: f64,
+    busy: f64,
     stolen: f64,
 }
 
@@ -72,6 +142,12 @@ impl MachineTime {
     #[must_use]
     pub fn stolen_since(&self, before: &Self) -> f64 {
         (self.stolen - before.stolen) / (self.all - before.all).max(1.0)
+    }
+
+    /// Processor seconds that were used since `before`, by whomever.
+    #[must_use]
+    pub fn busy_since(&self, before: &Self) -> f64 {
+        (self.busy - before.busy) / TICKS
     }
 }
 
@@ -83,7 +159,9 @@ pub fn machine_time() -> anyhow::Result<MachineTime> {
     let stat = std::fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().context("/proc/stat is empty")?;
     let times: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-    Ok(MachineTime { all: times.iter().take(8).sum(), stolen: times.get(7).copied().unwrap_or(0.0) })
+    let of = |columns: &[usize]| columns.iter().filter_map(|n| times.get(*n)).sum();
+    // user nice system idle iowait irq softirq steal
+    Ok(MachineTime { all: times.iter().take(8).sum(), busy: of(&[0, 1, 2, 5, 6]), stolen: of(&[7]) })
 }
 
 /// Release of the kernel.

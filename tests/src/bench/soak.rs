@@ -18,7 +18,8 @@ use shared::api::network::Network;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Bench, process};
+use super::Bench;
+use super::process::{self, Spent, Watch};
 use crate::client::{Call, Failure};
 use crate::cluster::{Cluster, Setup};
 use crate::sim::{Fault, What};
@@ -92,7 +93,7 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
         cluster.sim.faults().add(Fault::new("*", what).likely(likely));
     }
     let pid = cluster.pid().context("the controller is a process")?;
-    let (seen, begin, cpu) = (Arc::new(Seen::default()), Instant::now(), process::cpu_seconds(pid)?);
+    let (seen, begin, watch) = (Arc::new(Seen::default()), Instant::now(), Watch::of(pid)?);
     let (mut lives, mut looks) = (JoinSet::new(), Vec::new());
     let mut tick = tokio::time::interval(Duration::from_secs(1) / rate.max(1));
     // What the machine was late with is made up for.
@@ -113,8 +114,7 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
     while let Some(life) = lives.join_next().await {
         seen.ended(life);
     }
-    let (took, cpu) = (begin.elapsed().as_secs_f64(), process::cpu_seconds(pid)? - cpu);
-    figures(&mut bench, &seen, took, cpu);
+    figures(&mut bench, &seen, watch.spent()?);
     growth(&mut bench, &looks);
     // Also when what comes now goes wrong.
     bench.end()?;
@@ -174,15 +174,15 @@ impl Look {
     }
 }
 
-fn figures(bench: &mut Bench, seen: &Seen, took: f64, cpu: f64) {
+fn figures(bench: &mut Bench, seen: &Seen, Spent { wall, cpu, .. }: Spent) {
     let of = |counter: &AtomicU64| counter.load(Relaxed) as f64;
     let jobs = of(&seen.succeeded) + of(&seen.failed);
-    bench.figure("how long", took, "s", "1800");
-    bench.figure("VMs made, stopped, started and deleted", of(&seen.lives) / took, "1/s", "200");
-    bench.figure("jobs", jobs / took, "1/s", "");
+    bench.figure("how long", wall, "s", "1800");
+    bench.figure("VMs made, stopped, started and deleted", of(&seen.lives) / wall, "1/s", "200");
+    bench.figure("jobs", jobs / wall, "1/s", "");
     bench.figure("jobs that a fault had fail", of(&seen.failed), "", "");
     bench.figure("requests that were refused (503)", of(&seen.refused), "", "");
-    bench.figure("of a core", cpu / took * 100.0, "%", "");
+    bench.figure("of a core", cpu / wall * 100.0, "%", "");
     bench.figure("CPU each job", cpu * 1000.0 / jobs, "ms", "");
 }
 
