@@ -66,6 +66,8 @@ impl Dialect {
                 "busy_timeout = 10000",
                 "cache_size = -16384",
                 "temp_store = MEMORY",
+                // 16 MB: what is written again and again goes from the log into the database less often.
+                "wal_autocheckpoint = 4000",
                 "journal_size_limit = 67108864",
             ]),
             // A process that is frozen in the middle of a transaction must not hold its locks for ever.
