@@ -10,6 +10,7 @@ use http::{Method, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
 use rustls::pki_types::ServerName;
 use shared::id::HostId;
 use shared::wire::{CONTROLLER_DNS_NAME, STREAM_PROTOCOL, host_dns_name};
@@ -236,7 +237,20 @@ async fn driven<T>(connection: impl Future, answer: impl Future<Output = T>) -> 
 async fn connect(tls: &Arc<rustls::ClientConfig>, host: &HostRef) -> Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host_dns_name(host.id))
         .map_err(|e| Error::internal(format_args!("a host's name is not a DNS name: {e}")))?;
-    tls_stream(tls, &host.address, name).await.map_err(|e| unreachable_host(host, &e))
+    tls_stream(tls, &host.address, name).await.map_err(|e| match is_own(&e) {
+        true => {
+            Error::new(Code::Unavailable, format!("this controller has no room for a connection to host {}", host.id))
+                .caused_by(&e)
+        }
+        false => unreachable_host(host, &e),
+    })
+}
+
+/// Whether a connection failed for want of files, memory or ports here: that says nothing of the other side.
+fn is_own(error: &io::Error) -> bool {
+    use Errno::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    let own = [EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|number| own.contains(&Errno::from_raw(number)))
 }
 
 async fn tls_stream(

@@ -2,7 +2,9 @@
 //!
 //! Each ping is a connection of its own and shares no slot with others: a dead host delays nobody. They are
 //! made on a thread of their own, so that other work delays none of them, and they cost no switches between
-//! threads; what follows from an answer is done with everything else. When a host tells of other VMs than before, it
+//! threads; what follows from an answer is done with everything else. When there is more to do than the thread can,
+//! pings are late and not missed: only so many are begun before those that are on their way get their turn, and a
+//! silence that was noticed late, or that has its reason here, is not held against a host. When a host tells of other VMs than before, it
 //! is asked for everything only if the database does not say the same: what Kring itself has done there is no
 //! news.
 
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use shared::id::{HostId, ResourceId};
-use shared::{Error, Result};
+use shared::{Code, Error, Result};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -38,6 +40,10 @@ const RETRY: Duration = Duration::from_secs(2);
 const PAGE: u32 = 1000;
 /// What is due within so long is asked together: the thread that does it is woken less often.
 const TOGETHER: Duration = Duration::from_millis(20);
+/// Pings that are begun before all others get their turn.
+const AT_ONCE: usize = 64;
+/// A time-out that fires so much after its time says that this thread was late; the answer may have come.
+const LATE: Duration = Duration::from_millis(200);
 /// How long a comparison or a disconnection may take.
 const FOLLOW_UP: Duration = Duration::from_secs(90);
 
@@ -95,7 +101,10 @@ impl Driver {
                 }
                 () = at(next) => {
                     not_before = Instant::now() + TOGETHER;
-                    self.ping_due();
+                    if self.ping_due() == AT_ONCE {
+                        not_before = Instant::now();
+                        tokio::task::yield_now().await;
+                    }
                 }
                 () = self.sooner.notified() => {}
                 read = ended(&mut reading) => {
@@ -167,12 +176,15 @@ impl Driver {
         .collect()
     }
 
-    fn ping_due(&self) {
-        let due = self.schedule().take_due(self.rhythm(), Instant::now());
+    /// Answers how many.
+    fn ping_due(&self) -> usize {
+        let due = self.schedule().take_due(self.rhythm(), Instant::now(), AT_ONCE);
+        let begun = due.len();
         for host in due {
             let busy = Busy { driver: self.clone(), host: host.id };
             self.tasks.spawn(busy.ping(host));
         }
+        begun
     }
 }
 
@@ -200,8 +212,17 @@ impl Drop for Busy {
 
 impl Busy {
     async fn ping(self, host: HostRef) {
-        let timeout = self.context.deps.settings.seconds("host.ping_timeout");
+        let (timeout, begin) = (self.context.deps.settings.seconds("host.ping_timeout"), Instant::now());
         let answer = self.context.deps.agents.ping(&host, timeout).await;
+        if let Err(error) = &answer {
+            // Both are about this controller; that it is late may be the host's doing as well.
+            let (ours, late) = (error.code == Code::Unavailable, begin.elapsed() > timeout + LATE);
+            let excused = (ours || late) && self.schedule().excuse(self.host, self.rhythm(), Instant::now());
+            if ours || excused {
+                tracing::debug!(host.id = %self.host, error = error.chain(), late, "a ping failed here; it is not counted as missed");
+                return;
+            }
+        }
         let found = self.schedule().heard(self.host, answer, self.rhythm(), Instant::now());
         if found != Found::Nothing {
             let (on, tasks) = (self.driver.others.clone(), self.driver.tasks.clone());

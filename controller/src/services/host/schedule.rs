@@ -46,6 +46,8 @@ struct Known {
     reach: Reach,
     next: Instant,
     misses: u32,
+    /// Pings since its last answer that are not counted as missed.
+    excused: u32,
     /// What it answered when all was last known to be as the database says.
     agreed: Option<Told>,
     /// Answers so far, begun with a number of its own so that not all are doubted at once.
@@ -107,7 +109,8 @@ impl Schedule {
                 self.due.insert((next, id));
                 let compare_at = now + phase(id, rhythm.compare);
                 let answers = id.uuid().as_fields().0 % DOUBTED;
-                let known = Known { reach, next, misses: 0, agreed: None, answers, compare_at, busy: false };
+                let known =
+                    Known { reach, next, misses: 0, excused: 0, agreed: None, answers, compare_at, busy: false };
                 self.hosts.insert(id, known);
             }
         }
@@ -132,10 +135,12 @@ impl Schedule {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Takes the hosts whose moment has come. Each is busy until [`Self::done`].
-    pub(super) fn take_due(&mut self, rhythm: Rhythm, now: Instant) -> Vec<HostRef> {
+    /// Takes hosts whose moment has come, so many at most. Each is busy until [`Self::done`].
+    pub(super) fn take_due(&mut self, rhythm: Rhythm, now: Instant, most: usize) -> Vec<HostRef> {
         let mut taken = Vec::new();
-        while let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+        while taken.len() < most
+            && let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= now)
+        {
             self.due.remove(&(at, id));
             let Some(known) = self.hosts.get_mut(&id) else { continue };
             known.busy = true;
@@ -154,7 +159,7 @@ impl Schedule {
         match answer {
             Ok(pong) if pong.host_id != id => Found::Missed("another host answers at its address".to_string()),
             Ok(pong) => {
-                known.misses = 0;
+                (known.misses, known.excused) = (0, 0);
                 known.found(&pong, now)
             }
             Err(error) => {
@@ -166,6 +171,17 @@ impl Schedule {
                 if known.misses >= rhythm.misses { Found::Missed(error.chain()) } else { Found::Nothing }
             }
         }
+    }
+
+    /// A ping got no answer because of something here: the next one follows as after one that was missed. False when
+    /// that was so for as many in a row as may be missed: it may have to do with the host after all.
+    pub(super) fn excuse(&mut self, id: HostId, rhythm: Rhythm, now: Instant) -> bool {
+        let Some(known) = self.hosts.get_mut(&id) else { return true };
+        known.excused = known.excused.saturating_add(1);
+        if known.reach.connection != HostConnection::Disconnected {
+            known.next = known.next.min(now + rhythm.interval / 2);
+        }
+        known.excused <= rhythm.misses
     }
 
     /// From then on the host is compared whatever it answers.
@@ -288,15 +304,30 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_wrong_here_is_not_counted_as_missed_for_as_often_as_pings_may_be_missed() {
+        let (mut schedule, id) = one();
+        let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
+        let begin = schedule.next().unwrap();
+        assert_eq!(schedule.take_due(RHYTHM, begin, usize::MAX).len(), 1);
+        assert!(schedule.excuse(id, RHYTHM, begin) && schedule.excuse(id, RHYTHM, begin));
+        assert!(!schedule.excuse(id, RHYTHM, begin), "it has been so too often");
+        assert!(schedule.done(id));
+        assert_eq!(schedule.next(), Some(begin + MINUTE / 2));
+        assert_eq!(schedule.heard(id, silent(), RHYTHM, begin), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, begin), Found::Nothing);
+        assert!(schedule.excuse(id, RHYTHM, begin), "it has answered since");
+    }
+
+    #[test]
     fn one_that_was_missed_is_asked_again_sooner_but_not_when_it_is_known_to_be_away() {
         let (mut schedule, id) = one();
         let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
         let begin = schedule.next().unwrap();
-        assert_eq!(schedule.take_due(RHYTHM, begin).len(), 1);
+        assert_eq!(schedule.take_due(RHYTHM, begin, usize::MAX).len(), 1);
         assert_eq!(schedule.heard(id, silent(), RHYTHM, begin), Found::Nothing);
         assert!(schedule.done(id));
         assert_eq!(schedule.next(), Some(begin + MINUTE / 2));
-        assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE / 2).len(), 1);
+        assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE / 2, usize::MAX).len(), 1);
         schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, begin);
         assert_eq!(schedule.heard(id, silent(), RHYTHM, begin + MINUTE / 2), Found::Nothing);
         assert!(schedule.done(id));
@@ -316,19 +347,20 @@ mod tests {
     fn each_host_has_a_moment_of_its_own_and_keeps_it() {
         let (mut schedule, begin) = (Schedule::default(), Instant::now());
         (0..1000).for_each(|_| schedule.put(reach(HostId::new()), RHYTHM, begin));
-        let early = schedule.take_due(RHYTHM, begin + MINUTE / 2).len();
+        assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE / 2, 10).len(), 10);
+        let early = 10 + schedule.take_due(RHYTHM, begin + MINUTE / 2, usize::MAX).len();
         assert!((400..600).contains(&early), "{early}");
-        assert!(schedule.take_due(RHYTHM, begin + MINUTE / 2).is_empty());
+        assert!(schedule.take_due(RHYTHM, begin + MINUTE / 2, usize::MAX).is_empty());
         // Those that are still busy are not taken again; the others are.
-        assert_eq!(early + schedule.take_due(RHYTHM, begin + MINUTE).len(), 1000);
-        assert!(schedule.take_due(RHYTHM, begin + 2 * MINUTE).is_empty() && schedule.next().is_none());
+        assert_eq!(early + schedule.take_due(RHYTHM, begin + MINUTE, usize::MAX).len(), 1000);
+        assert!(schedule.take_due(RHYTHM, begin + 2 * MINUTE, usize::MAX).is_empty() && schedule.next().is_none());
         let ids: Vec<_> = schedule.hosts.keys().copied().collect();
         assert_ne!(ids.iter().filter(|id| schedule.done(**id)).count(), 0);
-        assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE + MINUTE / 2).len(), early);
+        assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE + MINUTE / 2, usize::MAX).len(), early);
         // A moment that is over long since is not made up for.
         let late = begin + 10 * MINUTE;
         assert_ne!(ids.iter().filter(|id| schedule.done(**id)).count(), 0);
-        assert_eq!(schedule.take_due(RHYTHM, late).len(), 1000);
+        assert_eq!(schedule.take_due(RHYTHM, late, usize::MAX).len(), 1000);
         assert_ne!(ids.iter().filter(|id| schedule.done(**id)).count(), 0);
         assert!(schedule.next().is_some_and(|next| next > late));
     }
@@ -338,7 +370,7 @@ mod tests {
         let (mut schedule, id) = one();
         let now = Instant::now();
         schedule.put(Reach { connection: HostConnection::Connecting, address: "b:2".into(), ..reach(id) }, RHYTHM, now);
-        let due = schedule.take_due(RHYTHM, now + AWAITED);
+        let due = schedule.take_due(RHYTHM, now + AWAITED, usize::MAX);
         assert_eq!(due, [HostRef { id, address: "b:2".to_string() }]);
         schedule.remove(id);
         assert!(
