@@ -2,12 +2,10 @@
 //! VMs there behind Kring's back.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use harness::client::Call;
-use harness::cluster::{Cluster, Setup};
-use harness::cmd;
+use harness::cluster::Cluster;
 use harness::sim::state::{Domain, Volume};
 use harness::sim::{self, Sim, outbound, tls};
 use harness::wait::until;
@@ -261,28 +259,6 @@ async fn a_frozen_host_does_not_delay_another_one() -> anyhow::Result<()> {
     assert_eq!(vm.host_id, Some(other.id));
     frozen.thaw();
     cluster.connected(frozen.id, HostConnection::Connected).await?;
-    cluster.stop().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_controller_that_can_open_no_connection_holds_that_against_no_host() -> anyhow::Result<()> {
-    let cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
-    let host = cluster.host().await?;
-    // Longer than a connection is kept, so that each ping needs one.
-    cluster.set("host.ping_interval", 2.into()).await?;
-    let pid = cluster.pid().context("the controller is a process")?.to_string();
-    let allow_files =
-        async |most: &str| cmd::run("prlimit".as_ref(), &["--pid".as_ref(), pid.as_ref(), most.as_ref()]).await;
-    allow_files("--nofile=1:").await?;
-    // Twice as long as a host may be silent.
-    let silent = Duration::from_secs(10);
-    until("no ping is sent any more", async || cluster.sim.age() > host.pings.last() + silent).await?;
-    allow_files("--nofile=4096:").await?;
-    let before = cluster.sim.age();
-    until("pings are sent again", async || host.pings.last() > before).await?;
-    cluster.connected(host.id, HostConnection::Connected).await?;
-    let log = std::fs::read_to_string(cluster.log_file())?;
-    assert!(!log.contains("to=disconnected"), "{log}");
     cluster.stop().await
 }
 

@@ -1,16 +1,20 @@
 //! What is too much is refused at once, with `503` and `Retry-After`; what was accepted before is done all
 //! the same, and afterwards everything is as it was: requests in flight, a service's share of the bus, one
-//! resource's queue, the commands of one host, and a host that does not answer.
+//! resource's queue, the commands of one host, a host that does not answer, and the files of a process.
+
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::future::{join, join_all, try_join_all};
 use harness::client::{Call, Client, Reply};
 use harness::cluster::{Cluster, Setup};
+use harness::cmd;
 use harness::sim::{Fault, What, tls};
 use harness::wait::{eventually, until};
 use reqwest::Method;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
+use shared::api::host::HostConnection;
 use shared::api::job::{Job, JobRef, JobState};
 use shared::api::vm::Vm;
 use shared::error::Code;
@@ -291,5 +295,27 @@ async fn a_host_that_does_not_answer_costs_nobody_a_time_out_and_is_tried_by_one
     assert_eq!(figure(&cluster.api, "kring_host_breakers_open").await?, 0);
     cluster.vm_do(vm.id, "reboot").await?;
     cluster.assert_consistent().await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_can_open_no_connection_holds_that_against_no_host() -> anyhow::Result<()> {
+    let cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
+    let host = cluster.host().await?;
+    // Longer than a connection is kept, so that each ping needs one.
+    cluster.set("host.ping_interval", 2.into()).await?;
+    let pid = cluster.pid().context("the controller is a process")?.to_string();
+    let allow_files =
+        async |most: &str| cmd::run("prlimit".as_ref(), &["--pid".as_ref(), pid.as_ref(), most.as_ref()]).await;
+    allow_files("--nofile=1:").await?;
+    // Twice as long as a host may be silent.
+    let silent = Duration::from_secs(10);
+    until("no ping is sent any more", async || cluster.sim.age() > host.pings.last() + silent).await?;
+    allow_files("--nofile=4096:").await?;
+    let before = cluster.sim.age();
+    until("pings are sent again", async || host.pings.last() > before).await?;
+    cluster.connected(host.id, HostConnection::Connected).await?;
+    let log = std::fs::read_to_string(cluster.log_file())?;
+    assert!(!log.contains("to=disconnected"), "{log}");
     cluster.stop().await
 }

@@ -9,14 +9,15 @@ set -euo pipefail
 LAB=$(cd "$(dirname "$0")" && pwd)
 . "$LAB/lib.sh"
 cd "$LAB/../.."
-case ${DATABASE:-sqlite} in
+DATABASE=${DATABASE:-sqlite}
+case $DATABASE in
 sqlite|postgres) ;;
 *) die "DATABASE is sqlite or postgres, not $DATABASE" ;;
 esac
 cargo build --locked --profile packages --bin kring-controller --bin kring-bench
 cargo build --locked --profile agent --bin kring-agent
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
-if [ "${DATABASE:-sqlite}" = postgres ]; then
+if [ "$DATABASE" = postgres ]; then
     postgres=/var/tmp/kring-test-postgres.$$
     trap '"$LAB/postgres.sh" stop "$postgres"' EXIT
     trap 'exit 130' INT

@@ -237,12 +237,12 @@ async fn driven<T>(connection: impl Future, answer: impl Future<Output = T>) -> 
 async fn connect(tls: &Arc<rustls::ClientConfig>, host: &HostRef) -> Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host_dns_name(host.id))
         .map_err(|e| Error::internal(format_args!("a host's name is not a DNS name: {e}")))?;
-    tls_stream(tls, &host.address, name).await.map_err(|e| match is_own(&e) {
-        true => {
-            Error::new(Code::Unavailable, format!("this controller has no room for a connection to host {}", host.id))
-                .caused_by(&e)
+    tls_stream(tls, &host.address, name).await.map_err(|e| {
+        if !is_own(&e) {
+            return unreachable_host(host, &e);
         }
-        false => unreachable_host(host, &e),
+        let text = format!("this controller has no room for a connection to host {}", host.id);
+        Error::new(Code::Unavailable, text).caused_by(&e)
     })
 }
 

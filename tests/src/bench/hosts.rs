@@ -78,9 +78,9 @@ async fn rest(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyho
     let size = hosts.len();
     // Each has its own moment from its first ping on, which is within an interval after its joining.
     tokio::time::sleep(interval).await;
-    let (begin, watch, before) = (Instant::now(), Watch::of(pid)?, pings(&hosts));
+    let (watch, before) = (Watch::of(pid)?, pings(&hosts));
     let mut sockets = Vec::new();
-    while begin.elapsed() < interval {
+    while watch.elapsed() < interval {
         tokio::time::sleep(LOOK).await;
         sockets.push(u32::try_from(process::sockets(pid)?)?);
     }

@@ -27,6 +27,7 @@ pub mod takeover;
 
 use std::path::PathBuf;
 
+use process::{Usage, Used};
 use serde::Serialize;
 
 /// The database that is used when no other is asked for.
@@ -71,14 +72,9 @@ pub struct Report {
     pub database: &'static str,
     /// Whether the programs were optimised.
     pub profile: &'static str,
-    /// Share of the machine's time that was taken by others while it ran, 0 to 1.
-    pub stolen: f64,
-    /// Processor seconds of this program: clients, simulated hosts.
-    pub cpu_of_bench: f64,
-    /// Of the programs that it started and that have ended: controllers.
-    pub cpu_of_programs: f64,
-    /// Of the whole machine.
-    pub cpu_of_machine: f64,
+    /// Who used the processors while it ran.
+    #[serde(flatten)]
+    pub used: Used,
     /// The figures.
     pub figures: Vec<Figure>,
     /// Those of them that were measured at several sizes, over the size.
@@ -88,7 +84,7 @@ pub struct Report {
 /// Collects the figures of a benchmark from its begin.
 pub struct Bench {
     report: Report,
-    begin: process::MachineTime,
+    begin: Usage,
     of: String,
 }
 
@@ -106,14 +102,11 @@ impl Bench {
             kernel: process::kernel(),
             database: if std::env::var_os("KRING_TEST_POSTGRES").is_some() { "PostgreSQL" } else { SQLITE },
             profile,
-            stolen: 0.0,
-            cpu_of_bench: process::cpu_seconds(std::process::id())?,
-            cpu_of_programs: process::cpu_seconds_of_ended()?,
-            cpu_of_machine: 0.0,
+            used: Used::default(),
             figures: Vec::new(),
             growth: Vec::new(),
         };
-        Ok(Self { report, begin: process::machine_time()?, of: String::new() })
+        Ok(Self { report, begin: Usage::now()?, of: String::new() })
     }
 
     /// Adds a figure.
@@ -145,14 +138,10 @@ impl Bench {
     /// When the file cannot be written.
     #[expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
     pub fn end(mut self) -> anyhow::Result<()> {
-        let (now, report) = (process::machine_time()?, &mut self.report);
-        report.stolen = now.stolen_since(&self.begin);
-        report.cpu_of_bench = process::cpu_seconds(std::process::id())? - report.cpu_of_bench;
-        report.cpu_of_programs = process::cpu_seconds_of_ended()? - report.cpu_of_programs;
-        report.cpu_of_machine = now.busy_since(&self.begin);
-        let Report { bench, machine, database, profile, stolen, figures, growth, .. } = &self.report;
+        self.report.used = Usage::now()?.since(&self.begin);
+        let Report { bench, machine, database, profile, used, figures, growth, .. } = &self.report;
+        let Used { stolen, cpu_of_bench, cpu_of_programs, cpu_of_machine } = used;
         println!("{bench}  ({machine}; {database}; {profile}; {:.0} % of the time stolen)", stolen * 100.0);
-        let Report { cpu_of_bench, cpu_of_programs, cpu_of_machine, .. } = &self.report;
         println!(
             "  processor seconds: {cpu_of_bench:.1} of clients and simulated hosts, {cpu_of_programs:.1} of what they started, {cpu_of_machine:.1} of the machine"
         );

@@ -1,6 +1,6 @@
 //! What the kernel tells of processes and of the machine.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
@@ -24,10 +24,7 @@ pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 }
 
 /// CPU seconds that the processes have used which this one started and saw the end of.
-///
-/// # Errors
-/// When the kernel does not tell.
-pub fn cpu_seconds_of_ended() -> anyhow::Result<f64> {
+fn cpu_seconds_of_ended() -> anyhow::Result<f64> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     Ok((usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6)
 }
@@ -40,7 +37,7 @@ pub struct Watch {
 }
 
 /// Seconds since a [`Watch`] began.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Spent {
     /// Time that has passed.
     pub wall: f64,
@@ -58,8 +55,13 @@ impl Watch {
     /// # Errors
     /// When there is no such process.
     pub fn of(pid: u32) -> anyhow::Result<Self> {
-        let before = Spent { wall: 0.0, ..Spent::until_now(pid, 0.0)? };
-        Ok(Self { pid, begin: Instant::now(), before })
+        Ok(Self { pid, before: Spent::until_now(pid, 0.0)?, begin: Instant::now() })
+    }
+
+    /// Time that has passed.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.begin.elapsed()
     }
 
     /// What it took so far.
@@ -67,7 +69,7 @@ impl Watch {
     /// # Errors
     /// When the process has ended.
     pub fn spent(&self) -> anyhow::Result<Spent> {
-        let now = Spent::until_now(self.pid, self.begin.elapsed().as_secs_f64())?;
+        let now = Spent::until_now(self.pid, self.elapsed().as_secs_f64())?;
         let Spent { cpu, bench, machine, .. } = self.before;
         Ok(Spent { wall: now.wall, cpu: now.cpu - cpu, bench: now.bench - bench, machine: now.machine - machine })
     }
@@ -75,7 +77,7 @@ impl Watch {
 
 impl Spent {
     fn until_now(pid: u32, wall: f64) -> anyhow::Result<Self> {
-        let (cpu, bench, machine) = (cpu_seconds(pid)?, cpu_seconds(std::process::id())?, machine_time()?.busy / TICKS);
+        let (cpu, bench, machine) = (cpu_seconds(pid)?, cpu_seconds(std::process::id())?, MachineTime::now()?.busy);
         Ok(Self { wall, cpu, bench, machine })
     }
 
@@ -129,39 +131,67 @@ pub fn allow_files() -> anyhow::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
-/// Times of the whole machine.
+/// Seconds of all processors since the machine has started.
 #[derive(Clone, Copy, Debug)]
-pub struct MachineTime {
+struct MachineTime {
     all: f64,
     busy: f64,
     stolen: f64,
 }
 
 impl MachineTime {
-    /// Share of the time since `before` that the hypervisor gave to others.
-    #[must_use]
-    pub fn stolen_since(&self, before: &Self) -> f64 {
-        (self.stolen - before.stolen) / (self.all - before.all).max(1.0)
-    }
-
-    /// Processor seconds that were used since `before`, by whomever.
-    #[must_use]
-    pub fn busy_since(&self, before: &Self) -> f64 {
-        (self.busy - before.busy) / TICKS
+    fn now() -> anyhow::Result<Self> {
+        let stat = std::fs::read_to_string("/proc/stat")?;
+        let line = stat.lines().next().context("/proc/stat is empty")?;
+        let times: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+        let of = |columns: &[usize]| columns.iter().filter_map(|n| times.get(*n)).sum::<f64>() / TICKS;
+        // user nice system idle iowait irq softirq steal
+        Ok(Self { all: of(&[0, 1, 2, 3, 4, 5, 6, 7]), busy: of(&[0, 1, 2, 5, 6]), stolen: of(&[7]) })
     }
 }
 
-/// The machine's times now.
-///
-/// # Errors
-/// When the kernel does not tell them.
-pub fn machine_time() -> anyhow::Result<MachineTime> {
-    let stat = std::fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().next().context("/proc/stat is empty")?;
-    let times: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-    let of = |columns: &[usize]| columns.iter().filter_map(|n| times.get(*n)).sum();
-    // user nice system idle iowait irq softirq steal
-    Ok(MachineTime { all: times.iter().take(8).sum(), busy: of(&[0, 1, 2, 5, 6]), stolen: of(&[7]) })
+/// What was used until a moment, by whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    bench: f64,
+    programs: f64,
+    machine: MachineTime,
+}
+
+/// Who used the processors between two moments, in seconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Used {
+    /// Share of the machine's time that was taken by others, 0 to 1.
+    pub stolen: f64,
+    /// This program: clients, simulated hosts.
+    pub cpu_of_bench: f64,
+    /// The programs that it started and that have ended: controllers.
+    pub cpu_of_programs: f64,
+    /// The whole machine.
+    pub cpu_of_machine: f64,
+}
+
+impl Usage {
+    /// Until now.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn now() -> anyhow::Result<Self> {
+        let (bench, programs) = (cpu_seconds(std::process::id())?, cpu_seconds_of_ended()?);
+        Ok(Self { bench, programs, machine: MachineTime::now()? })
+    }
+
+    /// What was used since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Used {
+        let (now, then) = (self.machine, before.machine);
+        Used {
+            stolen: (now.stolen - then.stolen) / (now.all - then.all).max(1.0 / TICKS),
+            cpu_of_bench: self.bench - before.bench,
+            cpu_of_programs: self.programs - before.programs,
+            cpu_of_machine: now.busy - then.busy,
+        }
+    }
 }
 
 /// Release of the kernel.

@@ -16,7 +16,7 @@ use shared::api::image::Image;
 use shared::api::job::{JobRef, JobState};
 use shared::api::network::Network;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 use super::Bench;
 use super::process::{self, Spent, Watch};
@@ -93,14 +93,14 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
         cluster.sim.faults().add(Fault::new("*", what).likely(likely));
     }
     let pid = cluster.pid().context("the controller is a process")?;
-    let (seen, begin, watch) = (Arc::new(Seen::default()), Instant::now(), Watch::of(pid)?);
+    let (seen, watch) = (Arc::new(Seen::default()), Watch::of(pid)?);
     let (mut lives, mut looks) = (JoinSet::new(), Vec::new());
     let mut tick = tokio::time::interval(Duration::from_secs(1) / rate.max(1));
     // What the machine was late with is made up for.
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut look = tokio::time::interval(length / LOOKS);
     look.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    while begin.elapsed() < length {
+    while watch.elapsed() < length {
         tokio::select! {
             _ = tick.tick() => {
                 let (cluster, image, network) = (Arc::clone(&cluster), Arc::clone(&image), Arc::clone(&network));

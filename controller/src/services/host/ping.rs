@@ -4,9 +4,9 @@
 //! made on a thread of their own, so that other work delays none of them, and they cost no switches between
 //! threads; what follows from an answer is done with everything else. When there is more to do than the thread can,
 //! pings are late and not missed: only so many are begun before those that are on their way get their turn, and a
-//! silence that was noticed late, or that has its reason here, is not held against a host. When a host tells of other VMs than before, it
-//! is asked for everything only if the database does not say the same: what Kring itself has done there is no
-//! news.
+//! silence that was noticed late, or that has its reason here, is not held against a host. When a host tells of
+//! other VMs than before, it is asked for everything only if the database does not say the same: what Kring itself
+//! has done there is no news.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use shared::id::{HostId, ResourceId};
-use shared::{Code, Error, Result};
+use shared::{Error, Result};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -100,9 +100,9 @@ impl Driver {
                     }
                 }
                 () = at(next) => {
-                    not_before = Instant::now() + TOGETHER;
-                    if self.ping_due() == AT_ONCE {
-                        not_before = Instant::now();
+                    if self.ping_due() < AT_ONCE {
+                        not_before = Instant::now() + TOGETHER;
+                    } else {
                         tokio::task::yield_now().await;
                     }
                 }
@@ -214,16 +214,11 @@ impl Busy {
     async fn ping(self, host: HostRef) {
         let (timeout, begin) = (self.context.deps.settings.seconds("host.ping_timeout"), Instant::now());
         let answer = self.context.deps.agents.ping(&host, timeout).await;
+        let late = begin.elapsed() > timeout + LATE;
         if let Err(error) = &answer {
-            // Both are about this controller; that it is late may be the host's doing as well.
-            let (ours, late) = (error.code == Code::Unavailable, begin.elapsed() > timeout + LATE);
-            let excused = (ours || late) && self.schedule().excuse(self.host, self.rhythm(), Instant::now());
-            if ours || excused {
-                tracing::debug!(host.id = %self.host, error = error.chain(), late, "a ping failed here; it is not counted as missed");
-                return;
-            }
+            tracing::debug!(host.id = %self.host, error = error.chain(), late, "a ping failed");
         }
-        let found = self.schedule().heard(self.host, answer, self.rhythm(), Instant::now());
+        let found = self.schedule().heard(self.host, answer, late, self.rhythm(), Instant::now());
         if found != Found::Nothing {
             let (on, tasks) = (self.driver.others.clone(), self.driver.tasks.clone());
             tasks.spawn_on(self.follow(found), &on);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use shared::api::host::HostConnection;
 use shared::id::{HostId, ResourceId};
 use shared::wire::host::Pong;
+use shared::{Code, Error};
 use tokio::time::Instant;
 
 use crate::agent_client::HostRef;
@@ -46,7 +47,7 @@ struct Known {
     reach: Reach,
     next: Instant,
     misses: u32,
-    /// Pings since its last answer that are not counted as missed.
+    /// Pings since its last answer that failed because of something here.
     excused: u32,
     /// What it answered when all was last known to be as the database says.
     agreed: Option<Told>,
@@ -153,8 +154,15 @@ impl Schedule {
         taken
     }
 
-    /// What follows from the answer to a ping, or from there being none.
-    pub(super) fn heard(&mut self, id: HostId, answer: shared::Result<Pong>, rhythm: Rhythm, now: Instant) -> Found {
+    /// What follows from the answer to a ping, or from there being none. `late`: that there is none was noticed late.
+    pub(super) fn heard(
+        &mut self,
+        id: HostId,
+        answer: shared::Result<Pong>,
+        late: bool,
+        rhythm: Rhythm,
+        now: Instant,
+    ) -> Found {
         let Some(known) = self.hosts.get_mut(&id) else { return Found::Nothing };
         match answer {
             Ok(pong) if pong.host_id != id => Found::Missed("another host answers at its address".to_string()),
@@ -163,25 +171,15 @@ impl Schedule {
                 known.found(&pong, now)
             }
             Err(error) => {
-                known.misses = known.misses.saturating_add(1);
+                let excused = known.excuses(&error, late, rhythm);
+                known.misses = known.misses.saturating_add(u32::from(!excused));
                 if known.reach.connection == HostConnection::Disconnected {
                     return Found::Nothing;
                 }
                 known.next = known.next.min(now + rhythm.interval / 2);
-                if known.misses >= rhythm.misses { Found::Missed(error.chain()) } else { Found::Nothing }
+                if !excused && known.misses >= rhythm.misses { Found::Missed(error.chain()) } else { Found::Nothing }
             }
         }
-    }
-
-    /// A ping got no answer because of something here: the next one follows as after one that was missed. False when
-    /// that was so for as many in a row as may be missed: it may have to do with the host after all.
-    pub(super) fn excuse(&mut self, id: HostId, rhythm: Rhythm, now: Instant) -> bool {
-        let Some(known) = self.hosts.get_mut(&id) else { return true };
-        known.excused = known.excused.saturating_add(1);
-        if known.reach.connection != HostConnection::Disconnected {
-            known.next = known.next.min(now + rhythm.interval / 2);
-        }
-        known.excused <= rhythm.misses
     }
 
     /// From then on the host is compared whatever it answers.
@@ -209,6 +207,14 @@ impl Schedule {
 }
 
 impl Known {
+    /// Whether a ping that failed is not counted as missed, because of something here. Being late excuses as many in a
+    /// row as may be missed: it may have to do with the host after all.
+    fn excuses(&mut self, error: &Error, late: bool, rhythm: Rhythm) -> bool {
+        let ours = error.code == Code::Unavailable;
+        self.excused = self.excused.saturating_add(u32::from(ours || late));
+        ours || (late && self.excused <= rhythm.misses)
+    }
+
     /// While libvirt does not answer there is nothing to compare with: the last known state stands.
     fn found(&mut self, pong: &Pong, now: Instant) -> Found {
         let Some(digest) = pong.digest else { return Found::Nothing };
@@ -232,7 +238,6 @@ fn phase(id: HostId, interval: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use shared::{Code, Error};
     use uuid::Uuid;
 
     use super::*;
@@ -265,13 +270,13 @@ mod tests {
     #[test]
     fn only_what_differs_is_looked_at_and_silence_of_libvirt_is_not_a_difference() {
         let (mut schedule, id) = one();
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Nothing);
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(8))), RHYTHM, Instant::now()), Found::Changed(told(8)));
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), false, RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(8))), false, RHYTHM, Instant::now()), Found::Changed(told(8)));
         let restarted = |digest| Pong { boot_id: Uuid::from_u128(9), ..pong(id, digest) };
-        assert_eq!(schedule.heard(id, Ok(restarted(None)), RHYTHM, Instant::now()), Found::Nothing);
-        assert_eq!(schedule.heard(id, Ok(restarted(Some(7))), RHYTHM, Instant::now()), Found::Compare(told(7)));
+        assert_eq!(schedule.heard(id, Ok(restarted(None)), false, RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(restarted(Some(7))), false, RHYTHM, Instant::now()), Found::Compare(told(7)));
         schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, Instant::now());
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Compare(told(7)));
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), false, RHYTHM, Instant::now()), Found::Compare(told(7)));
     }
 
     #[test]
@@ -281,41 +286,55 @@ mod tests {
         let agreed = Told { digest: 7, changes: Some(3) };
         schedule.agrees(id, agreed);
         for _ in 1..DOUBTED {
-            assert_eq!(schedule.heard(id, pong(3), RHYTHM, Instant::now()), Found::Nothing);
+            assert_eq!(schedule.heard(id, pong(3), false, RHYTHM, Instant::now()), Found::Nothing);
         }
-        assert_eq!(schedule.heard(id, pong(3), RHYTHM, Instant::now()), Found::Changed(agreed));
-        assert_eq!(schedule.heard(id, pong(3), RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, pong(3), false, RHYTHM, Instant::now()), Found::Changed(agreed));
+        assert_eq!(schedule.heard(id, pong(3), false, RHYTHM, Instant::now()), Found::Nothing);
         let changed = Told { digest: 7, changes: Some(5) };
-        assert_eq!(schedule.heard(id, pong(5), RHYTHM, Instant::now()), Found::Changed(changed));
+        assert_eq!(schedule.heard(id, pong(5), false, RHYTHM, Instant::now()), Found::Changed(changed));
     }
 
     #[test]
     fn a_host_is_missed_after_so_many_pings_in_a_row_and_once() {
         let (mut schedule, id) = one();
         let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
-        assert_eq!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Nothing);
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, Instant::now()), Found::Nothing);
-        assert_eq!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Nothing);
-        assert!(matches!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Missed(_)));
+        assert_eq!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), false, RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Nothing);
+        assert!(matches!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Missed(_)));
         schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, Instant::now());
-        assert_eq!(schedule.heard(id, silent(), RHYTHM, Instant::now()), Found::Nothing);
+        assert_eq!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Nothing);
         let other = Ok(pong(HostId::new(), Some(7)));
-        assert!(matches!(schedule.heard(id, other, RHYTHM, Instant::now()), Found::Missed(_)));
+        assert!(matches!(schedule.heard(id, other, false, RHYTHM, Instant::now()), Found::Missed(_)));
     }
 
     #[test]
-    fn what_goes_wrong_here_is_not_counted_as_missed_for_as_often_as_pings_may_be_missed() {
+    fn what_goes_wrong_here_is_not_counted_as_missed_and_being_late_only_as_often_as_pings_may_be_missed() {
         let (mut schedule, id) = one();
-        let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
+        let failed = |code| Err(Error::new(code, "it failed"));
+        let begin = schedule.next().unwrap();
+        let mut silent = |late| schedule.heard(id, failed(Code::HostUnreachable), late, RHYTHM, begin);
+        assert_eq!([silent(true), silent(true)], [Found::Nothing, Found::Nothing]);
+        assert_eq!(silent(true), Found::Nothing, "it has been so too often: the first that is counted");
+        assert!(matches!(silent(false), Found::Missed(_)), "the second");
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), false, RHYTHM, begin), Found::Nothing);
+        let mut silent = |late| schedule.heard(id, failed(Code::HostUnreachable), late, RHYTHM, begin);
+        assert_eq!([silent(true), silent(false)], [Found::Nothing, Found::Nothing], "it has answered since");
+        for _ in 0..10 {
+            let ours = schedule.heard(id, failed(Code::Unavailable), false, RHYTHM, begin);
+            assert_eq!(ours, Found::Nothing, "however often");
+        }
+    }
+
+    #[test]
+    fn after_a_ping_that_failed_here_the_next_one_follows_sooner() {
+        let (mut schedule, id) = one();
         let begin = schedule.next().unwrap();
         assert_eq!(schedule.take_due(RHYTHM, begin, usize::MAX).len(), 1);
-        assert!(schedule.excuse(id, RHYTHM, begin) && schedule.excuse(id, RHYTHM, begin));
-        assert!(!schedule.excuse(id, RHYTHM, begin), "it has been so too often");
+        let ours = Err(Error::new(Code::Unavailable, "no files"));
+        assert_eq!(schedule.heard(id, ours, false, RHYTHM, begin), Found::Nothing);
         assert!(schedule.done(id));
         assert_eq!(schedule.next(), Some(begin + MINUTE / 2));
-        assert_eq!(schedule.heard(id, silent(), RHYTHM, begin), Found::Nothing);
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, begin), Found::Nothing);
-        assert!(schedule.excuse(id, RHYTHM, begin), "it has answered since");
     }
 
     #[test]
@@ -324,12 +343,12 @@ mod tests {
         let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
         let begin = schedule.next().unwrap();
         assert_eq!(schedule.take_due(RHYTHM, begin, usize::MAX).len(), 1);
-        assert_eq!(schedule.heard(id, silent(), RHYTHM, begin), Found::Nothing);
+        assert_eq!(schedule.heard(id, silent(), false, RHYTHM, begin), Found::Nothing);
         assert!(schedule.done(id));
         assert_eq!(schedule.next(), Some(begin + MINUTE / 2));
         assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE / 2, usize::MAX).len(), 1);
         schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, begin);
-        assert_eq!(schedule.heard(id, silent(), RHYTHM, begin + MINUTE / 2), Found::Nothing);
+        assert_eq!(schedule.heard(id, silent(), false, RHYTHM, begin + MINUTE / 2), Found::Nothing);
         assert!(schedule.done(id));
         assert_eq!(schedule.next(), Some(begin + MINUTE + MINUTE / 2));
     }
@@ -338,9 +357,9 @@ mod tests {
     fn a_host_is_compared_once_in_a_while_although_nothing_differs() {
         let (mut schedule, id) = one();
         let later = Instant::now() + RHYTHM.compare;
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Compare(told(7)));
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), false, RHYTHM, later), Found::Compare(told(7)));
         schedule.compare_at(id, later + RHYTHM.compare);
-        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), RHYTHM, later), Found::Nothing);
+        assert_eq!(schedule.heard(id, Ok(pong(id, Some(7))), false, RHYTHM, later), Found::Nothing);
     }
 
     #[test]
@@ -376,7 +395,7 @@ mod tests {
         assert!(
             !schedule.done(id)
                 && schedule.next().is_none()
-                && schedule.heard(id, Ok(pong(id, None)), RHYTHM, now) == Found::Nothing
+                && schedule.heard(id, Ok(pong(id, None)), false, RHYTHM, now) == Found::Nothing
         );
         schedule.put(reach(id), RHYTHM, now);
         schedule.retain(|other| other != id);
