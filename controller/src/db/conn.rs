@@ -3,17 +3,17 @@
 
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, Connection as _};
+use sqlx::{AnyConnection, Connection as _};
 
 use super::embedded::Embedded;
-use super::{Dialect, Result};
+use super::pool::Pooled;
+use super::{Dialect, Error, Result};
 
 /// A connection of either database.
 #[derive(Debug)]
 pub enum Conn {
     /// One that goes back into its pool.
-    Pooled(PoolConnection<Any>),
+    Pooled(Pooled),
     /// One of its own.
     Own(AnyConnection),
     /// SQLite on the thread that asks.
@@ -59,9 +59,14 @@ impl Conn {
         Ok(())
     }
 
+    /// Who runs the next statement. How it ended is told by [`Conn::ended`]: until then the connection is in an
+    /// unknown state.
     pub(super) fn library(&mut self) -> Library<'_> {
         match self {
-            Self::Pooled(conn) => Library::Sqlx(conn),
+            Self::Pooled(known) => {
+                known.unknown = true;
+                Library::Sqlx(&mut known.conn)
+            }
             Self::Own(conn) => Library::Sqlx(conn),
             Self::Embedded(conn) => Library::Embedded(conn),
         }
@@ -76,10 +81,18 @@ impl Conn {
         }
     }
 
+    /// The statement has ended, in this way. What the server refuses is an end like any other.
+    pub(super) fn ended<T>(&mut self, with: Result<T>) -> Result<T> {
+        if let Self::Pooled(known) = self {
+            known.unknown = !matches!(&with, Ok(_) | Err(Error::Sql(sqlx::Error::Database(_))));
+        }
+        with
+    }
+
     /// It is in an unknown state: no pool takes it back.
     pub(super) fn give_up(&mut self) {
-        if let Self::Pooled(conn) = self {
-            conn.close_on_drop();
+        if let Self::Pooled(known) = self {
+            known.unknown = true;
         }
     }
 

@@ -113,6 +113,26 @@ impl Dialect {
         Ok(())
     }
 
+    /// A statement that inserts rows whose first column counts from 1, after the last value of a counter, and takes
+    /// the counter on. From then until the commit everybody waits for it, and each statement is a way to the server
+    /// and back: so one for both. SQLite has no such statement, and nobody who waits.
+    pub(super) fn insert_counted(
+        self,
+        table: &str,
+        columns: &[&str],
+        rows: &str,
+        counter: &str,
+        n: usize,
+    ) -> Option<String> {
+        let (first, others) = columns.split_first().filter(|_| self == Self::Postgres)?;
+        let (others, all) = (others.join(", "), columns.join(", "));
+        Some(format!(
+            "WITH counted AS (UPDATE counter SET value = value + {n} WHERE name = '{counter}' RETURNING value)
+             INSERT INTO {table} ({all})
+             SELECT (SELECT value FROM counted) - {n} + {first}, {others} FROM ({rows}) AS added ({all})"
+        ))
+    }
+
     /// Takes the lock of a heartbeat, which lasts as long as the connection. False when an older
     /// connection still has it.
     pub(super) async fn take_lock(self, conn: &mut Conn, number: u64) -> Result<bool> {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::filter::Field;
 use super::page::ListSpec;
 use super::row::{json, places};
-use super::{Conn, Result, Row, Tx, query, query_of};
+use super::{Conn, Dialect, Result, Row, Tx, query, query_of};
 
 /// Lists of events.
 pub const LIST: ListSpec = ListSpec {
@@ -75,21 +75,24 @@ pub fn append<C: Serialize>(tx: &mut Tx, event: &NewEvent<'_, C>) -> Result<()> 
 
 /// Most events in one statement.
 const TOGETHER: usize = 32;
+const CURSOR: &str = "event_cursor";
+const COLUMNS: [&str; 7] = ["cursor", "path", "resource_kind", "resource_id", "account_id", "content", "at"];
 
 /// Writes what was appended, in order: the last thing before the commit.
-pub(super) async fn write(conn: &mut Conn, events: &mut Vec<Appended>) -> Result<()> {
-    if events.is_empty() {
-        return Ok(());
-    }
-    let last = super::counter::advance(conn, "event_cursor", events.len()).await?;
-    let mut cursor = last - events.len() as i64;
+pub(super) async fn write(conn: &mut Conn, dialect: Dialect, events: &mut Vec<Appended>) -> Result<()> {
     let mut left = events.drain(..);
     while left.len() > 0 {
         // Powers of two: the texts of statements stay few, and each is prepared once.
         let n = 1 << left.len().min(TOGETHER).ilog2();
         let rows: Vec<_> = (0..n).map(|row| format!("({})", places(row * 7 + 1, 7))).collect();
-        let columns = "cursor, path, resource_kind, resource_id, account_id, content, at";
-        let sql = format!("INSERT INTO event ({columns}) VALUES {}", rows.join(", "));
+        let rows = format!("VALUES {}", rows.join(", "));
+        let (sql, mut cursor) = match dialect.insert_counted("event", &COLUMNS, &rows, CURSOR, n) {
+            Some(sql) => (sql, 0),
+            None => {
+                let last = super::counter::advance(conn, CURSOR, n).await?;
+                (format!("INSERT INTO event ({}) {rows}", COLUMNS.join(", ")), last - n as i64)
+            }
+        };
         // The text is made of pieces of this program and `$n`.
         let mut query = query_of(sql);
         for event in left.by_ref().take(n) {

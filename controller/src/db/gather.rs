@@ -13,12 +13,12 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use shared::Error;
-use sqlx::AnyPool;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::long::Long;
+use super::pool::Pool;
 use super::{Conn, Result};
 
 /// Most rows in one query.
@@ -35,7 +35,7 @@ pub(super) type Read<K, V> = for<'c> fn(&'c mut Conn, &'c [K]) -> BoxFuture<'c, 
 #[derive(Clone)]
 pub(super) enum Source {
     /// One for each query.
-    Pool(AnyPool),
+    Pool(Pool),
     /// One for all: each query is short.
     One(Arc<Mutex<Conn>>),
     /// One of those that may take long.
@@ -131,7 +131,7 @@ where
     let keys = padded(keys);
     let found = super::soon(async {
         match source {
-            Source::Pool(pool) => read(&mut Conn::Pooled(pool.acquire().await?), &keys).await,
+            Source::Pool(pool) => read(&mut pool.get().await?, &keys).await,
             Source::One(conn) => read(&mut *conn.lock().await, &keys).await,
             Source::Long(long) => long.read(move |conn| Box::pin(async move { read(conn, &keys).await })).await,
         }

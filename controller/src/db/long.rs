@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::AnyPool;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::{Conn, Dialect, Error, Result, pool};
+use super::pool::Pool;
+use super::{Conn, Dialect, Error, Result};
 
 /// Connections for reads of one kind. Cloning shares them.
 #[derive(Clone)]
 pub(super) enum Long {
     /// Of a server.
-    Pool(AnyPool),
+    Pool(Pool),
     /// Of SQLite.
     Lent(Arc<Lent>),
 }
@@ -35,9 +35,7 @@ impl Long {
     /// `limit` is given up.
     pub(super) fn new(url: &str, dialect: Dialect, most: u32, limit: Duration, tasks: &TaskTracker) -> Result<Self> {
         Ok(match dialect {
-            Dialect::Postgres => {
-                Self::Pool(pool::options(dialect, most, dialect.long_reader_settings(limit)).connect_lazy(url)?)
-            }
+            Dialect::Postgres => Self::Pool(Pool::new(url, dialect, most, dialect.long_reader_settings(limit))?),
             Dialect::Sqlite => Self::Lent(Arc::new(Lent {
                 url: url.to_string(),
                 limit,
@@ -55,7 +53,7 @@ impl Long {
         F: for<'c> FnOnce(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
         let lent = match self {
-            Self::Pool(pool) => return work(&mut Conn::Pooled(pool.acquire().await?)).await,
+            Self::Pool(pool) => return work(&mut pool.get().await?).await,
             Self::Lent(lent) => Arc::clone(lent),
         };
         let place = Arc::clone(&lent.places).acquire_owned().await.map_err(|_| Error::Closed)?;
@@ -83,9 +81,9 @@ impl Long {
     }
 
     /// Closes the connections; what is being read is still read to its end.
-    pub(super) async fn close(&self) {
+    pub(super) fn close(&self) {
         match self {
-            Self::Pool(pool) => pool.close().await,
+            Self::Pool(pool) => pool.close(),
             Self::Lent(lent) => {
                 lent.places.close();
                 lent.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -113,7 +111,7 @@ mod tests {
             assert!(error.took_too_long(), "{error:?}");
             let one = long.read(|conn| Box::pin(async move { query("SELECT 1 AS n").fetch_one(conn).await })).await;
             assert_eq!(one.unwrap().int("n").unwrap(), 1);
-            long.close().await;
+            long.close();
             let closed = long.read(|conn| Box::pin(async move { query("SELECT 1 AS n").fetch_one(conn).await })).await;
             assert!(closed.is_err());
         }

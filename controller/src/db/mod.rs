@@ -66,7 +66,6 @@ use shared::api::storage::Storage;
 use shared::api::vm::Vm;
 use shared::id::{AccountId, ControllerId, HostId, ImageId, JobId, NetworkId, StorageId, VmId};
 use shared::time::Timestamp;
-use sqlx::AnyPool;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -80,6 +79,7 @@ pub use error::{Error, Result};
 pub use gather::Gathered;
 use long::Long;
 use page::{ListSpec, Rows};
+use pool::Pool;
 pub use query::{Query, Row, query, query_of};
 pub use touched::TouchedHosts;
 pub use writer::WriteFigures;
@@ -145,7 +145,7 @@ pub struct Db {
     /// Whose a resource is, by noun and id. Infrastructure belongs to nobody.
     pub owners: Gathered<(&'static str, Uuid), AccountId>,
     dialect: Dialect,
-    readers: AnyPool,
+    readers: Pool,
     lists: Long,
     many: Long,
     writer: Writer,
@@ -249,23 +249,18 @@ impl Db {
     pub async fn open(url: &str, tasks: &TaskTracker) -> Result<Self> {
         let dialect = Dialect::of(url)?;
         migrate(url, dialect).await?;
-        let readers = pool::options(dialect, READERS, dialect.reader_settings()).connect(url).await?;
+        let readers = Pool::new(url, dialect, READERS, dialect.reader_settings())?;
         let lists = Long::new(url, dialect, LISTERS, page::LONGEST, tasks)?;
         let many = Long::new(url, dialect, READERS_OF_MANY, SOON, tasks)?;
         let (closing, together) = (CancellationToken::new(), dialect.gathered_reads());
-        let points = match dialect {
-            // They are short, and many.
-            Dialect::Sqlite => {
-                let conn = Conn::connect_reader(url, dialect).await?;
-                let until = closing.clone().cancelled_owned();
-                let on = thread::own("db-reader", until, CancellationToken::new(), tasks).map_err(sqlx::Error::Io)?;
-                Points { source: gather::Source::One(Arc::new(Mutex::new(conn))), together, on, tasks }
-            }
-            Dialect::Postgres => {
-                let source = gather::Source::Pool(readers.clone());
-                Points { source, together, on: Handle::current(), tasks }
-            }
+        // They are short, and many.
+        let until = closing.clone().cancelled_owned();
+        let on = thread::own("db-reader", until, CancellationToken::new(), tasks).map_err(sqlx::Error::Io)?;
+        let source = match dialect {
+            Dialect::Sqlite => gather::Source::One(Arc::new(Mutex::new(Conn::connect_reader(url, dialect).await?))),
+            Dialect::Postgres => gather::Source::Pool(Pool::new(url, dialect, READERS, dialect.reader_settings())?),
         };
+        let points = Points { source, together, on, tasks };
         // A host may have thousands of VMs.
         let source = gather::Source::Long(many.clone());
         let long = Points { source, together, on: Handle::current(), tasks };
@@ -315,7 +310,7 @@ impl Db {
 
     /// A connection that cannot write.
     pub async fn read(&self) -> Result<Conn> {
-        Ok(Conn::Pooled(self.readers.acquire().await?))
+        self.readers.get().await
     }
 
     /// One page of a list. `scope` is the account whose resources are seen; `None`: all.
@@ -426,9 +421,9 @@ impl Db {
     pub async fn close(&self) {
         self.writer.close().await;
         self.closing.cancel();
-        self.readers.close().await;
-        self.lists.close().await;
-        self.many.close().await;
+        self.readers.close();
+        self.lists.close();
+        self.many.close();
     }
 }
 

@@ -95,40 +95,50 @@ impl Query {
 
     /// Runs it; answers how many rows it changed.
     pub async fn execute(self, conn: &mut Conn) -> Result<u64> {
-        match conn.library() {
+        let changed = match conn.library() {
             Library::Embedded(sqlite) => sqlite.execute(&self),
-            Library::Sqlx(conn) => Ok(self.for_sqlx().execute(conn).await?.rows_affected()),
-        }
+            Library::Sqlx(conn) => {
+                self.for_sqlx().execute(conn).await.map(|done| done.rows_affected()).map_err(Error::from)
+            }
+        };
+        conn.ended(changed)
     }
 
     /// All rows.
     pub async fn fetch_all(self, conn: &mut Conn) -> Result<Vec<Row>> {
-        let mut rows = Vec::new();
-        match conn.library() {
-            Library::Embedded(sqlite) => sqlite.each(&self, |row| {
-                rows.push(row);
-                Ok(true)
-            })?,
-            Library::Sqlx(conn) => {
-                rows.extend(self.for_sqlx().fetch_all(conn).await?.into_iter().map(Row::Sqlx));
+        let rows = match conn.library() {
+            Library::Embedded(sqlite) => {
+                let mut rows = Vec::new();
+                let read = sqlite.each(&self, |row| {
+                    rows.push(row);
+                    Ok(true)
+                });
+                read.map(|()| rows)
             }
-        }
-        Ok(rows)
+            Library::Sqlx(conn) => {
+                let rows = self.for_sqlx().fetch_all(conn).await;
+                rows.map(|rows| rows.into_iter().map(Row::Sqlx).collect()).map_err(Error::from)
+            }
+        };
+        conn.ended(rows)
     }
 
     /// The first row, if there is one.
     pub async fn fetch_optional(self, conn: &mut Conn) -> Result<Option<Row>> {
-        match conn.library() {
+        let first = match conn.library() {
             Library::Embedded(sqlite) => {
                 let mut first = None;
-                sqlite.each(&self, |row| {
+                let read = sqlite.each(&self, |row| {
                     first = Some(row);
                     Ok(false)
-                })?;
-                Ok(first)
+                });
+                read.map(|()| first)
             }
-            Library::Sqlx(conn) => Ok(self.for_sqlx().fetch_optional(conn).await?.map(Row::Sqlx)),
-        }
+            Library::Sqlx(conn) => {
+                self.for_sqlx().fetch_optional(conn).await.map(|row| row.map(Row::Sqlx)).map_err(Error::from)
+            }
+        };
+        conn.ended(first)
     }
 
     /// The one row that there always is.
@@ -138,16 +148,14 @@ impl Query {
 
     /// Gives each row to `visit` and holds no more than one.
     pub async fn each(self, conn: &mut Conn, mut visit: impl FnMut(Row) -> Result<()>) -> Result<()> {
-        match conn.library() {
+        let read = match conn.library() {
             Library::Embedded(sqlite) => sqlite.each(&self, |row| visit(row).map(|()| true)),
             Library::Sqlx(conn) => {
-                let mut rows = self.for_sqlx().fetch(conn);
-                while let Some(row) = rows.try_next().await? {
-                    visit(Row::Sqlx(row))?;
-                }
-                Ok(())
+                let rows = self.for_sqlx().fetch(conn).map_err(Error::from);
+                rows.try_for_each(|row| std::future::ready(visit(Row::Sqlx(row)))).await
             }
-        }
+        };
+        conn.ended(read)
     }
 
     fn for_sqlx(self) -> sqlx::query::Query<'static, Any, AnyArguments> {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use shared::id::ControllerId;
-use sqlx::AnyPool;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Conn, Dialect, Error, Result, TouchedHosts, Tx, pool, query};
+use super::pool::Pool;
+use super::{Conn, Dialect, Error, Result, TouchedHosts, Tx, query};
 use crate::thread;
 
 /// Most writes in one commit: bounds how long the first of them waits.
@@ -115,8 +116,20 @@ impl Committed {
 
 #[derive(Clone)]
 pub(super) enum Writer {
-    Grouped { queue: mpsc::Sender<Write>, closing: CancellationToken, closed: CancellationToken },
-    Pooled { pool: AnyPool, dialect: Dialect, committed: Committed, tasks: TaskTracker, fence: Fence },
+    Grouped {
+        queue: mpsc::Sender<Write>,
+        closing: CancellationToken,
+        closed: CancellationToken,
+    },
+    Pooled {
+        pool: Pool,
+        dialect: Dialect,
+        committed: Committed,
+        running: TaskTracker,
+        on: Handle,
+        closing: CancellationToken,
+        fence: Fence,
+    },
 }
 
 /// The member that writes, and the generation in which it joined: when it is no member any more, the
@@ -135,8 +148,11 @@ impl Writer {
                 Self::Grouped { queue, closing, closed }
             }
             Dialect::Postgres => {
-                let pool = pool::options(dialect, CONNECTIONS, dialect.writer_settings()).connect(url).await?;
-                Self::Pooled { pool, dialect, committed, tasks: tasks.clone(), fence: Fence::default() }
+                let pool = Pool::new(url, dialect, CONNECTIONS, dialect.writer_settings())?;
+                let (running, closing) = (TaskTracker::new(), CancellationToken::new());
+                let until = closing.clone().cancelled_owned();
+                let on = thread::own("db-writer", until, CancellationToken::new(), tasks).map_err(sqlx::Error::Io)?;
+                Self::Pooled { pool, dialect, committed, running, on, closing, fence: Fence::default() }
             }
         })
     }
@@ -179,13 +195,16 @@ impl Writer {
         match self {
             Self::Grouped { queue, .. } => queue.send(write).await.map_err(|_| Error::Closed)?,
             // In a task of its own, so a caller who goes away does not leave a transaction open.
-            Self::Pooled { pool, dialect, committed, tasks, .. } => {
+            Self::Pooled { pool, dialect, committed, running, on, .. } => {
                 let (pool, dialect, committed) = (pool.clone(), *dialect, committed.clone());
-                tasks.spawn(async move {
-                    let mut tx = match pool.acquire().await {
-                        Ok(conn) => Tx::new(Conn::Pooled(conn), dialect),
+                let doing = async move {
+                    let mut tx = match pool.get().await {
+                        Ok(conn) => Tx::new(conn, dialect),
                         // The reply channel closes with the write: the caller sees `Away`.
-                        Err(error) => return tracing::warn!(%error, "no database connection for a write"),
+                        Err(error) => {
+                            let error = &error as &dyn std::error::Error;
+                            return tracing::warn!(error, "no database connection for a write");
+                        }
                     };
                     let done = tokio::time::timeout(ANSWERS_WITHIN, commit_group(&mut tx, vec![write], &committed));
                     if done.await.is_err() {
@@ -194,7 +213,8 @@ impl Writer {
                         committed.tell(&mut tx, true);
                         tx.conn.give_up();
                     }
-                });
+                };
+                running.spawn_on(doing, on);
             }
         }
         answer.await.map_err(|_| Error::Away)?
@@ -214,7 +234,12 @@ impl Writer {
                 closing.cancel();
                 closed.cancelled().await;
             }
-            Self::Pooled { pool, .. } => pool.close().await,
+            Self::Pooled { pool, running, closing, .. } => {
+                pool.close();
+                running.close();
+                running.wait().await;
+                closing.cancel();
+            }
         }
     }
 }
@@ -319,7 +344,7 @@ async fn apply_group(tx: &mut Tx, group: Vec<Write>, answers: &mut Vec<Answer>, 
         }
     }
     let events = !tx.events.is_empty();
-    super::event::write(&mut tx.conn, &mut tx.events).await?;
+    super::event::write(&mut tx.conn, tx.dialect, &mut tx.events).await?;
     let begin = Instant::now();
     exec(tx.conn(), "COMMIT").await?;
     counted.add(answers.len(), begin.elapsed());
