@@ -1,4 +1,4 @@
-//! Connections. Two libraries run statements: sqlx, which has a server's connections and pools, and for what
+//! Connections. Two libraries run statements: sqlx, which has a server's connections, and for what
 //! waits on SQLite in large numbers [`Embedded`], on the thread that asks.
 
 use std::time::Duration;

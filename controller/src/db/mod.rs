@@ -154,7 +154,7 @@ pub struct Db {
     touched_hosts: Arc<TouchedHosts>,
     reached_hosts: Arc<TouchedHosts>,
     counted: Arc<Counted>,
-    /// Ends the thread of the reads that are done together.
+    /// Ends the thread of the reads that are done together, and a server's of writes.
     closing: CancellationToken,
     _closes: Arc<DropGuard>,
     /// What hosts should answer to a ping when all is as it is written here.
@@ -275,7 +275,7 @@ impl Db {
             touched_hosts: Arc::clone(&touched_hosts),
             reached_hosts: Arc::clone(&reached_hosts),
         };
-        let writer = Writer::start(url, dialect, committed, tasks).await?;
+        let writer = Writer::start(url, dialect, committed, tasks, closing.clone()).await?;
         Ok(Self {
             vms: points.of(|conn, ids| vm::views(conn, ids).boxed()),
             whole_vms: points.of(|conn, ids| vm::wholes(conn, ids).boxed()),

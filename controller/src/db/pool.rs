@@ -14,6 +14,8 @@ use super::{Conn, Dialect, Error, Result};
 /// How long a connection may take to answer a ping, and how long a caller waits for one that does.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same with SQLite, where one is free as soon as another read has ended.
+const PATIENCE_WITH_A_FILE: Duration = Duration::from_secs(30);
 /// A connection that was in use so shortly ago is used again without being asked whether it is well.
 const FRESH: Duration = Duration::from_secs(1);
 /// Then it is closed: a server keeps more and more for a connection.
@@ -26,6 +28,7 @@ pub type Pooled = Object<Opener>;
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     conns: managed::Pool<Opener>,
+    patience: Duration,
 }
 
 impl Pool {
@@ -36,12 +39,16 @@ impl Pool {
         // Those that were used last, so that few are at work when there is little to do.
         let builder = managed::Pool::builder(opener).max_size(most as usize).queue_mode(QueueMode::Lifo);
         let conns = builder.build().map_err(|error| sqlx::Error::Configuration(error.into()))?;
-        Ok(Self { conns })
+        let patience = match dialect {
+            Dialect::Sqlite => PATIENCE_WITH_A_FILE,
+            Dialect::Postgres => PATIENCE,
+        };
+        Ok(Self { conns, patience })
     }
 
     /// A connection, when one is free.
     pub(super) async fn get(&self) -> Result<Conn> {
-        match tokio::time::timeout(PATIENCE, self.conns.get()).await {
+        match tokio::time::timeout(self.patience, self.conns.get()).await {
             Ok(Ok(conn)) => Ok(Conn::Pooled(conn)),
             Ok(Err(PoolError::Backend(error))) => Err(error),
             Ok(Err(PoolError::Closed)) => Err(Error::Closed),

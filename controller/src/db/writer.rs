@@ -116,20 +116,8 @@ impl Committed {
 
 #[derive(Clone)]
 pub(super) enum Writer {
-    Grouped {
-        queue: mpsc::Sender<Write>,
-        closing: CancellationToken,
-        closed: CancellationToken,
-    },
-    Pooled {
-        pool: Pool,
-        dialect: Dialect,
-        committed: Committed,
-        running: TaskTracker,
-        on: Handle,
-        closing: CancellationToken,
-        fence: Fence,
-    },
+    Grouped { queue: mpsc::Sender<Write>, closing: CancellationToken, closed: CancellationToken },
+    Pooled { pool: Pool, dialect: Dialect, committed: Committed, running: TaskTracker, on: Handle, fence: Fence },
 }
 
 /// The member that writes, and the generation in which it joined: when it is no member any more, the
@@ -137,7 +125,14 @@ pub(super) enum Writer {
 pub(super) type Fence = Arc<OnceLock<(ControllerId, u64)>>;
 
 impl Writer {
-    pub(super) async fn start(url: &str, dialect: Dialect, committed: Committed, tasks: &TaskTracker) -> Result<Self> {
+    /// On a server it writes until `closing`; what is written to SQLite ends when nobody can ask any more.
+    pub(super) async fn start(
+        url: &str,
+        dialect: Dialect,
+        committed: Committed,
+        tasks: &TaskTracker,
+        closing: CancellationToken,
+    ) -> Result<Self> {
         Ok(match dialect {
             Dialect::Sqlite => {
                 let (queue, writes) = mpsc::channel(QUEUE);
@@ -149,10 +144,9 @@ impl Writer {
             }
             Dialect::Postgres => {
                 let pool = Pool::new(url, dialect, CONNECTIONS, dialect.writer_settings())?;
-                let (running, closing) = (TaskTracker::new(), CancellationToken::new());
-                let until = closing.clone().cancelled_owned();
+                let until = closing.cancelled_owned();
                 let on = thread::own("db-writer", until, CancellationToken::new(), tasks).map_err(sqlx::Error::Io)?;
-                Self::Pooled { pool, dialect, committed, running, on, closing, fence: Fence::default() }
+                Self::Pooled { pool, dialect, committed, running: TaskTracker::new(), on, fence: Fence::default() }
             }
         })
     }
@@ -234,11 +228,10 @@ impl Writer {
                 closing.cancel();
                 closed.cancelled().await;
             }
-            Self::Pooled { pool, running, closing, .. } => {
+            Self::Pooled { pool, running, .. } => {
                 pool.close();
                 running.close();
                 running.wait().await;
-                closing.cancel();
             }
         }
     }
