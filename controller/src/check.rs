@@ -126,7 +126,7 @@ async fn database(config: &Config, clock: &Clock) -> Vec<Finding> {
     };
     let mut findings = vec![match answer.schema {
         None => Finding::poor("database", format!("{shown} is empty: `kring-controller init` fills it")),
-        Some(schema) if schema > probe::newest() => {
+        Some(schema) if schema > probe::newest(dialect) => {
             let text = format!(
                 "{shown} was brought to schema {schema} by a newer release, which works for one release back: \
                  install that one here too"

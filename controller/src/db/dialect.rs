@@ -2,10 +2,19 @@
 
 use std::time::Duration;
 
+use sqlx::migrate::Migrator;
+
 use super::{Conn, Error, Result, query};
 
-/// Kind of the advisory locks of heartbeats on PostgreSQL.
+/// Kinds of the advisory locks on PostgreSQL: of heartbeats, and of transactions that number events.
 const HEARTBEAT_LOCK: i32 = 0x4b52;
+const EVENT_LOCK: i32 = 0x4b45;
+/// The part of an event's number that such a lock can tell, and half of what that counts to.
+const LOW: i64 = 0x7fff_ffff;
+const HALF: i64 = 0x4000_0000;
+/// Condition: the advisory locks with a kind that are held in this database.
+const LOCKS_OF_TWO_NUMBERS: &str = "locktype = 'advisory' AND granted AND objsubid = 2
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,24 +122,48 @@ impl Dialect {
         Ok(())
     }
 
-    /// A statement that inserts rows whose first column counts from 1, after the last value of a counter, and takes
-    /// the counter on. From then until the commit everybody waits for it, and each statement is a way to the server
-    /// and back: so one for both. SQLite has no such statement, and nobody who waits.
-    pub(super) fn insert_counted(
-        self,
-        table: &str,
-        columns: &[&str],
-        rows: &str,
-        counter: &str,
-        n: usize,
-    ) -> Option<String> {
-        let (first, others) = columns.split_first().filter(|_| self == Self::Postgres)?;
-        let (others, all) = (others.join(", "), columns.join(", "));
-        Some(format!(
-            "WITH counted AS (UPDATE counter SET value = value + {n} WHERE name = '{counter}' RETURNING value)
-             INSERT INTO {table} ({all})
-             SELECT (SELECT value FROM counted) - {n} + {first}, {others} FROM ({rows}) AS added ({all})"
-        ))
+    /// Migrations of this database alone. Versions are counted together with those of both.
+    pub(super) fn migrations(self) -> Migrator {
+        match self {
+            Self::Sqlite => Migrator::DEFAULT,
+            Self::Postgres => sqlx::migrate!("./migrations/postgres"),
+        }
+    }
+
+    /// A statement that inserts `rows` of events, whose first column is the cursor on SQLite. On a server it is only
+    /// the order of the rows, which are numbered there. Before that, the transaction takes a lock that tells the
+    /// number behind which its own will be.
+    pub(super) fn insert_events(self, columns: &[&str], rows: &str) -> String {
+        let all = columns.join(", ");
+        match self {
+            Self::Sqlite => format!("INSERT INTO event ({all}) {rows}"),
+            Self::Postgres => format!(
+                "WITH begun AS MATERIALIZED (
+                     SELECT pg_advisory_xact_lock_shared({EVENT_LOCK}, CAST(last_value & {LOW} AS INT)) IS NULL AS never
+                     FROM event_cursor)
+                 INSERT INTO event ({all})
+                 SELECT nextval('event_cursor'), {others}
+                 FROM (SELECT added.* FROM begun, ({rows}) AS added ({all}) WHERE NOT never ORDER BY added.cursor) AS added",
+                others = columns[1..].join(", ")
+            ),
+        }
+    }
+
+    /// A statement that tells the newest cursor of an event, and the one up to which no more can come: the least of
+    /// those behind which the numbers of running transactions are. In this order: whoever takes a lock after the
+    /// newest was read has greater numbers.
+    pub(super) fn cursors(self) -> String {
+        match self {
+            Self::Sqlite => {
+                "SELECT value AS newest, value AS settled FROM counter WHERE name = 'event_cursor'".to_string()
+            }
+            Self::Postgres => format!(
+                "SELECT last_value AS newest, last_value - GREATEST(0, (
+                     SELECT MAX(((last_value - objid::bigint + {HALF}) & {LOW}) - {HALF}) FROM pg_locks
+                     WHERE {LOCKS_OF_TWO_NUMBERS} AND classid::bigint = {EVENT_LOCK})) AS settled
+                 FROM event_cursor"
+            ),
+        }
     }
 
     /// Takes the lock of a heartbeat, which lasts as long as the connection. False when an older
@@ -149,9 +182,8 @@ impl Dialect {
         match self {
             Self::Sqlite => "1".to_string(),
             Self::Postgres => format!(
-                "CAST(EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
-                     AND classid::bigint = {HEARTBEAT_LOCK} AND objid::bigint = {column}
-                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS INT)"
+                "CAST(EXISTS (SELECT 1 FROM pg_locks WHERE {LOCKS_OF_TWO_NUMBERS}
+                     AND classid::bigint = {HEARTBEAT_LOCK} AND objid::bigint = {column}) AS INT)"
             ),
         }
     }

@@ -1,9 +1,11 @@
-//! Rows of events: appended in the transaction that makes them true, read in the order of commits.
+//! Rows of events: appended in the transaction that makes them true, read in the order in which they happened to
+//! each resource.
 //!
-//! The cursor comes from a counter row, whose lock is held until the commit: so the order of cursors
-//! is the order of commits on both databases, and a reader that has seen a cursor misses nothing
-//! before it. What a transaction appends is kept until its end and written at once, so the lock is
-//! held shortly.
+//! What a transaction appends is kept until its end and written at once. Then it has every lock that it needs, so
+//! of two that touch the same resource the later one has the greater cursors. SQLite has one writer, and cursors from
+//! a counter. A counter on a server would be locked until the commit is on the disk, and all controllers would commit
+//! one after the other. There they come from a sequence and are committed in any order, and a reader stops before
+//! those that a running transaction may still commit: so one that has seen a cursor misses nothing before it.
 
 use serde::Serialize;
 use shared::api::event::Event;
@@ -80,21 +82,20 @@ const COLUMNS: [&str; 7] = ["cursor", "path", "resource_kind", "resource_id", "a
 
 /// Writes what was appended, in order: the last thing before the commit.
 pub(super) async fn write(conn: &mut Conn, dialect: Dialect, events: &mut Vec<Appended>) -> Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut cursor = match dialect {
+        Dialect::Sqlite => super::counter::advance(conn, CURSOR, events.len()).await? - events.len() as i64,
+        Dialect::Postgres => 0,
+    };
     let mut left = events.drain(..);
     while left.len() > 0 {
         // Powers of two: the texts of statements stay few, and each is prepared once.
         let n = 1 << left.len().min(TOGETHER).ilog2();
         let rows: Vec<_> = (0..n).map(|row| format!("({})", places(row * 7 + 1, 7))).collect();
-        let rows = format!("VALUES {}", rows.join(", "));
-        let (sql, mut cursor) = match dialect.insert_counted("event", &COLUMNS, &rows, CURSOR, n) {
-            Some(sql) => (sql, 0),
-            None => {
-                let last = super::counter::advance(conn, CURSOR, n).await?;
-                (format!("INSERT INTO event ({}) {rows}", COLUMNS.join(", ")), last - n as i64)
-            }
-        };
         // The text is made of pieces of this program and `$n`.
-        let mut query = query_of(sql);
+        let mut query = query_of(dialect.insert_events(&COLUMNS, &format!("VALUES {}", rows.join(", "))));
         for event in left.by_ref().take(n) {
             cursor += 1;
             query = query.bind(cursor).bind(event.path).bind(event.resource_kind).bind(event.resource_id);
@@ -105,32 +106,35 @@ pub(super) async fn write(conn: &mut Conn, dialect: Dialect, events: &mut Vec<Ap
     Ok(())
 }
 
-/// The cursor of the newest event; 0 when there is none.
-pub async fn newest(conn: &mut Conn) -> Result<i64> {
-    let row = query("SELECT value FROM counter WHERE name = 'event_cursor'").fetch_one(conn).await?;
-    row.int("value")
+/// How far the cursors of events have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursors {
+    /// The newest; its event may not be committed yet.
+    pub newest: i64,
+    /// The last one up to which all events that ever come are there to be read, from now on.
+    pub settled: i64,
 }
 
-/// Events after `cursor`, oldest first; only those of `account` when it is given.
-pub async fn after(conn: &mut Conn, cursor: i64, max: u32, account: Option<AccountId>) -> Result<Vec<Event>> {
-    let rows = match account {
-        None => {
-            query("SELECT * FROM event WHERE cursor > $1 ORDER BY cursor LIMIT $2")
-                .bind(cursor)
-                .bind(i64::from(max))
-                .fetch_all(conn)
-                .await?
-        }
-        Some(account) => {
-            query("SELECT * FROM event WHERE cursor > $1 AND account_id = $3 ORDER BY cursor LIMIT $2")
-                .bind(cursor)
-                .bind(i64::from(max))
-                .bind(account.to_string())
-                .fetch_all(conn)
-                .await?
-        }
-    };
-    rows.iter().map(from_row).collect()
+/// Asks how far they have come.
+pub async fn cursors(conn: &mut Conn, dialect: Dialect) -> Result<Cursors> {
+    let row = query_of(dialect.cursors()).fetch_one(conn).await?;
+    Ok(Cursors { newest: row.int("newest")?, settled: row.int("settled")? })
+}
+
+/// Events after a cursor, oldest first, up to one that is settled; only those of `account` when it is given.
+pub async fn between(
+    conn: &mut Conn,
+    (after, settled): (i64, i64),
+    max: u32,
+    account: Option<AccountId>,
+) -> Result<Vec<Event>> {
+    let whose = if account.is_some() { "AND account_id = $4" } else { "" };
+    let sql = format!("SELECT * FROM event WHERE cursor > $1 AND cursor <= $2 {whose} ORDER BY cursor LIMIT $3");
+    let mut query = query_of(sql).bind(after).bind(settled).bind(i64::from(max));
+    if let Some(account) = account {
+        query = query.bind(account.to_string());
+    }
+    query.fetch_all(conn).await?.iter().map(from_row).collect()
 }
 
 /// Removes events older than `before`; answers how many.
@@ -154,3 +158,6 @@ pub fn from_row(row: &Row) -> Result<Event> {
         at: row.time("at")?,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,7 @@ use shared::api::storage::Storage;
 use shared::api::vm::Vm;
 use shared::id::{AccountId, ControllerId, HostId, ImageId, JobId, NetworkId, StorageId, VmId};
 use shared::time::Timestamp;
+use sqlx::migrate::Migrator;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -208,8 +209,10 @@ pub async fn take_heartbeat_lock(conn: &mut Conn, dialect: Dialect, joined: u64)
 
 /// What makes the schema of this release. A controller of the version before may start beside those that have
 /// brought it further: what they added is not its business.
-fn migrations() -> sqlx::migrate::Migrator {
-    let mut migrations = sqlx::migrate!("./migrations");
+fn migrations(dialect: Dialect) -> Migrator {
+    let of_both = sqlx::migrate!("./migrations");
+    let all = of_both.iter().chain(dialect.migrations().iter()).cloned().collect();
+    let mut migrations = Migrator::with_migrations(all);
     migrations.set_ignore_missing(true);
     migrations
 }
@@ -219,12 +222,12 @@ async fn migrate(url: &str, dialect: Dialect) -> Result<()> {
     let mut conn = Conn::connect(&dialect.create_url(url)).await?;
     conn.set(dialect.writer_settings()).await?;
     if let Library::Sqlx(conn) = conn.library() {
-        migrations().run(conn).await?;
+        migrations(dialect).run(conn).await?;
     }
     let sql = "SELECT CAST(MAX(version) AS BIGINT) AS version FROM _sqlx_migrations";
     let there = query(sql).fetch_one(&mut conn).await?.int("version")?;
     conn.close().await?;
-    let known = probe::newest();
+    let known = probe::newest(dialect);
     if there > known {
         tracing::warn!(
             schema.version = there,

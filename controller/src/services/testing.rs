@@ -160,7 +160,7 @@ impl TestSystem {
     /// Paths of all events so far, in order.
     pub async fn event_paths(&self) -> Vec<String> {
         let mut conn = self.context.deps.db.read().await.unwrap();
-        let events = crate::db::event::after(&mut conn, 0, 1000, None).await.unwrap();
+        let events = crate::db::event::between(&mut conn, (0, i64::MAX), 1000, None).await.unwrap();
         events.into_iter().map(|event| event.path).collect()
     }
 }

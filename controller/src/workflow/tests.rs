@@ -221,7 +221,7 @@ async fn a_job_runs_its_steps_and_ends_with_an_event() {
     assert_eq!(world(job.resource.id).lock().unwrap().len(), 2);
     assert_eq!(bench.records(job.resource.id).await, 3);
     let mut conn = bench.deps.db.read().await.unwrap();
-    let events = db::event::after(&mut conn, 0, 10, None).await.unwrap();
+    let events = db::event::between(&mut conn, (0, i64::MAX), 10, None).await.unwrap();
     assert_eq!(events.iter().map(|e| e.path.as_str()).collect::<Vec<_>>(), ["/job/succeeded"]);
 }
 

@@ -106,7 +106,7 @@ async fn die(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyhow
     for (_, host) in &alive {
         host.pings.take_longest();
     }
-    let begin = Instant::now();
+    let (begin, dropped) = (Instant::now(), process::dropped_connections()?);
     dead.iter().for_each(|(_, host)| host.freeze());
     until_counted(cluster, "disconnected", dead.len()).await?;
     let noticed = begin.elapsed().as_secs_f64() / interval.as_secs_f64();
@@ -114,6 +114,9 @@ async fn die(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyhow
     let longest = alive.iter().map(|(_, host)| host.pings.take_longest()).max().unwrap_or_default();
     let late = longest.saturating_sub(interval).as_secs_f64();
     bench.figure(format!("{} dead hosts: latest ping of another", dead.len()), late, "s", "at most 1");
+    // Each of these is tried again by the kernel, a second later.
+    let dropped = (process::dropped_connections()? - dropped) as f64;
+    bench.figure(format!("{} dead hosts: connections dropped at full queues", dead.len()), dropped, "", "");
     dead.iter().for_each(|(_, host)| host.thaw());
     until_counted(cluster, "connected", hosts.len()).await
 }

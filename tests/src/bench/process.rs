@@ -122,6 +122,20 @@ pub fn sockets(pid: u32) -> anyhow::Result<usize> {
     Ok(targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count())
 }
 
+/// Connections that the kernel dropped since its start because a listener's queue was full: whoever opened one tries
+/// again after a second.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn dropped_connections() -> anyhow::Result<u64> {
+    let netstat = std::fs::read_to_string("/proc/net/netstat")?;
+    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) =
+        (lines.next().context("no TcpExt in netstat")?, lines.next().context("no values in netstat")?);
+    let dropped = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "ListenOverflows");
+    Ok(dropped.context("no ListenOverflows in netstat")?.1.parse()?)
+}
+
 /// Lets this process, and those that it starts, have as many files open as the kernel allows.
 ///
 /// # Errors
