@@ -265,6 +265,12 @@ impl Cluster {
         self.run().await
     }
 
+    /// Its database, when that is on a server.
+    #[must_use]
+    pub fn server_url(&self) -> Option<&str> {
+        self.postgres.as_ref().map(|(_, url)| url.as_str())
+    }
+
     /// Id of the controller's process.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

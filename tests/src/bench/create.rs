@@ -37,27 +37,26 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
         bench.figure(format!("{size} VMs: CPU each, of clients and simulated hosts"), each.bench * 1000.0, "ms", "");
         bench.figure(format!("{size} VMs: CPU each, of the machine"), each.machine * 1000.0, "ms", "");
         if size >= MANY {
-            beside(&mut bench, size, each, work).await?;
+            beside(&mut bench, &cluster, size, each, work).await?;
         }
     }
     cluster.stop().await?;
     bench.end()
 }
 
-/// The same number of requests and durable writes by a bare program. There is one for the embedded database.
-async fn beside(bench: &mut Bench, size: usize, made: Spent, work: Work) -> anyhow::Result<()> {
+/// The same number of requests, durable writes and commits by a bare program.
+async fn beside(bench: &mut Bench, cluster: &Cluster, size: usize, made: Spent, work: Work) -> anyhow::Result<()> {
     let of = (size, "VMs");
     bench.figure(format!("{size} VMs: requests of clients, each"), work.requests as f64, "", "");
     bench.figure(format!("{size} VMs: requests to hosts, each"), work.commands as f64, "", "");
     bench.figure(format!("{size} VMs: durable writes, each"), work.writes as f64, "", "");
-    if std::env::var_os("KRING_TEST_POSTGRES").is_some() {
-        return Ok(());
-    }
-    let floor = floor::measure(work, size).await?.each(size);
+    bench.figure(format!("{size} VMs: writes in a commit"), work.together as f64, "", "");
+    let floor = floor::measure(work, size, cluster.server_url()).await?.each(size);
     bench.point(of, "the same by a bare program, each", floor.wall * 1000.0, "ms", "");
     bench.point(of, "CPU each of the bare program", floor.cpu * 1000.0, "ms", "");
     bench.point(of, "times the bare program's", made.wall / floor.wall, "", "at most 3");
     bench.point(of, "times the bare program's CPU", made.cpu / floor.cpu, "", "");
+    bench.point(of, "CPU each of the machine, with the bare program", floor.machine * 1000.0, "ms", "");
     Ok(())
 }
 
@@ -66,6 +65,7 @@ struct Counted {
     requests: f64,
     commands: f64,
     writes: f64,
+    commits: f64,
 }
 
 impl Counted {
@@ -80,6 +80,7 @@ impl Counted {
             requests: sum("kring_http_requests_total"),
             commands: sum("kring_host_requests_total"),
             writes: sum("kring_db_writes_total"),
+            commits: sum("kring_db_commits_total"),
         })
     }
 
@@ -90,6 +91,7 @@ impl Counted {
             requests: each(self.requests, before.requests),
             commands: each(self.commands, before.commands),
             writes: each(self.writes, before.writes),
+            together: ((self.writes - before.writes) / (self.commits - before.commits).max(1.0)).ceil() as u64,
         }
     }
 }

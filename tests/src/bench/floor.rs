@@ -2,13 +2,14 @@
 //! as many requests to hosts for each VM as the controller did, and knows nothing of VMs.
 //!
 //! It is a process of its own beside the same load generator ([`measure`]) and the same libraries: HTTPS with
-//! kept connections on both sides, SQLite with a commit on the disk for all writes that wait ([`serve`]).
+//! kept connections on both sides, the same database, as many writes in a commit ([`serve`]).
+
+mod rows;
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
@@ -26,10 +27,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::wire::CONTROLLER_DNS_NAME;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use uuid::Uuid;
+
+use rows::Rows;
 
 use super::create::CLIENTS;
 use super::load::{Connected, Target};
@@ -40,8 +41,6 @@ use crate::{cmd, wait};
 
 /// What is sent, and what is written of each: about as much as for a VM.
 const TEXT: &str = r#"{"name":"vm-0123456789","image_id":"01990000-0000-7000-8000-000000000000","vcpus":1,"memory":268435456,"nics":[{"network_id":"01990000-0000-7000-8000-000000000001","mac":"52:54:00:00:00:00","ip":"10.64.0.1"}],"state":"running","links":{"self":"/v1/vms/01990000-0000-7000-8000-000000000002"},"created_at":"2026-11-22T00:00:00.000Z"}"#;
-/// Most writes in one commit.
-const GROUP: usize = 256;
 const CERTIFICATE: &str = "cert.pem";
 const KEY: &str = "key.pem";
 const ADDRESS: &str = "address";
@@ -57,28 +56,24 @@ pub struct Work {
     pub commands: u64,
     /// Writes, each of which is durable before the next one.
     pub writes: u64,
+    /// Writes of several that were made durable by one commit, on average.
+    pub together: u64,
 }
 
-/// Has the bare program do this so often, for as many clients as there are in `create`.
-pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Spent> {
+/// Has the bare program do this so often, for as many clients as there are in `create`, with a database on a server
+/// when one is given.
+pub(super) async fn measure(work: Work, count: usize, database: Option<&str>) -> anyhow::Result<Spent> {
     let folder = tempfile::tempdir()?;
     let certified = rcgen::generate_simple_self_signed(vec![CONTROLLER_DNS_NAME.to_string(), "127.0.0.1".to_string()])?;
     std::fs::write(folder.path().join(CERTIFICATE), certified.cert.pem())?;
     std::fs::write(folder.path().join(KEY), certified.signing_key.serialize_pem())?;
     let mut tasks = JoinSet::new();
     let host = listen(&mut tasks, folder.path(), |_| async { Ok(()) }).await?.to_string();
-    let (commands, writes) = (work.commands.to_string(), work.writes.to_string());
-    let arguments: [&OsStr; 9] = [
-        "floor".as_ref(),
-        "--folder".as_ref(),
-        folder.path().as_os_str(),
-        "--host".as_ref(),
-        host.as_ref(),
-        "--commands".as_ref(),
-        commands.as_ref(),
-        "--writes".as_ref(),
-        writes.as_ref(),
-    ];
+    let (commands, writes, together) = (work.commands.to_string(), work.writes.to_string(), work.together.to_string());
+    let mut arguments: Vec<&OsStr> = vec!["floor".as_ref(), "--folder".as_ref(), folder.path().as_os_str()];
+    let numbers = [("--commands", &commands), ("--writes", &writes), ("--together", &together), ("--host", &host)];
+    arguments.extend(numbers.iter().flat_map(|(name, value)| [OsStr::new(*name), value.as_ref()]));
+    arguments.extend(database.iter().flat_map(|url| [OsStr::new("--database"), url.as_ref()]));
     let program = cmd::program("kring-bench")?;
     let bare = cmd::spawn(program.as_os_str(), &arguments, &folder.path().join("log"))?;
     let pid = bare.id().context("the bare program is a process")?;
@@ -109,8 +104,11 @@ pub(super) async fn measure(work: Work, count: usize) -> anyhow::Result<Spent> {
 ///
 /// # Errors
 /// When it cannot listen or write.
-pub async fn serve(folder: &Path, host: SocketAddr, commands: u64, writes: u64) -> anyhow::Result<()> {
-    let rows = writer(folder)?;
+pub async fn serve(folder: &Path, host: SocketAddr, work: Work, database: Option<&str>) -> anyhow::Result<()> {
+    let rows = match database {
+        Some(url) => Rows::on_server(url).await?,
+        None => Rows::in_file(folder, usize::try_from(work.together)?.max(1))?,
+    };
     let target = Target::new(host.to_string(), TOKEN.to_string(), &std::fs::read_to_string(folder.join(CERTIFICATE))?)?;
     let hosts = Arc::new(Hosts { target, kept: Mutex::default() });
     let mut tasks = JoinSet::new();
@@ -121,13 +119,11 @@ pub async fn serve(folder: &Path, host: SocketAddr, commands: u64, writes: u64) 
                 return Ok(());
             }
             request.into_body().collect().await?;
-            for n in 0..writes.max(commands) {
-                if n < writes {
-                    let (answer, durable) = oneshot::channel();
-                    rows.send(answer)?;
-                    durable.await?;
+            for n in 0..work.writes.max(work.commands) {
+                if n < work.writes {
+                    rows.add().await?;
                 }
-                if n < commands {
+                if n < work.commands {
                     hosts.send().await?;
                 }
             }
@@ -207,35 +203,6 @@ impl Hosts {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((sender, drivers));
         Ok(())
     }
-}
-
-/// Writes a row for each that asks, and answers when it is durable.
-fn writer(folder: &Path) -> anyhow::Result<mpsc::Sender<oneshot::Sender<()>>> {
-    let conn = rusqlite::Connection::open(folder.join("rows.db"))?;
-    conn.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE t (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID",
-    )?;
-    let (rows, asked) = mpsc::channel::<oneshot::Sender<()>>();
-    let run = move || -> rusqlite::Result<()> {
-        while let Ok(first) = asked.recv() {
-            let mut group = vec![first];
-            group.extend(asked.try_iter().take(GROUP - 1));
-            conn.execute_batch("BEGIN IMMEDIATE")?;
-            for _ in &group {
-                let id = Uuid::now_v7().to_string();
-                conn.prepare_cached("INSERT INTO t (id, body) VALUES (?1, ?2)")?.execute((id, TEXT))?;
-            }
-            conn.execute_batch("COMMIT")?;
-            for waiting in group {
-                // Nobody waits any more when this fails.
-                let _ = waiting.send(());
-            }
-        }
-        Ok(())
-    };
-    // When it fails, whoever waits is told by the channel that closes.
-    std::thread::Builder::new().name("writer".into()).spawn(run)?;
-    Ok(rows)
 }
 
 fn server_config(folder: &Path) -> anyhow::Result<Arc<ServerConfig>> {

@@ -121,6 +121,10 @@ enum What {
         commands: u64,
         #[arg(long)]
         writes: u64,
+        #[arg(long)]
+        together: u64,
+        #[arg(long)]
+        database: Option<String>,
     },
     /// The load generator that `api` starts.
     #[command(hide = true)]
@@ -152,8 +156,9 @@ fn main() -> anyhow::Result<()> {
         Some(What::Start { rounds, sizes }) => runtime.block_on(bench::start::run(rounds, &sizes)),
         Some(What::Soak { rate, seconds }) => runtime.block_on(bench::soak::run(rate, Duration::from_secs(seconds))),
         Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
-        Some(What::Floor { folder, host, commands, writes }) => {
-            runtime.block_on(bench::floor::serve(&folder, host, commands, writes))
+        Some(What::Floor { folder, host, commands, writes, together, database }) => {
+            let work = bench::floor::Work { requests: 0, commands, writes, together };
+            runtime.block_on(bench::floor::serve(&folder, host, work, database.as_deref()))
         }
         Some(What::Load { config, paths, seconds }) => {
             let seen = runtime.block_on(bench::load::run(&config, paths, seconds))?;

@@ -8,6 +8,7 @@ use shared::Error;
 use shared::id::VmId;
 
 use super::*;
+use crate::db::Db;
 use crate::db::testing::dbs;
 
 fn event(n: u64) -> Appended {
@@ -19,6 +20,17 @@ fn event(n: u64) -> Appended {
         content: json!({"n": n}).to_string(),
         at: 0,
     }
+}
+
+async fn append(db: &Db, event: Appended) {
+    let written = db.write(move |tx| {
+        async move {
+            tx.events.push(event);
+            Ok(())
+        }
+        .boxed()
+    });
+    written.await.unwrap();
 }
 
 async fn numbers(conn: &mut Conn, after: i64, settled: i64) -> Vec<u64> {
@@ -41,7 +53,7 @@ async fn what_a_running_transaction_may_still_commit_is_waited_for() {
             query("BEGIN").execute(&mut slow).await.unwrap();
             write(&mut slow, dialect, &mut vec![event(first), event(first + 1), event(first + 2)]).await.unwrap();
             let quick = event(first + 3);
-            test.write(move |tx| async move { Ok(tx.events.push(quick)) }.boxed()).await.unwrap();
+            append(&test, quick).await;
             let during = cursors(&mut reader, dialect).await.unwrap();
             assert_eq!(during, Cursors { newest: before.newest + 4, settled: before.settled });
             assert!(numbers(&mut reader, before.settled, during.settled).await.is_empty());
@@ -118,8 +130,8 @@ async fn cursors_go_on_where_those_of_an_earlier_version_ended() {
             .boxed()
         });
         back.await.unwrap();
-        let again = crate::db::Db::open(&test.url, &tokio_util::task::TaskTracker::new()).await.unwrap();
-        again.write(|tx| async move { Ok(tx.events.push(event(1))) }.boxed()).await.unwrap();
+        let again = Db::open(&test.url, &tokio_util::task::TaskTracker::new()).await.unwrap();
+        append(&again, event(1)).await;
         let cursors = cursors(&mut again.read().await.unwrap(), again.dialect()).await.unwrap();
         assert_eq!(cursors, Cursors { newest: 1001, settled: 1001 });
         again.close().await;
