@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::StreamExt;
 use harness::client::{Call, Client, Reply};
 use harness::cluster::Cluster;
 use reqwest::Method;
@@ -18,6 +17,7 @@ use shared::api::vm::Vm;
 use shared::error::{Code, Problem};
 use shared::units::Bytes;
 
+use super::stream;
 use super::vm::ready;
 
 fn problem(reply: &Reply) -> anyhow::Result<Problem> {
@@ -185,26 +185,12 @@ async fn settings_change_while_kring_runs_and_only_to_what_makes_sense() -> anyh
 async fn events_are_in_order_and_resumed_where_one_left_off() -> anyhow::Result<()> {
     let (cluster, image, network) = ready().await?;
     let vm = cluster.vm(&image, &network).await?;
-    let read = async |after: i64, wanted: usize| {
-        let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).no_proxy().build()?;
-        let url = format!("{}/v1/events?after={after}", cluster.url);
-        let request = client.get(url).header("accept", "text/event-stream");
-        let answer = request.bearer_auth(cluster.api.token().unwrap_or_default()).send().await?;
-        anyhow::ensure!(answer.status() == 200, "{}", answer.status());
-        let (mut stream, mut text, mut events) = (answer.bytes_stream(), String::new(), Vec::<Event>::new());
-        while events.len() < wanted {
-            let chunk = tokio::time::timeout(harness::wait::PATIENCE, stream.next()).await?;
-            let Some(chunk) = chunk else { break };
-            text.push_str(&String::from_utf8(chunk?.to_vec())?);
-            while let Some((message, rest)) = text.split_once("\n\n") {
-                let data: String = message.lines().filter_map(|line| line.strip_prefix("data:")).collect();
-                if !data.is_empty() {
-                    events.push(serde_json::from_str(&data)?);
-                }
-                text = rest.to_string();
-            }
-        }
-        anyhow::Ok(events)
+    let read = async |after: i64, mut wanted: usize| {
+        stream::read(&cluster.api, after, |_| {
+            wanted -= 1;
+            wanted == 0
+        })
+        .await
     };
     let first = read(0, 4).await?;
     assert!(first.is_sorted_by(|a, b| a.cursor < b.cursor), "{first:?}");

@@ -5,6 +5,7 @@
 //! same at random.
 
 mod consoles;
+mod members;
 mod steps;
 mod tables;
 mod ways;

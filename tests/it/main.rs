@@ -15,6 +15,7 @@ mod limits;
 mod migrate;
 mod network;
 mod process;
+mod stream;
 mod trace;
 mod vm;
 mod volume;

@@ -6,8 +6,9 @@ use super::{Conn, Error, Result, query};
 
 /// How far the generation of the ring leaps when a copy is put back. Hosts refuse generations older than
 /// the newest they have seen, and how many there were after the copy was made, nobody knows; a change of
-/// members is one, so this is more than there can have been.
-const LEAP: i64 = 1_000_000;
+/// members is one, so this is more than there can have been. Cursors of events leap as well, further: who has seen
+/// those that came after the copy goes on behind them.
+const LEAPS: [(&str, i64); 2] = [("generation", 1_000_000), ("event_cursor", 1_000_000_000)];
 
 /// Writes a consistent copy of the database at `url` (SQLite) to a file that is not there yet. The
 /// controller may run meanwhile.
@@ -26,6 +27,8 @@ pub async fn revive(url: &str) -> Result<()> {
     if check != "ok" {
         return Err(Error::Column { column: "integrity_check".into(), value: check });
     }
-    query("UPDATE counter SET value = value + $1 WHERE name = 'generation'").bind(LEAP).execute(&mut conn).await?;
+    for (name, by) in LEAPS {
+        query("UPDATE counter SET value = value + $1 WHERE name = $2").bind(by).bind(name).execute(&mut conn).await?;
+    }
     conn.close().await
 }

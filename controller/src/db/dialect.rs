@@ -132,15 +132,16 @@ impl Dialect {
 
     /// A statement that inserts `rows` of events, whose first column is the cursor on SQLite. On a server it is only
     /// the order of the rows, which are numbered there. Before that, the transaction takes a lock that tells the
-    /// number behind which its own will be.
+    /// number behind which its own will be. (The sequence is asked by its function: a look at its row may see the
+    /// greater number that is written to the log meanwhile.)
     pub(super) fn insert_events(self, columns: &[&str], rows: &str) -> String {
         let all = columns.join(", ");
         match self {
             Self::Sqlite => format!("INSERT INTO event ({all}) {rows}"),
             Self::Postgres => format!(
                 "WITH begun AS MATERIALIZED (
-                     SELECT pg_advisory_xact_lock_shared({EVENT_LOCK}, CAST(last_value & {LOW} AS INT)) IS NULL AS never
-                     FROM event_cursor)
+                     SELECT pg_advisory_xact_lock_shared({EVENT_LOCK},
+                         CAST(pg_sequence_last_value('event_cursor') & {LOW} AS INT)) IS NULL AS never)
                  INSERT INTO event ({all})
                  SELECT nextval('event_cursor'), {others}
                  FROM (SELECT added.* FROM begun, ({rows}) AS added ({all}) WHERE NOT never ORDER BY added.cursor) AS added",
@@ -158,10 +159,11 @@ impl Dialect {
                 "SELECT value AS newest, value AS settled FROM counter WHERE name = 'event_cursor'".to_string()
             }
             Self::Postgres => format!(
-                "SELECT last_value AS newest, last_value - GREATEST(0, (
-                     SELECT MAX(((last_value - objid::bigint + {HALF}) & {LOW}) - {HALF}) FROM pg_locks
+                "WITH counted AS MATERIALIZED (SELECT pg_sequence_last_value('event_cursor') AS newest)
+                 SELECT newest, newest - GREATEST(0, (
+                     SELECT MAX(((newest - objid::bigint + {HALF}) & {LOW}) - {HALF}) FROM pg_locks
                      WHERE {LOCKS_OF_TWO_NUMBERS} AND classid::bigint = {EVENT_LOCK})) AS settled
-                 FROM event_cursor"
+                 FROM counted"
             ),
         }
     }

@@ -9,6 +9,7 @@
 
 use serde::Serialize;
 use shared::api::event::Event;
+use shared::api::page::{ListParams, Page};
 use shared::id::{AccountId, ResourceId};
 use shared::time::Timestamp;
 use uuid::Uuid;
@@ -16,10 +17,10 @@ use uuid::Uuid;
 use super::filter::Field;
 use super::page::ListSpec;
 use super::row::{json, places};
-use super::{Conn, Dialect, Result, Row, Tx, query, query_of};
+use super::{Conn, Db, Dialect, Result, Row, Tx, query, query_of};
 
 /// Lists of events.
-pub const LIST: ListSpec = ListSpec {
+const LIST: ListSpec = ListSpec {
     columns: "event.*",
     from: "event",
     only: None,
@@ -119,6 +120,24 @@ pub struct Cursors {
 pub async fn cursors(conn: &mut Conn, dialect: Dialect) -> Result<Cursors> {
     let row = query_of(dialect.cursors()).fetch_one(conn).await?;
     Ok(Cursors { newest: row.int("newest")?, settled: row.int("settled")? })
+}
+
+/// One page of those that are settled: a stream that begins behind the last one of a list shall miss none before it.
+///
+/// # Errors
+/// Those of [`Db::page`].
+pub async fn list(db: &Db, params: ListParams, scope: Option<AccountId>) -> Result<Page<Event>> {
+    // Asked before the events.
+    let settled = cursors(&mut db.read().await?, db.dialect()).await?.settled;
+    let descending = params.sort.as_deref().is_some_and(|sort| sort.starts_with('-'));
+    let mut page = db.page(&LIST, params, scope).await?.read(from_row)?;
+    let read = page.items.len();
+    page.items.retain(|event| event.cursor <= settled);
+    if page.items.len() < read && !descending {
+        // What comes behind them is not settled either.
+        page.next_cursor = None;
+    }
+    Ok(page)
 }
 
 /// Events after a cursor, oldest first, up to one that is settled; only those of `account` when it is given.

@@ -96,10 +96,7 @@ impl Long {
 mod tests {
     use super::*;
     use crate::db::query;
-    use crate::db::testing::dbs;
-
-    /// Some hundred million rows.
-    const ENDLESS: &str = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900000000) SELECT COUNT(*) AS n FROM n";
+    use crate::db::testing::{ENDLESS, dbs};
 
     #[tokio::test]
     async fn a_read_that_takes_too_long_is_given_up_and_its_connection_reads_on() {

@@ -148,6 +148,7 @@ pub struct Db {
     dialect: Dialect,
     readers: Pool,
     lists: Long,
+    slow_lists: Long,
     many: Long,
     writer: Writer,
     events: Arc<watch::Sender<u64>>,
@@ -240,9 +241,12 @@ async fn migrate(url: &str, dialect: Dialect) -> Result<()> {
 
 /// Connections that read; SQLite serves them from memory, so more would only fight for two cores.
 const READERS: u32 = 7;
-/// Connections that lists are read with: one that reads a million rows takes long, and nothing else may wait
-/// for it.
+/// Connections that lists are read with, none of which takes long there.
 const LISTERS: u32 = 3;
+/// Those of lists that did: one that reads a million rows is waited for by nobody but others like it.
+const SLOW_LISTERS: u32 = 2;
+/// How long a list may take before it goes on among those.
+const QUICK: Duration = Duration::from_millis(100);
 /// Connections that read many rows, such as those of all hosts.
 const READERS_OF_MANY: u32 = 2;
 
@@ -253,7 +257,8 @@ impl Db {
         let dialect = Dialect::of(url)?;
         migrate(url, dialect).await?;
         let readers = Pool::new(url, dialect, READERS, dialect.reader_settings())?;
-        let lists = Long::new(url, dialect, LISTERS, page::LONGEST, tasks)?;
+        let lists = Long::new(url, dialect, LISTERS, QUICK, tasks)?;
+        let slow_lists = Long::new(url, dialect, SLOW_LISTERS, page::LONGEST, tasks)?;
         let many = Long::new(url, dialect, READERS_OF_MANY, SOON, tasks)?;
         let (closing, together) = (CancellationToken::new(), dialect.gathered_reads());
         // They are short, and many.
@@ -293,6 +298,7 @@ impl Db {
             dialect,
             readers,
             lists,
+            slow_lists,
             many,
             writer,
             events,
@@ -321,16 +327,30 @@ impl Db {
     /// # Errors
     /// Those of [`page::list`].
     pub async fn page(&self, spec: &'static ListSpec, params: ListParams, scope: Option<AccountId>) -> Result<Rows> {
-        self.list(move |conn| Box::pin(async move { page::list(conn, spec, &params, scope).await })).await
+        self.list(move |conn| {
+            let params = params.clone();
+            Box::pin(async move { page::list(conn, spec, &params, scope).await })
+        })
+        .await
     }
 
-    /// Reads what belongs to a list.
+    /// Reads what belongs to a list. What turns out to take long begins anew where only such reads are, and there
+    /// may be no room for it in time.
+    ///
+    /// # Errors
+    /// `deadline_exceeded` for what takes too long; failures of the database.
     pub async fn list<T, F>(&self, read: F) -> Result<T>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
+        F: for<'c> Fn(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Clone + Send + 'static,
     {
-        self.lists.read(read).await
+        page::in_time(async {
+            match self.lists.read(read.clone()).await {
+                Err(error) if error.took_too_long() => self.slow_lists.read(read).await,
+                read => read,
+            }
+        })
+        .await
     }
 
     /// Reads many rows, such as those of all hosts.
@@ -426,6 +446,7 @@ impl Db {
         self.closing.cancel();
         self.readers.close();
         self.lists.close();
+        self.slow_lists.close();
         self.many.close();
     }
 }

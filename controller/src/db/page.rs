@@ -24,7 +24,7 @@ pub use super::filter::{Field, Kind};
 use super::query::Query;
 use super::{Conn, Result, Row, query_of};
 
-/// How long the query of a list may take.
+/// How long a list may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(2);
 /// The condition of a list of everything.
 const ALL: &str = "1 = 1";
@@ -60,6 +60,20 @@ pub struct Rows {
     pub count: Option<u64>,
 }
 
+/// A list for which very many rows are read is given up: by the database, or when that does not answer at all. So is
+/// one that waited for others like it.
+pub(super) async fn in_time<T>(list: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(LONGEST + ANSWER, list).await {
+        Ok(Err(error)) if !error.took_too_long() => Err(error),
+        Ok(Ok(result)) => Ok(result),
+        _ => {
+            let text = "the list takes too long: too many rows have to be read for it. Add a condition on id, name, state \
+                        or the id of something it belongs to, sort by id, and leave count out";
+            Err(Wire::new(shared::Code::DeadlineExceeded, text).into())
+        }
+    }
+}
+
 /// Reads one page. `scope` is the account whose resources are seen; `None`: all.
 ///
 /// # Errors
@@ -67,7 +81,7 @@ pub struct Rows {
 pub async fn list(conn: &mut Conn, spec: &ListSpec, params: &ListParams, scope: Option<AccountId>) -> Result<Rows> {
     let plan = Plan::new(spec, params, scope)?;
     let (page, after) = (plan.page(), plan.cursor.is_some());
-    let mut rows = in_time(page.query().fetch_all(&mut *conn)).await?;
+    let mut rows = page.query().fetch_all(&mut *conn).await?;
     let next_cursor = if rows.len() > plan.limit as usize {
         rows.truncate(plan.limit as usize);
         rows.last().map(|row| plan.cursor_behind(row)).transpose()?
@@ -78,25 +92,12 @@ pub async fn list(conn: &mut Conn, spec: &ListSpec, params: &ListParams, scope: 
         // Everything is on this page: no second query.
         Some(true) if next_cursor.is_none() && !after => Some(rows.len() as u64),
         Some(true) => {
-            let total: i64 = in_time(plan.count().query().fetch_one(conn)).await?.int("n")?;
+            let total: i64 = plan.count().query().fetch_one(conn).await?.int("n")?;
             Some(u64::try_from(total).unwrap_or(0))
         }
         _ => None,
     };
     Ok(Rows { rows, next_cursor, count })
-}
-
-/// A query that reads very many rows is given up: by the database, or when that does not answer at all.
-async fn in_time<T>(query: impl Future<Output = Result<T>>) -> Result<T> {
-    match tokio::time::timeout(LONGEST + ANSWER, query).await {
-        Ok(Err(error)) if !error.took_too_long() => Err(error),
-        Ok(Ok(result)) => Ok(result),
-        _ => {
-            let text = "the list takes too long: too many rows have to be read for it. Add a condition on id, name, state \
-                        or the id of something it belongs to, sort by id, and leave count out";
-            Err(Wire::new(shared::Code::DeadlineExceeded, text).into())
-        }
-    }
 }
 
 impl Sql {

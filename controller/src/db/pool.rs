@@ -1,9 +1,10 @@
 //! Pools of connections. A way to a database server may cease to be one in silence (a firewall forgets it, a
 //! machine is gone): whoever writes into such a connection hears nothing for many minutes. So nobody waits
 //! for a connection without a limit, one that was not used for a moment is asked whether it is well, and one whose
-//! last statement has no end goes to nobody else. One that was used just now is used again as it is: to ask it
+//! last statement has no end is closed. One that was used just now is used again as it is: to ask it
 //! costs as much as most statements.
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
@@ -21,8 +22,35 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Then it is closed: a server keeps more and more for a connection.
 const OLD: Duration = Duration::from_secs(1800);
 
-/// A connection that goes back into its pool.
-pub type Pooled = Object<Opener>;
+/// A connection that goes back into its pool, unless it is in an unknown state: then it is closed.
+#[derive(Debug)]
+pub struct Pooled(Option<Object<Opener>>);
+
+#[expect(clippy::expect_used, reason = "it is there until this is dropped")]
+impl Deref for Pooled {
+    type Target = Known;
+    fn deref(&self) -> &Known {
+        self.0.as_ref().expect("a connection is there until it is dropped")
+    }
+}
+
+#[expect(clippy::expect_used, reason = "it is there until this is dropped")]
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut Known {
+        self.0.as_mut().expect("a connection is there until it is dropped")
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        if let Some(conn) = self.0.take()
+            && conn.unknown
+        {
+            // Out of the pool: a server's process at its other end may hold locks, or send into nothing.
+            drop(Object::take(conn));
+        }
+    }
+}
 
 /// Connections of one kind, opened when they are needed. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -49,7 +77,7 @@ impl Pool {
     /// A connection, when one is free.
     pub(super) async fn get(&self) -> Result<Conn> {
         match tokio::time::timeout(self.patience, self.conns.get()).await {
-            Ok(Ok(conn)) => Ok(Conn::Pooled(conn)),
+            Ok(Ok(conn)) => Ok(Conn::Pooled(Pooled(Some(conn)))),
             Ok(Err(PoolError::Backend(error))) => Err(error),
             Ok(Err(PoolError::Closed)) => Err(Error::Closed),
             Ok(Err(_)) | Err(_) => Err(sqlx::Error::PoolTimedOut.into()),
@@ -94,7 +122,7 @@ impl managed::Manager for Opener {
     async fn recycle(&self, known: &mut Known, metrics: &Metrics) -> RecycleResult<Error> {
         // A way to a file does not cease.
         let server = self.dialect == Dialect::Postgres;
-        if known.unknown || (server && metrics.age() > OLD) {
+        if server && metrics.age() > OLD {
             return Err(RecycleError::message("it is not used again"));
         }
         if server && metrics.last_used() > FRESH && !answers(&mut known.conn).await {

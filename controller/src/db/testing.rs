@@ -19,6 +19,10 @@ use uuid::Uuid;
 
 use super::{Conn, Db, Result, Tx, query, query_of};
 
+/// A query of some hundred million rows.
+pub const ENDLESS: &str =
+    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900000000) SELECT COUNT(*) AS n FROM n";
+
 /// A database that exists as long as this.
 pub struct TestDb {
     /// The database.

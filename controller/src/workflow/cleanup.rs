@@ -27,14 +27,25 @@ pub async fn run_due(engine: &Engine) -> Result<usize> {
         db::cleanup::due(&mut conn, deps.clock.now(), 100).await?
     };
     let mut paid = 0;
-    for owed in due.into_iter().filter(|owed| deps.ring.is_mine(owed.resource_id)) {
+    for owed in due {
         if engine.stop.is_cancelled() {
             break;
         }
-        let (id, attempts) = (owed.id, owed.attempts);
-        let result = match engine.flows.0.get(owed.kind.as_str()) {
-            Some(flow) => flow.clean_up(deps, owed).await,
-            None => Err(Error::internal(format_args!("this controller has no flow {}", owed.kind))),
+        // Not before a former owner has let go of it.
+        if deps.ring.until_mine(owed.resource_id, Instant::now()).await.is_err() {
+            continue;
+        }
+        let (id, attempts, lost) = (owed.id, owed.attempts, deps.ring.lost(owed.resource_id));
+        let paying = async {
+            match engine.flows.0.get(owed.kind.as_str()) {
+                Some(flow) => flow.clean_up(deps, owed).await,
+                None => Err(Error::internal(format_args!("this controller has no flow {}", owed.kind))),
+            }
+        };
+        // The next owner pays it; what a host was told already it may do once more.
+        let result = tokio::select! {
+            result = paying => result,
+            () = lost => continue,
         };
         match result {
             Ok(()) => paid += 1,

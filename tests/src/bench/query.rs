@@ -99,19 +99,23 @@ async fn slow(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Resu
     let asked = cluster.api.send(crate::client::Call::new(reqwest::Method::GET, path)).await?;
     bench.point((size, "VMs"), "without an index", begin.elapsed().as_secs_f64(), "s", "at most 2");
     bench.figure(format!("{size} VMs: without an index, status"), f64::from(asked.status), "", "");
-    let slow = stream::iter(0..8).map(|_| cluster.api.send(crate::client::Call::new(reqwest::Method::GET, path)));
-    let slow = slow.buffer_unordered(8).collect::<Vec<_>>();
-    let gets = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let mut times = Vec::new();
-        for n in 0..REQUESTS {
-            let id = seed::vm_id(n * 7919 % size)?;
-            times.push(timed(&cluster.api, &format!("/v1/vms/{id}")).await?.0);
-        }
-        anyhow::Ok(times)
-    };
-    let (_, times) = tokio::join!(slow, gets);
-    bench.point((size, "VMs"), "get beside eight such, p99", p99(times?), "ms", "");
+    for (name, of, target) in [("get", None, ""), ("page by id", Some("/v1/vms?limit=100"), "at most 10")] {
+        let slow = stream::iter(0..8).map(|_| cluster.api.send(crate::client::Call::new(reqwest::Method::GET, path)));
+        let slow = slow.buffer_unordered(8).collect::<Vec<_>>();
+        let others = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut times = Vec::new();
+            for n in 0..REQUESTS {
+                let one = format!("/v1/vms/{}", seed::vm_id(n * 7919 % size)?);
+                times.push(timed(&cluster.api, of.unwrap_or(&one)).await?.0);
+            }
+            anyhow::Ok(times)
+        };
+        let (answered, times) = tokio::join!(slow, others);
+        bench.point((size, "VMs"), &format!("{name} beside eight such, p99"), p99(times?), "ms", target);
+        let refused = answered.iter().flatten().filter(|reply| reply.status != 200).count();
+        bench.figure(format!("{size} VMs: of these eight, refused"), refused as f64, "", "");
+    }
     Ok(())
 }
 

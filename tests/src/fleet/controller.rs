@@ -70,6 +70,14 @@ impl Controller {
         let _ = self.client.set(client);
     }
 
+    /// The API of this one, as admin.
+    ///
+    /// # Errors
+    /// Before its fleet was started.
+    pub fn api(&self) -> anyhow::Result<&Client> {
+        self.client.get().context("the fleet has not started")
+    }
+
     pub(super) fn config_file(&self) -> PathBuf {
         self.folder.join("controller.toml")
     }

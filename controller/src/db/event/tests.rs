@@ -8,7 +8,6 @@ use shared::Error;
 use shared::id::VmId;
 
 use super::*;
-use crate::db::Db;
 use crate::db::testing::dbs;
 
 fn event(n: u64) -> Appended {
@@ -57,6 +56,11 @@ async fn what_a_running_transaction_may_still_commit_is_waited_for() {
             let during = cursors(&mut reader, dialect).await.unwrap();
             assert_eq!(during, Cursors { newest: before.newest + 4, settled: before.settled });
             assert!(numbers(&mut reader, before.settled, during.settled).await.is_empty());
+            let listed = list(&test, ListParams::default(), None).await.unwrap();
+            assert!(listed.items.iter().all(|event| event.cursor <= before.settled), "{listed:?}");
+            let newest = ListParams { sort: Some("-cursor".into()), ..ListParams::default() };
+            let newest = list(&test, newest, None).await.unwrap().items;
+            assert_eq!(newest.first().map(|event| event.cursor), listed.items.last().map(|event| event.cursor));
             query(end).execute(&mut slow).await.unwrap();
             let after = cursors(&mut reader, dialect).await.unwrap();
             assert_eq!(after, Cursors { newest: during.newest, settled: during.newest });
@@ -116,10 +120,14 @@ async fn who_follows_sees_each_event_once_and_those_of_one_writer_in_order() {
 #[tokio::test]
 async fn cursors_go_on_where_those_of_an_earlier_version_ended() {
     for test in dbs().await {
-        let mut earlier = vec!["UPDATE counter SET value = 1000 WHERE name = 'event_cursor'"];
-        if test.dialect() == Dialect::Postgres {
-            earlier.extend(["DROP SEQUENCE event_cursor", "DELETE FROM _sqlx_migrations WHERE version = 9"]);
-        }
+        let earlier = match test.dialect() {
+            Dialect::Sqlite => vec!["UPDATE counter SET value = 1000 WHERE name = 'event_cursor'"],
+            Dialect::Postgres => vec![
+                "INSERT INTO counter (name, value) VALUES ('event_cursor', 1000)",
+                "DROP SEQUENCE event_cursor",
+                "DELETE FROM _sqlx_migrations WHERE version = 9",
+            ],
+        };
         let back = test.write(move |tx| {
             async move {
                 for sql in earlier {

@@ -1,11 +1,15 @@
 //! Lists on a real database: order, cursors, counts, scopes, related fields.
 
+use std::sync::Mutex;
+
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use shared::Code;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::db::{Db, query};
-use futures_util::FutureExt as _;
-use shared::Code;
+use crate::db::testing::{ENDLESS, dbs};
+use crate::db::{Db, Error, query};
 
 const SPEC: ListSpec = ListSpec {
     columns: "image.*",
@@ -162,6 +166,24 @@ async fn a_page_behind_a_cursor_is_found_by_the_index() {
     let steps: Vec<String> =
         sql.query().fetch_all(&mut conn).await.unwrap().iter().map(|row| row.text("detail").unwrap()).collect();
     assert!(steps[0].starts_with("SEARCH image USING") && steps.len() == 1, "{steps:?}");
+}
+
+#[tokio::test]
+async fn lists_that_read_little_wait_for_none_that_reads_very_much() {
+    for db in dbs().await {
+        let ended = Mutex::new(Vec::new());
+        let endless = join_all((0..8).map(|_| async {
+            let read = db.list(|conn| Box::pin(async move { query(ENDLESS).fetch_one(conn).await })).await;
+            assert!(matches!(read, Err(Error::Refused(error)) if error.code == Code::DeadlineExceeded));
+            ended.lock().unwrap().push("much");
+        }));
+        let little = async {
+            db.page(&SPEC, ListParams::default(), None).await.unwrap();
+            ended.lock().unwrap().push("little");
+        };
+        tokio::join!(endless, little);
+        assert_eq!(ended.lock().unwrap().first(), Some(&"little"));
+    }
 }
 
 #[tokio::test]

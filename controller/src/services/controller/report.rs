@@ -25,7 +25,7 @@ pub async fn run(context: Context) -> Result<()> {
                 Dialect::Postgres => "postgresql",
             }
             .to_string(),
-            // It was written to say so.
+            // It was written to say so. When that is long ago, who reads it sees that.
             healthy: true,
             error: None,
         },

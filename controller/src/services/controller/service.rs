@@ -17,6 +17,8 @@ use crate::messages::controller::{
 use crate::ring::HashRing;
 use crate::services::{Context, announce};
 
+/// A controller that has not touched its row for so long has no way to the database, or is dead: it does so each second.
+const SILENT_MS: i64 = 3000;
 /// Changes of the ring that are looked at to find since when somebody owns something.
 const HISTORY: u32 = 200;
 
@@ -100,6 +102,12 @@ async fn read(context: &Context, id: ControllerId) -> Result<Controller> {
 
 fn complete(context: &Context, mut controller: Controller) -> Controller {
     controller.share = context.deps.ring.share(controller.id);
+    // What it says of itself was written when it could.
+    let silent_ms = context.deps.clock.now().ms() - controller.heartbeat_at.ms();
+    if silent_ms > SILENT_MS {
+        controller.report.database.healthy = false;
+        controller.report.database.error = Some(format!("its last heartbeat came {} s ago", silent_ms / 1000));
+    }
     let path = format!("/v1/controllers/{}", controller.id.uuid());
     let action = match controller.state {
         ControllerState::Joining => None,

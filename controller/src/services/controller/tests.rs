@@ -59,6 +59,8 @@ async fn who_shows_no_life_is_buried_and_who_does_is_not() {
             })
         });
         insert.await.unwrap();
+        let database = system.by_tenant(GetController { id: one }).await.unwrap().report.database;
+        assert!(database.error.is_some_and(|error| error.contains("its last heartbeat came")));
         let mut conn = db::Conn::connect_writer(&system.db.url, db.dialect()).await.unwrap();
         let seen = db::controller::all(&mut conn, db.dialect()).await.unwrap();
         let row = |id| seen.controllers.iter().find(|row| row.id == id).unwrap();

@@ -15,12 +15,12 @@ use crate::services::{Context, answer_by};
 
 /// How often the database is asked for events of other controllers, whose word of them may get lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// The same while a transaction runs that others' events wait for: nobody says so when it comes to nothing.
+/// The same at first while a transaction runs that others' events wait for, since nobody says so when it comes to
+/// nothing; then twice as long each time.
 const LOOK_AGAIN_SOON: Duration = Duration::from_millis(50);
 
 pub(super) async fn list(context: Context, cx: Cx, message: ListEvents) -> Result<Page<Event>> {
-    let page = context.deps.db.page(&db::event::LIST, message.params, cx.caller.scope()).await?;
-    Ok(page.read(db::event::from_row)?)
+    Ok(db::event::list(&context.deps.db, message.params, cx.caller.scope()).await?)
 }
 
 pub(super) async fn next(context: Context, cx: Cx, message: NextEvents) -> Result<NextEventsReply> {
@@ -28,6 +28,7 @@ pub(super) async fn next(context: Context, cx: Cx, message: NextEvents) -> Resul
     let max = message.max.clamp(1, MAX_LIMIT);
     let until = answer_by(&cx);
     let mut after = message.after;
+    let mut soon = LOOK_AGAIN_SOON;
     loop {
         // What is appended from here on wakes the wait below.
         appended.mark_unchanged();
@@ -36,7 +37,8 @@ pub(super) async fn next(context: Context, cx: Cx, message: NextEvents) -> Resul
             return Ok(reply);
         }
         after = Some(reply.cursor);
-        let again = if cursors.settled < cursors.newest { LOOK_AGAIN_SOON } else { LOOK_AGAIN };
+        let again = if cursors.settled < cursors.newest { soon } else { LOOK_AGAIN };
+        soon = (soon * 2).min(LOOK_AGAIN);
         tokio::select! {
             () = cx.cancelled.cancelled() => return Ok(reply),
             woken = tokio::time::timeout_at(until.min(Instant::now() + again), appended.changed()) => match woken {

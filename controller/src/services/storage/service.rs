@@ -107,8 +107,9 @@ pub(super) async fn get(context: Context, _: Cx, message: GetStorage) -> Result<
 pub(super) async fn list(context: Context, _: Cx, message: ListStorages) -> Result<Page<Storage>> {
     let page = context.deps.db.page(&db::storage::LIST, message.params, None).await?;
     let mut page = page.read(db::storage::from_row)?;
-    let mut items = std::mem::take(&mut page.items);
+    let items = std::mem::take(&mut page.items);
     let filled = context.deps.db.list(move |conn| {
+        let mut items = items.clone();
         Box::pin(async move {
             db::storage::fill_hosts(conn, &mut items).await?;
             Ok(items)

@@ -31,7 +31,10 @@ pub(super) async fn list(context: Context, cx: Cx, message: ListVms) -> Result<P
     let rows = context.deps.db.page(&db::vm::LIST, message.params, cx.caller.scope()).await?;
     let page = rows.read(db::vm::from_row)?;
     let ids: Vec<VmId> = page.items.iter().map(|vm| vm.id).collect();
-    let nics = context.deps.db.list(move |conn| Box::pin(async move { db::nic::of_vms(conn, &ids).await }));
+    let nics = context.deps.db.list(move |conn| {
+        let ids = ids.clone();
+        Box::pin(async move { db::nic::of_vms(conn, &ids).await })
+    });
     let mut nics: HashMap<_, _> = nics.await?;
     Ok(page.map(|mut vm| {
         vm.nics = nics.remove(&vm.id).unwrap_or_default();
