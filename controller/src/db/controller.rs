@@ -48,7 +48,9 @@ pub struct ControllerRow {
     pub settled: u64,
     /// When it joined.
     pub started_at: Timestamp,
-    /// Time since its last heartbeat, in milliseconds.
+    /// Its last heartbeat, in milliseconds of the database's clock.
+    pub heartbeat_at: i64,
+    /// Time since then, in milliseconds.
     pub silent_ms: i64,
     /// Whether the connection of its heartbeat exists, as far as the database can tell.
     pub connected: bool,
@@ -80,6 +82,12 @@ pub const LOST_AFTER_MS: i64 = 2500;
 pub const SILENT_AFTER_MS: i64 = 10_000;
 
 impl ControllerRow {
+    /// Without what passes from beat to beat: whoever watches wants to know of changes.
+    #[must_use]
+    pub fn at_rest(self) -> Self {
+        Self { heartbeat_at: 0, silent_ms: 0, ..self }
+    }
+
     /// Whether others may take over. Its lease ([`crate::ring::LEASE`]) has run out long before.
     #[must_use]
     pub const fn is_dead(&self) -> bool {
@@ -222,6 +230,15 @@ pub async fn touch(conn: &mut Conn, dialect: Dialect, id: ControllerId, joined: 
     Ok(rows == 1)
 }
 
+/// Lets the silence of those whose last touch lies in the future begin now: they touched before the database's
+/// clock was set back, and would be taken for alive until it is there again.
+pub async fn count_from_now(conn: &mut Conn, dialect: Dialect) -> Result<()> {
+    let now = dialect.now_ms();
+    let sql = format!("UPDATE controller SET heartbeat_at = {now} WHERE heartbeat_at > {now}");
+    query_of(sql).execute(conn).await?;
+    Ok(())
+}
+
 /// Everybody, and the generation of the ring.
 pub async fn all(conn: &mut Conn, dialect: Dialect) -> Result<Membership> {
     Ok(look(conn, dialect).await?.0)
@@ -252,6 +269,7 @@ pub async fn look(conn: &mut Conn, dialect: Dialect) -> Result<(Membership, Time
             joined: number(row.int("generation")?),
             settled: number(row.int("settled")?),
             started_at: row.time("started_at")?,
+            heartbeat_at: row.int("heartbeat_at")?,
             silent_ms: row.int("silent_ms")?,
             connected: row.int("connected")? != 0,
         });
@@ -259,14 +277,16 @@ pub async fn look(conn: &mut Conn, dialect: Dialect) -> Result<(Membership, Time
     Ok((membership, told_at))
 }
 
-/// Removes a controller that is dead, unless it has shown life meanwhile. Answers whether it did. A failure leaves
+/// Removes a controller that was seen to be dead, unless it has shown life since. Answers whether it did. A failure leaves
 /// a transaction open: the connection is not to be used again.
 pub async fn bury(conn: &mut Conn, dialect: Dialect, dead: &ControllerRow) -> Result<bool> {
     query(dialect.begin()).execute(conn).await?;
     let generation = next_generation(conn).await?;
     let now = all(conn, dialect).await?;
-    let still = now.controllers.iter().any(|row| row.id == dead.id && row.joined == dead.joined && row.is_dead());
-    if !still {
+    // The clock may have been set meanwhile: what counts is that its last heartbeat is still the same.
+    let same =
+        |row: &ControllerRow| (row.id, row.joined, row.heartbeat_at) == (dead.id, dead.joined, dead.heartbeat_at);
+    if !now.controllers.iter().any(|row| same(row) && row.is_dead()) {
         query("ROLLBACK").execute(conn).await?;
         return Ok(false);
     }

@@ -7,7 +7,8 @@
 //! row is still there, nobody has taken over and the controller goes on. When the row is gone, others
 //! have: it fires `fenced`, and the process ends.
 //!
-//! It also tells the [`Clock`] what the database's says, so that all controllers have one time.
+//! It also tells the [`Clock`] what the database's says, so that all controllers have one time. When the database's
+//! is set, silence was counted by two clocks: nobody is judged until all that live have touched their rows again.
 //!
 //! On SQLite there is nobody else, and a beat that fails takes no lease away.
 //!
@@ -24,6 +25,7 @@ use shared::time::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::view::Heartbeats;
 use super::{Ring, view};
 use crate::clock::Clock;
 use crate::db::controller::{ControllerRow, Membership};
@@ -36,8 +38,6 @@ const EVERY: Duration = Duration::from_millis(500);
 const LEAST: Duration = Duration::from_millis(50);
 /// How long the database may take to answer a beat.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What a clock may be off before it is worth a line.
-const CLOCK_IS_OFF_MS: i64 = 1000;
 
 /// Who beats, and for whom.
 pub struct Pulse {
@@ -82,7 +82,16 @@ impl Heartbeat {
         let beats = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&beats);
         let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
-            let mut heart = Heart { me: pulse.ring.me(), pulse, conn: None, failing: false, every, pause: every };
+            let mut heart = Heart {
+                me: pulse.ring.me(),
+                pulse,
+                born: Instant::now(),
+                heartbeats: Heartbeats::default(),
+                conn: None,
+                failing: false,
+                every,
+                pause: every,
+            };
             loop {
                 if runtime.block_on(heart.beat(&seen)) {
                     return heart.pulse.fenced.cancel();
@@ -139,6 +148,8 @@ impl Drop for Heartbeat {
 
 struct Heart {
     pulse: Pulse,
+    born: Instant,
+    heartbeats: Heartbeats,
     me: ControllerId,
     /// The connection, opened again after a failure.
     conn: Option<Beating>,
@@ -195,11 +206,14 @@ impl Heart {
         false
     }
 
-    fn follow_clock(&self, asked: Instant, told_at: Timestamp) {
+    /// Answers whether the database's clock, or this one, was set.
+    fn follow_clock(&self, asked: Instant, told_at: Timestamp) -> bool {
         let by_ms = self.pulse.clock.follow(asked, told_at);
-        if by_ms.abs() >= CLOCK_IS_OFF_MS {
+        let set = view::is_set(by_ms);
+        if set {
             tracing::warn!(by_ms, "this controller's clock was not the database's: it was set");
         }
+        set
     }
 
     /// Touches, looks, buries. `None` when this controller's row is gone.
@@ -221,8 +235,15 @@ impl Heart {
         }
         let asked = Instant::now();
         let (mut membership, told_at) = db::controller::look(&mut beating.conn, dialect).await?;
-        self.follow_clock(asked, told_at);
-        let dead: Vec<_> = view::dead(beating.since.elapsed(), &membership).cloned().collect();
+        if self.follow_clock(asked, told_at) {
+            beating.since = Instant::now();
+        }
+        if view::are_ahead(&membership) {
+            db::controller::count_from_now(&mut beating.conn, dialect).await?;
+        }
+        let now = self.born.elapsed();
+        self.heartbeats.note(&membership, now);
+        let dead: Vec<_> = self.heartbeats.dead(&membership, beating.since.elapsed(), now).cloned().collect();
         for row in &dead {
             if db::controller::bury(&mut beating.conn, dialect, row).await? {
                 tracing::warn!(controller.id = %row.id, controller.address = row.addresses.first(), silent_ms = row.silent_ms,
@@ -234,10 +255,10 @@ impl Heart {
         }
         // Whoever lives on is there by then; of one that does not, nobody waits longer than must be.
         let due = membership.controllers.iter().filter(|row| row.id != self.me).map(ControllerRow::dead_in_ms).min();
-        let due = due.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        // Of one that is overdue, only the lease is waited for.
+        let due = due.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
         self.pause = due.map_or(self.every, |due| due.clamp(LEAST, self.every));
-        // Times pass with every beat; whoever watches wants to know of changes.
-        membership.controllers.iter_mut().for_each(|row| row.silent_ms = 0);
+        membership.controllers = membership.controllers.into_iter().map(ControllerRow::at_rest).collect();
         self.conn = Some(beating);
         Ok(Some(membership))
     }

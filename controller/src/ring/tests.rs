@@ -14,6 +14,7 @@ fn row(id: ControllerId, state: ControllerState, settled: u64) -> ControllerRow 
         joined: 1,
         settled,
         started_at: Timestamp(0),
+        heartbeat_at: 0,
         silent_ms: 0,
         connected: true,
     }

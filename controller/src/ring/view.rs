@@ -2,7 +2,7 @@
 //! begin, what a change asks for. Nothing here waits, or reads a clock or a database: the same rules run in
 //! the controller ([`super::Ring`]) and, with simulated time, in the simulation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +10,57 @@ use shared::id::ControllerId;
 use shared::state::controller::ControllerState;
 use uuid::Uuid;
 
-use super::HashRing;
+use super::{HashRing, LEASE};
 use crate::db::controller::{ControllerRow, Membership};
 
 /// How long a controller must have been in touch with the database without a break before it takes others
 /// for dead: after a restart of the database all of them were silent, and come back one after the other.
 pub const JUDGES_AFTER: Duration = Duration::from_secs(6);
 
-/// Those whom a controller takes for dead that has been in touch with the database for this long.
-pub fn dead(in_touch: Duration, seen: &Membership) -> impl Iterator<Item = &ControllerRow> {
-    seen.controllers.iter().filter(move |row| in_touch >= JUDGES_AFTER && row.is_dead())
+/// By how much a clock must be set before silence is not counted by it.
+const SET_BY_MS: i64 = 1000;
+
+/// Whether the database's clock was set, which was found to be off by so much: then being in touch with it, which
+/// [`Heartbeats::dead`] asks for, begins anew, and whoever lives has touched its row by the new time before anybody is judged.
+#[must_use]
+pub const fn is_set(by_ms: i64) -> bool {
+    by_ms.abs() >= SET_BY_MS
+}
+
+/// Whether somebody has last been heard of in the future, since the clock was set back: its silence is to begin now
+/// ([`crate::db::controller::count_from_now`]).
+#[must_use]
+pub fn are_ahead(seen: &Membership) -> bool {
+    seen.controllers.iter().any(|row| row.silent_ms < 0 && is_set(row.silent_ms))
+}
+
+/// Since when a controller knows of each one's last heartbeat, on a clock of its own that nobody sets.
+#[derive(Clone, Debug, Default)]
+pub struct Heartbeats(BTreeMap<ControllerId, (i64, Duration)>);
+
+impl Heartbeats {
+    /// Notes what was seen at this moment.
+    pub fn note(&mut self, seen: &Membership, now: Duration) {
+        self.0.retain(|id, _| seen.controllers.iter().any(|row| row.id == *id));
+        for row in &seen.controllers {
+            let known = self.0.entry(row.id).or_insert((row.heartbeat_at, now));
+            if known.0 != row.heartbeat_at {
+                *known = (row.heartbeat_at, now);
+            }
+        }
+    }
+
+    /// Those who are taken for dead now, by a controller that has been in touch with the database for this long. Whatever
+    /// the database's clock says: a lease that was given with the last heartbeat has run out.
+    pub fn dead<'s>(
+        &self,
+        seen: &'s Membership,
+        in_touch: Duration,
+        now: Duration,
+    ) -> impl Iterator<Item = &'s ControllerRow> {
+        let over = move |row: &ControllerRow| self.0.get(&row.id).is_some_and(|(_, since)| now >= *since + LEASE);
+        seen.controllers.iter().filter(move |row| in_touch >= JUDGES_AFTER && row.is_dead() && over(row))
+    }
 }
 
 /// The time in which a controller may begin something, on a clock of its own that nobody sets.

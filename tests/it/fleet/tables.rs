@@ -140,9 +140,15 @@ impl Twins {
 
     async fn bury(&mut self, id: ControllerId) -> anyhow::Result<String> {
         let real = db::controller::all(&mut self.conn, Dialect::Postgres).await?;
-        let Some(row) = real.controllers.iter().find(|row| row.id == id) else { return Ok(String::new()) };
-        let buried = db::controller::bury(&mut self.conn, Dialect::Postgres, row).await?;
-        assert_eq!(buried, self.model.bury(row, self.now), "bury {id}");
+        let model = self.model.all(self.now);
+        let of = |all: &Membership| all.controllers.iter().find(|row| row.id == id).cloned();
+        let (Some(mut row), Some(mut twin)) = (of(&real), of(&model)) else { return Ok(String::new()) };
+        // Now and then it was seen before its last heartbeat.
+        let earlier = i64::from(self.random.random_bool(0.2));
+        row.heartbeat_at -= earlier;
+        twin.heartbeat_at -= earlier;
+        let buried = db::controller::bury(&mut self.conn, Dialect::Postgres, &row).await?;
+        assert_eq!(buried, self.model.bury(&twin, self.now), "bury {id}");
         Ok(format!("bury {id}: {buried}"))
     }
 

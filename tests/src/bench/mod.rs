@@ -72,6 +72,8 @@ pub struct Report {
     pub database: &'static str,
     /// Whether the programs were optimised.
     pub profile: &'static str,
+    /// What was asked for on the command line: sizes, hosts, interval. Everything else is as it is shipped.
+    pub arguments: Vec<String>,
     /// Who used the processors while it ran.
     #[serde(flatten)]
     pub used: Used,
@@ -102,11 +104,19 @@ impl Bench {
             kernel: process::kernel(),
             database: if std::env::var_os("KRING_TEST_POSTGRES").is_some() { "PostgreSQL" } else { SQLITE },
             profile,
+            arguments: std::env::args().skip(1).collect(),
             used: Used::default(),
             figures: Vec::new(),
             growth: Vec::new(),
         };
         Ok(Self { report, begin: Usage::now()?, of: String::new() })
+    }
+
+    /// Whatever database was asked for, this is about the embedded one.
+    #[must_use]
+    pub fn embedded(mut self) -> Self {
+        self.report.database = SQLITE;
+        self
     }
 
     /// Adds a figure.

@@ -93,7 +93,7 @@ impl World<'_> {
     /// At rest: everybody is a member, every job has ended once, nothing is owed, and the hosts are as the
     /// jobs have left them.
     pub(super) fn check_rest(&mut self) {
-        let members = self.database.all(self.now).controllers;
+        let members = self.database.all(self.database_now()).controllers;
         if members.len() != self.nodes.len() || members.iter().any(|row| row.settled < self.database.generation()) {
             self.breach(format!("not all are members at rest that have let go: {members:?}"));
         }

@@ -164,6 +164,11 @@ impl Database {
         }
     }
 
+    /// Lets the silence of those who were heard of in the future begin now.
+    pub fn count_from_now(&mut self, now: u64) {
+        self.controllers.values_mut().for_each(|row| row.heartbeat_at = row.heartbeat_at.min(now));
+    }
+
     /// Lets a controller have been silent for longer.
     pub fn age(&mut self, id: ControllerId, by: u64) {
         if let Some(row) = self.controllers.get_mut(&id) {
@@ -188,16 +193,19 @@ impl Database {
             joined: row.joined,
             settled: row.settled,
             started_at: Timestamp(0),
-            silent_ms: i64::try_from(now.saturating_sub(row.heartbeat_at)).unwrap_or(i64::MAX),
+            heartbeat_at: row.heartbeat_at.cast_signed(),
+            silent_ms: now.cast_signed() - row.heartbeat_at.cast_signed(),
             connected: row.connected,
         };
         Membership { generation: self.generation, controllers: self.controllers.iter().map(row).collect() }
     }
 
-    /// Removes a controller that is dead, unless it has shown life meanwhile. Answers whether it did.
+    /// Removes a controller that was seen to be dead, unless it has shown life since. Answers whether it did.
     pub fn bury(&mut self, dead: &ControllerRow, now: u64) -> bool {
         let rows = self.all(now).controllers;
-        let still = rows.iter().any(|row| row.id == dead.id && row.joined == dead.joined && row.is_dead());
+        let same =
+            |row: &ControllerRow| (row.id, row.joined, row.heartbeat_at) == (dead.id, dead.joined, dead.heartbeat_at);
+        let still = rows.iter().any(|row| same(row) && row.is_dead());
         if still {
             let generation = self.next_generation();
             self.controllers.remove(&dead.id);

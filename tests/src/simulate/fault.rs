@@ -1,7 +1,8 @@
 //! What goes wrong: planned by the seed, begun, and over.
 
 use controller::db::controller::LOST_AFTER_MS;
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use super::world::{Event, FAULTS_UNTIL, NODES, World};
 
@@ -21,7 +22,13 @@ pub(super) enum Fault {
     Hosts(usize, bool, bool),
     Crash,
     ReadOnly,
+    /// The database's clock is set by so many milliseconds.
+    Clock(i64),
 }
+
+const HOUR_MS: i64 = 3_600_000;
+/// One seed of so many has a clock that is set.
+const CLOCKS: u64 = 8;
 
 impl World<'_> {
     pub(super) fn plan(&mut self) {
@@ -54,6 +61,20 @@ impl World<'_> {
         }
     }
 
+    /// Chosen apart from the others, which stay what they are.
+    pub(super) fn plan_clocks(&mut self, seed: u64) {
+        if !seed.is_multiple_of(CLOCKS) {
+            return;
+        }
+        let mut random = StdRng::seed_from_u64(seed);
+        for _ in 0..random.random_range(1..3) {
+            let by = if random.random_bool(0.5) { HOUR_MS } else { -HOUR_MS };
+            let at = random.random_range(6000..FAULTS_UNTIL);
+            self.at(at, Event::Fault(Fault::Clock(by)));
+            self.at(random.random_range(at..=FAULTS_UNTIL), Event::Over(Fault::Clock(by)));
+        }
+    }
+
     pub(super) fn fault(&mut self, fault: &Fault) {
         self.tell(|| format!("fault: {fault:?}"));
         match *fault {
@@ -79,6 +100,7 @@ impl World<'_> {
                 (0..NODES).for_each(|n| self.break_off(n));
             }
             Fault::ReadOnly => self.read_only = true,
+            Fault::Clock(by) => self.clock_set_by += by,
         }
     }
 
@@ -106,6 +128,7 @@ impl World<'_> {
             }
             Fault::Crash => self.database_up = true,
             Fault::ReadOnly => self.read_only = false,
+            Fault::Clock(by) => self.clock_set_by -= by,
         }
     }
 

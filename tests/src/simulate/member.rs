@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use controller::db::controller::{ControllerRow, Membership};
-use controller::ring::{LEASE, Lease, View, view};
+use controller::ring::view::{self, Heartbeats};
+use controller::ring::{LEASE, Lease, View};
 use controller::workflow::course::{Look, look};
 use shared::id::ControllerId;
 use shared::state::controller::ControllerState;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 use super::Flaw;
 use super::way::{Answer, Ask, Tag};
 use super::work::{Job, Pending};
-use super::world::{Event, Happening, World};
+use super::world::{EPOCH, Event, Happening, World};
 
 /// Time between two beats, and how long the database may take for one, in milliseconds.
 const EVERY: u64 = 500;
@@ -39,6 +40,9 @@ pub(super) struct Node {
     lease: Option<Lease>,
     /// Since when its heartbeat has had one connection.
     in_touch_since: Option<u64>,
+    /// What it takes the database's clock to be ahead of simulated time.
+    clock: i64,
+    heartbeats: Heartbeats,
     beat: Option<Beat>,
     seen: Option<Membership>,
     followed: Option<Membership>,
@@ -60,6 +64,8 @@ pub(super) struct Node {
 struct Beat {
     token: u64,
     began: u64,
+    /// When it asked who is there.
+    asked: u64,
     /// Those that are still to be buried, once somebody was found dead.
     dead: Option<Vec<ControllerRow>>,
 }
@@ -76,6 +82,8 @@ impl Node {
             view: View::default(),
             lease: None,
             in_touch_since: None,
+            clock: EPOCH.cast_signed(),
+            heartbeats: Heartbeats::default(),
             beat: None,
             seen: None,
             followed: None,
@@ -195,7 +203,7 @@ impl World<'_> {
             return;
         }
         let token = self.token();
-        self.nodes[n].beat = Some(Beat { token, began: self.now, dead: None });
+        self.nodes[n].beat = Some(Beat { token, began: self.now, asked: self.now, dead: None });
         self.at_node(n, PATIENCE, Happening::BeatLate(token));
         let first = if self.nodes[n].in_touch_since.is_none() { Ask::Connect(token) } else { Ask::Touch };
         self.ask(n, Tag::Beat(token), first);
@@ -226,17 +234,35 @@ impl World<'_> {
                     node.in_touch_since = Some(now);
                     return self.ask(n, tag, Ask::Touch);
                 }
-                let next = node.beat.as_mut().and_then(|beat| beat.dead.as_mut()).and_then(Vec::pop);
-                self.ask(n, tag, next.map_or(Ask::All, Ask::Bury));
+                match node.beat.as_mut().and_then(|beat| beat.dead.as_mut()).and_then(Vec::pop) {
+                    Some(next) => self.ask(n, tag, Ask::Bury(next)),
+                    None => self.look(n, tag),
+                }
             }
-            Answer::Touched(true) => self.ask(n, tag, Ask::All),
+            Answer::Touched(true) => self.look(n, tag),
             Answer::Touched(false) => {
                 self.tell(|| format!("c{n} is fenced"));
                 self.ends_and_returns(n);
             }
-            Answer::Members(seen) => {
+            Answer::Members(seen, told) => {
+                if self.flaw != Some(Flaw::ClockIsTrusted) {
+                    if view::is_set(self.follow_clock(n, told.cast_signed())) {
+                        self.nodes[n].in_touch_since = Some(now);
+                    }
+                    if view::are_ahead(&seen) {
+                        return self.ask(n, tag, Ask::CountFromNow);
+                    }
+                }
                 let in_touch = now - self.nodes[n].in_touch_since.unwrap_or(now);
-                let mut dead: Vec<_> = view::dead(Duration::from_millis(in_touch), &seen).cloned().collect();
+                let (in_touch, at) = (Duration::from_millis(in_touch), Duration::from_millis(now));
+                self.nodes[n].heartbeats.note(&seen, at);
+                let mut dead: Vec<_> = match self.flaw {
+                    Some(Flaw::ClockIsTrusted) => {
+                        let judges = in_touch >= view::JUDGES_AFTER;
+                        seen.controllers.iter().filter(|row| judges && row.is_dead()).cloned().collect()
+                    }
+                    _ => self.nodes[n].heartbeats.dead(&seen, in_touch, at).cloned().collect(),
+                };
                 let Some(beat) = self.nodes[n].beat.as_mut() else { return };
                 match dead.pop() {
                     Some(first) if beat.dead.is_none() => {
@@ -250,11 +276,27 @@ impl World<'_> {
         }
     }
 
+    fn look(&mut self, n: usize, tag: Tag) {
+        if let Some(beat) = self.nodes[n].beat.as_mut() {
+            beat.asked = self.now;
+        }
+        self.ask(n, tag, Ask::All);
+    }
+
+    /// Takes over what the database's clock says, and answers by how much its own was off, as the product's does.
+    fn follow_clock(&mut self, n: usize, told: i64) -> i64 {
+        let node = &mut self.nodes[n];
+        let asked = node.beat.as_ref().map_or(self.now, |beat| beat.asked);
+        let by = told - told.clamp(asked.cast_signed() + node.clock - 1, self.now.cast_signed() + node.clock + 1);
+        node.clock += by;
+        by
+    }
+
     fn beat_done(&mut self, n: usize, mut seen: Membership) {
         let Some(beat) = self.nodes[n].beat.take() else { return };
         let length = if self.flaw == Some(Flaw::LongLease) { Duration::from_secs(5) } else { LEASE };
         self.nodes[n].lease = Some(Lease::of(Duration::from_millis(beat.began), length));
-        seen.controllers.iter_mut().for_each(|row| row.silent_ms = 0);
+        seen.controllers = seen.controllers.into_iter().map(ControllerRow::at_rest).collect();
         if self.nodes[n].followed.as_ref() != Some(&seen) {
             self.nodes[n].followed = Some(seen.clone());
             self.nodes[n].seen = Some(seen);

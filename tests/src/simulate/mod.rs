@@ -46,6 +46,8 @@ pub enum Flaw {
     NobodyWaits,
     /// A job is claimed also when a member has it.
     ClaimsAll,
+    /// Silence is counted by the database's clock also when that was set.
+    ClockIsTrusted,
     /// A job that was taken up again begins from its first step, whatever its journal says.
     ForgetsJournal,
 }
@@ -173,6 +175,11 @@ mod tests {
     fn an_owner_that_does_not_wait_is_found() {
         let (_, breach) = found(Flaw::NobodyWaits, 3000).unwrap();
         assert!(breach.contains("at once"), "{breach}");
+    }
+
+    #[test]
+    fn silence_that_is_counted_by_a_clock_that_was_set_is_found() {
+        assert!(found(Flaw::ClockIsTrusted, 400).is_some());
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(super) enum Ask {
     Connect(u64),
     Touch,
     All,
+    CountFromNow,
     Bury(ControllerRow),
     Before(u64),
     Insert { job: u32, resource: Uuid, generation: u64 },
@@ -44,7 +45,8 @@ pub(super) enum Answer {
     Done,
     Generation(u64),
     Touched(bool),
-    Members(Membership),
+    /// Everybody, and what the database's clock says.
+    Members(Membership, u64),
     Before(Option<(u64, Vec<ControllerId>)>),
     Job(Option<JobRow>),
     Jobs(Vec<(u32, Uuid, Option<ControllerId>)>),
@@ -133,7 +135,7 @@ impl World<'_> {
 
     /// One transaction, all or nothing.
     fn execute(&mut self, n: usize, life: u32, joined: u64, ask: Ask) -> Answer {
-        let (id, now) = (self.nodes[n].id, self.now);
+        let (id, now) = (self.nodes[n].id, self.database_now());
         let generation = |result: Result<u64, _>| result.map_or(Answer::Refused, Answer::Generation);
         if self.read_only
             && !matches!(ask, Ask::Connect(_) | Ask::All | Ask::Before(_) | Ask::Get(_) | Ask::Open | Ask::Owed)
@@ -149,7 +151,11 @@ impl World<'_> {
                 return Answer::Done;
             }
             Ask::Touch => return Answer::Touched(self.database.touch(id, joined, now)),
-            Ask::All => return Answer::Members(self.database.all(now)),
+            Ask::All => return Answer::Members(self.database.all(now), now),
+            Ask::CountFromNow => {
+                self.database.count_from_now(now);
+                return Answer::Done;
+            }
             Ask::Bury(row) => {
                 if self.database.bury(&row, now) {
                     self.tell(|| format!("c{n} buries {}", row.id.to_string().chars().last().unwrap_or_default()));

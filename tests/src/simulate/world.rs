@@ -23,6 +23,8 @@ use super::{Flaw, Layouts, Outcome};
 pub(super) const NODES: usize = 4;
 const USERS: usize = 6;
 pub(super) const FAULTS_UNTIL: u64 = 40_000;
+/// What the database's clock says at the beginning: it may be set back.
+pub(super) const EPOCH: u64 = 360_000_000;
 /// How long after that everything has to be at rest.
 const PATIENCE: u64 = 240_000;
 
@@ -71,6 +73,8 @@ pub(super) struct World<'a> {
     pub(super) database: Database,
     pub(super) database_up: bool,
     pub(super) read_only: bool,
+    /// How far the database's clock was set.
+    pub(super) clock_set_by: i64,
     pub(super) flights: BTreeMap<u64, Flight>,
     /// Flights that a cut way keeps.
     pub(super) kept: BTreeSet<u64>,
@@ -99,6 +103,7 @@ impl<'a> World<'a> {
             database: Database::new(flaw == Some(Flaw::ClaimsAll)),
             database_up: true,
             read_only: false,
+            clock_set_by: 0,
             flights: BTreeMap::new(),
             kept: BTreeSet::new(),
             kept_commands: Vec::new(),
@@ -120,7 +125,13 @@ impl<'a> World<'a> {
             world.at(after, Event::UserGoes(user));
         }
         world.plan();
+        world.plan_clocks(seed);
         world
+    }
+
+    /// What the database's clock says.
+    pub(super) fn database_now(&self) -> u64 {
+        (EPOCH + self.now).saturating_add_signed(self.clock_set_by)
     }
 
     /// Plays until everything is at rest.
@@ -152,7 +163,7 @@ impl<'a> World<'a> {
 
     fn is_at_rest(&self) -> bool {
         let open = self.database.jobs.values().any(|row| !row.state.is_final() || !row.owed.is_empty());
-        let rows = self.database.all(self.now).controllers;
+        let rows = self.database.all(self.database_now()).controllers;
         let settled = rows.iter().all(|row| row.settled >= self.database.generation());
         let all = rows.len() == NODES && rows.iter().all(|row| row.state == ControllerState::Active);
         !open && settled && all && self.users.iter().all(|user| user.wanted.is_none())

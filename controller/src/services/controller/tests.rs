@@ -72,5 +72,10 @@ async fn who_shows_no_life_is_buried_and_who_does_is_not() {
         assert_eq!((after.generation, after.controllers.len()), (seen.generation + 1, 1));
         let changes = db::controller::changes_before(&mut conn, after.generation + 1, 10).await.unwrap();
         assert_eq!((changes[0].generation, changes[0].members.as_slice()), (after.generation, [two].as_slice()));
+        // A touch in the future, from before the clock was set back, is one of now.
+        assert!(after.controllers[0].silent_ms < -1000);
+        db::controller::count_from_now(&mut conn, db.dialect()).await.unwrap();
+        let now = db::controller::all(&mut conn, db.dialect()).await.unwrap();
+        assert!((0..60_000).contains(&now.controllers[0].silent_ms), "{now:?}");
     }
 }
