@@ -94,6 +94,13 @@ impl ControllerRow {
         self.dead_in_ms() <= 0
     }
 
+    /// Whether it is dead, and nothing was heard of it since it was `seen` to be. The clock may have been set meanwhile:
+    /// what counts is that its last heartbeat is still the same.
+    #[must_use]
+    pub fn is_still_dead(&self, seen: &Self) -> bool {
+        (self.id, self.joined, self.heartbeat_at) == (seen.id, seen.joined, seen.heartbeat_at) && self.is_dead()
+    }
+
     /// When others may take over, if nothing is heard of it until then.
     #[must_use]
     pub const fn dead_in_ms(&self) -> i64 {
@@ -283,10 +290,7 @@ pub async fn bury(conn: &mut Conn, dialect: Dialect, dead: &ControllerRow) -> Re
     query(dialect.begin()).execute(conn).await?;
     let generation = next_generation(conn).await?;
     let now = all(conn, dialect).await?;
-    // The clock may have been set meanwhile: what counts is that its last heartbeat is still the same.
-    let same =
-        |row: &ControllerRow| (row.id, row.joined, row.heartbeat_at) == (dead.id, dead.joined, dead.heartbeat_at);
-    if !now.controllers.iter().any(|row| same(row) && row.is_dead()) {
+    if !now.controllers.iter().any(|row| row.is_still_dead(dead)) {
         query("ROLLBACK").execute(conn).await?;
         return Ok(false);
     }

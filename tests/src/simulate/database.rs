@@ -203,9 +203,7 @@ impl Database {
     /// Removes a controller that was seen to be dead, unless it has shown life since. Answers whether it did.
     pub fn bury(&mut self, dead: &ControllerRow, now: u64) -> bool {
         let rows = self.all(now).controllers;
-        let same =
-            |row: &ControllerRow| (row.id, row.joined, row.heartbeat_at) == (dead.id, dead.joined, dead.heartbeat_at);
-        let still = rows.iter().any(|row| same(row) && row.is_dead());
+        let still = rows.iter().any(|row| row.is_still_dead(dead));
         if still {
             let generation = self.next_generation();
             self.controllers.remove(&dead.id);

@@ -51,8 +51,7 @@ async fn what_a_running_transaction_may_still_commit_is_waited_for() {
             assert_eq!(before.newest, before.settled);
             query("BEGIN").execute(&mut slow).await.unwrap();
             write(&mut slow, dialect, &mut vec![event(first), event(first + 1), event(first + 2)]).await.unwrap();
-            let quick = event(first + 3);
-            append(&test, quick).await;
+            append(&test, event(first + 3)).await;
             let during = cursors(&mut reader, dialect).await.unwrap();
             assert_eq!(during, Cursors { newest: before.newest + 4, settled: before.settled });
             assert!(numbers(&mut reader, before.settled, during.settled).await.is_empty());
