@@ -177,7 +177,8 @@ impl App {
 
         export_spans(&config, me, &tasks, &stop)?;
         let tls = pki.agent_client_config(config.hosts.tls_sessions).map_err(|e| Error::Pki(e.into()))?;
-        let agents = Agents::new(tls, config.callback_base(), tasks.clone(), stop.clone(), clock.clone());
+        let base = config.callback_base();
+        let agents = Agents::new(tls, base, tasks.clone(), stop.clone(), clock.clone(), ring.clone());
         agents.set_own_addresses(config.advertised());
         agents.set_limits(config.hosts.limits());
         let metrics = Metrics::default();

@@ -95,6 +95,7 @@ mod tests {
             tasks.clone(),
             CancellationToken::new(),
             clock.clone(),
+            ring.clone(),
         );
         let mut registry = Registry::new(tasks.clone());
         subscribe(&mut registry, &agents);

@@ -7,8 +7,8 @@ use http::{HeaderMap, StatusCode};
 use shared::id::TaskId;
 use shared::time::Timestamp;
 use shared::wire::{
-    Empty, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
-    HEADER_TIME_LEFT, HEADER_TRACEPARENT,
+    Empty, HEADER_AGENT, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE,
+    HEADER_TASK, HEADER_TIME_LEFT, HEADER_TRACEPARENT, other_agent,
 };
 use shared::{Code, Error, Result};
 use tokio::time::Instant;
@@ -26,6 +26,9 @@ const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs a command, or finds the task that it already is.
 pub(super) async fn run(app: &Arc<App>, path: &str, headers: &HeaderMap, body: &[u8]) -> Answer {
+    if !meant(app, headers) {
+        return meant_for_another(app);
+    }
     let submitted = order(headers, Timestamp::now()).and_then(|order| {
         let prepared = ops::prepare(path, body)?;
         app.tasks.submit(app, order, prepared)
@@ -40,6 +43,21 @@ pub(super) async fn run(app: &Arc<App>, path: &str, headers: &HeaderMap, body: &
         }
         Err(error) => refuse(&error),
     }
+}
+
+/// Whether a command is for this process of the agent. What was sent to the one before may have been on its way
+/// since long ago, and this one does not know what has been done about its resource since.
+fn meant(app: &App, headers: &HeaderMap) -> bool {
+    headers.get(HEADER_AGENT).is_none_or(|id| id.as_bytes() == app.agent_id.to_string().as_bytes())
+}
+
+fn meant_for_another(app: &App) -> Answer {
+    let mut answer = refuse(&other_agent());
+    *answer.status_mut() = StatusCode::PRECONDITION_FAILED;
+    if let Ok(id) = app.agent_id.to_string().parse() {
+        answer.headers_mut().insert(HEADER_AGENT, id);
+    }
+    answer
 }
 
 /// How far a task is.

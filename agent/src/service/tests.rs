@@ -9,9 +9,10 @@ use shared::id::{HostId, TaskId, VmId};
 use shared::wire::event::{AgentEvent, AgentEvents};
 use shared::wire::host::{HostFacts, InspectHost, Inventory, Join, Joined, Pong, Renew};
 use shared::wire::vm::{PauseVm, PowerState, ResumeVm, VmReport};
-use shared::wire::{TaskReport, host_dns_name};
+use shared::wire::{HEADER_AGENT, TaskReport, host_dns_name};
 use shared::{Code, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use uuid::Uuid;
 
 use super::harness::{Controller, World, client};
 use crate::identity::join::{JoinOptions, join};
@@ -85,6 +86,23 @@ async fn an_older_generation_is_refused() {
     assert_eq!(code(world.send(TaskId::new(), 4, &PauseVm { vm_id: seen }).await).await, Code::StaleGeneration);
     assert_eq!(world.send(TaskId::new(), 5, &PauseVm { vm_id: seen }).await.status(), StatusCode::OK);
     assert_eq!(world.fake.report(recorded).power, PowerState::Running);
+}
+
+#[tokio::test]
+async fn a_command_that_was_meant_for_the_agent_before_its_restart_is_refused() {
+    let world = World::patient().await;
+    world.fake.gate.add_permits(9);
+    let (vm_id, id) = (world.fake.running(0), TaskId::new());
+    let send = |agent_id: Uuid| {
+        let command = world.command(&world.controller.url, id, 1, Duration::from_secs(60), &PauseVm { vm_id });
+        command.header(HEADER_AGENT, agent_id.to_string()).send()
+    };
+    let refused = send(Uuid::new_v4()).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::PRECONDITION_FAILED);
+    let own = refused.headers()[HEADER_AGENT].to_str().unwrap().parse().unwrap();
+    assert_eq!((own, code(refused).await), (world.running.app.agent_id, Code::Unavailable));
+    assert_eq!(world.fake.report(vm_id).power, PowerState::Running);
+    assert_eq!(send(own).await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]

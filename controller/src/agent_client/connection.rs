@@ -13,12 +13,13 @@ use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use rustls::pki_types::ServerName;
 use shared::id::HostId;
-use shared::wire::{CONTROLLER_DNS_NAME, STREAM_PROTOCOL, host_dns_name};
+use shared::wire::{CONTROLLER_DNS_NAME, HEADER_AGENT, STREAM_PROTOCOL, host_dns_name};
 use shared::{Code, Error, Result};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use uuid::Uuid;
 
 /// Largest answer of an agent: an inventory of thousands of VMs.
 const MAX_ANSWER: usize = 16 << 20;
@@ -76,6 +77,8 @@ impl Request {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) body: Bytes,
+    /// Who it is, when it refuses because another one was meant.
+    pub(super) agent_id: Option<Uuid>,
 }
 
 /// A console's raw bytes.
@@ -105,9 +108,11 @@ impl Link {
             sender.ready().await.map_err(|e| unreachable_host(host, &e))?;
             let response = sender.send_request(request).await.map_err(|e| unreachable_host(host, &e))?;
             let status = response.status();
+            let agent_id = response.headers().get(HEADER_AGENT).and_then(|id| id.to_str().ok()?.parse().ok());
+            let agent_id = agent_id.filter(|_| status == StatusCode::PRECONDITION_FAILED);
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
             let body = body.map_err(|e| unreachable_host(host, e.as_ref()))?.to_bytes();
-            Ok(Answer { status, body })
+            Ok(Answer { status, body, agent_id })
         };
         let connection = async {
             // Why it ended is what the answer says.

@@ -22,7 +22,7 @@ use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use shared::id::{HostId, TaskId};
 use shared::wire::host::Pong;
-use shared::wire::{AgentCommand, HEADER_CONTROLLERS, TaskReport, controllers};
+use shared::wire::{AgentCommand, HEADER_AGENT, HEADER_CONTROLLERS, TaskReport, controllers};
 use shared::{Code, Error, Result};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -30,12 +30,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trace::span::around;
 use trace::{Kind, Span};
+use uuid::Uuid;
 
 use connection::Request;
 pub use connection::{HostRef, Upgraded};
 use guard::Guards;
 pub use guard::{HostFigures, HostLimits};
 use warm::Warm;
+
+use crate::ring::Ring;
 
 /// Time after which a task that has not reported is asked about.
 const ASK_AFTER: Duration = Duration::from_secs(15);
@@ -53,6 +56,9 @@ pub struct Order {
     pub task_id: TaskId,
     /// Ring generation under which it is issued.
     pub generation: u64,
+    /// The process of the agent that is meant, when it is known: one that was started since refuses what is on its
+    /// way already.
+    pub agent_id: Option<Uuid>,
     /// Its place among the commands of this controller ([`Agents::next_sequence`]), when those about one
     /// resource are given one after the other.
     pub sequence: Option<u64>,
@@ -64,10 +70,17 @@ pub struct Order {
 }
 
 impl Order {
-    /// An order outside of any job: a task of its own.
+    /// An order outside of any job: a task of its own, for this process of the agent.
+    #[must_use]
+    pub fn to(agent_id: Option<Uuid>, generation: u64, deadline: Instant) -> Self {
+        let (task_id, leave) = (TaskId::new(), CancellationToken::new());
+        Self { task_id, generation, agent_id, sequence: None, deadline, leave }
+    }
+
+    /// The same, for whoever answers: what only asks.
     #[must_use]
     pub fn once(generation: u64, deadline: Instant) -> Self {
-        Self { task_id: TaskId::new(), generation, sequence: None, deadline, leave: CancellationToken::new() }
+        Self::to(None, generation, deadline)
     }
 }
 
@@ -102,6 +115,7 @@ pub struct Agents {
     waiting: Mutex<HashMap<TaskId, Waiter>>,
     tasks: TaskTracker,
     clock: crate::clock::Clock,
+    ring: Ring,
     guards: Guards,
     sequence: AtomicU64,
 }
@@ -116,6 +130,7 @@ impl Agents {
         tasks: TaskTracker,
         stop: CancellationToken,
         clock: crate::clock::Clock,
+        ring: Ring,
     ) -> Arc<Self> {
         let controllers = ArcSwap::from_pointee(controllers::write(&controllers::clean([callback_base.as_str()])));
         let own = OnceLock::new();
@@ -127,6 +142,7 @@ impl Agents {
             waiting: Mutex::default(),
             tasks,
             clock,
+            ring,
             guards: Guards::new(HostLimits::default()),
             sequence: AtomicU64::new(0),
         })
@@ -210,7 +226,7 @@ impl Agents {
     async fn carry_out<C: AgentCommand>(
         self: &Arc<Self>,
         host: &HostRef,
-        order: Order,
+        mut order: Order,
         command: &C,
         progress: &dyn Progress,
     ) -> Result<C::Reply> {
@@ -230,11 +246,17 @@ impl Agents {
         let mut sends = 0;
         loop {
             sends += 1;
+            self.ring.until_may_act(order.deadline).await?;
             // It may be running as soon as the request is on its way.
             guard.running = true;
             let answer = self.exchange(host, self.request::<C>(&order, body.clone()), order.deadline).await?;
             if answer.status != StatusCode::ACCEPTED {
                 guard.running = false;
+                if answer.agent_id.is_some() && sends <= RESENDS {
+                    tracing::info!(host.id = %host.id, task.id = %order.task_id, "the agent was started again; sending it once more");
+                    order.agent_id = answer.agent_id;
+                    continue;
+                }
                 return answer.read();
             }
             let outcome = self.outcome(host, &order, &mut reported, progress).await;
@@ -350,6 +372,10 @@ impl Agents {
         };
         let request = match order.sequence {
             Some(sequence) => request.header(shared::wire::HEADER_SEQUENCE, sequence),
+            None => request,
+        };
+        let request = match order.agent_id {
+            Some(agent_id) => request.header(HEADER_AGENT, agent_id),
             None => request,
         };
         request

@@ -110,6 +110,7 @@ impl TestSystem {
                 tasks.clone(),
                 CancellationToken::new(),
                 clock.clone(),
+                ring.clone(),
             ),
             pki,
             ring: ring.clone(),

@@ -170,13 +170,13 @@ impl StepCx {
             let text = format!("host {host} is disconnected: see `kring host show {host}`");
             return Err(Error::new(Code::HostUnreachable, text));
         }
-        self.deps.ring.until_may_act(self.deadline).await?;
         // What is about the job's own resource is given one after the other, and must be done so: what was held
         // up on its way must not undo what was done since. Others' resources (images) are anybody's to command.
         let sequence = (command.resource() == self.resource).then(|| self.deps.agents.next_sequence());
         let order = Order {
             task_id: self.task_id(n),
             generation: self.at.generation,
+            agent_id: reach.agent_id,
             sequence,
             deadline: self.deadline,
             leave: self.leave.clone(),

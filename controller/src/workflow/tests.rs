@@ -110,6 +110,7 @@ async fn bench() -> Bench {
         tasks,
         CancellationToken::new(),
         clock.clone(),
+        ring.clone(),
     );
     let data_dir = dir.path().to_path_buf();
     let deps = Arc::new(Deps {

@@ -11,6 +11,8 @@
 //! - `GET /v1/tasks/{id}`: the [`TaskReport`] of a task, for a callback that got lost; `404` when
 //!   the agent does not know it (it restarted, say): then the command is sent again, for every
 //!   command may be run twice.
+//! - `412` to a command that was meant for the agent before its restart ([`HEADER_AGENT`]), with the id of the
+//!   one that answers in the same header: it is sent again by a controller that may still act.
 //! - `DELETE /v1/tasks/{id}`: cancels a task. `202`; `stale_generation` when its generation header is older
 //!   than what has acted on the resource since, for the next owner wants the task to go on.
 //! - `GET /v1/ping`, `GET /v1/inventory`, `GET /v1/facts`: see [`host`].
@@ -43,7 +45,7 @@ use uuid::Uuid;
 
 pub use controllers::HEADER_CONTROLLERS;
 
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::id::{HostId, TaskId};
 
 /// Names the task; a UUID.
@@ -55,6 +57,10 @@ pub const HEADER_GENERATION: &str = "kring-generation";
 /// Counts the commands that a controller gives about one resource, where they come one after the other; a
 /// decimal number. Of one generation, an older one that arrives after a newer one is refused.
 pub const HEADER_SEQUENCE: &str = "kring-sequence";
+/// [`host::Pong::agent_id`] of the process of the agent that a command is meant for. An agent that was started
+/// since has forgotten who commanded what it keeps no record of (a VM that was deleted, a volume, a network), so it
+/// refuses what may have been on its way for long, and says in the same header of its answer who it is.
+pub const HEADER_AGENT: &str = "kring-agent";
 /// When the command is given up, in milliseconds since the epoch; a decimal number. For people who read it:
 /// [`HEADER_TIME_LEFT`] counts when it is there.
 pub const HEADER_DEADLINE: &str = "kring-deadline";
@@ -65,6 +71,12 @@ pub const HEADER_TIME_LEFT: &str = "kring-time-left";
 pub const HEADER_REQUEST_ID: &str = "x-request-id";
 /// W3C trace context: whose work this is.
 pub const HEADER_TRACEPARENT: &str = "traceparent";
+
+/// Why an agent refuses a command that was meant for the one before it, with status `412`.
+#[must_use]
+pub fn other_agent() -> Error {
+    Error::new(Code::Unavailable, "the agent was started again since this was sent to it: send it again")
+}
 
 /// What the `Upgrade` header says when a request becomes raw bytes.
 pub const STREAM_PROTOCOL: &str = "kring-stream";

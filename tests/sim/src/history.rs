@@ -15,6 +15,8 @@ pub enum Fate {
     Repeated,
     /// Refused: a newer generation has acted on the resource.
     Stale,
+    /// Refused: it was meant for the agent before its restart.
+    ForAnother,
 }
 
 /// A command that reached an agent.
@@ -34,9 +36,38 @@ pub struct Action {
     pub fate: Fate,
 }
 
-/// The commands of all hosts of a simulator, in the order in which they were taken.
+/// What happened on a host.
+#[derive(Clone, Debug)]
+pub enum Note {
+    /// A command reached it.
+    Command(Action),
+    /// The work of a task begins.
+    Began {
+        /// The host.
+        host: HostId,
+        /// The resource that it is about.
+        resource: Uuid,
+        /// `<noun>/<verb>`
+        path: String,
+        /// The task.
+        task: TaskId,
+    },
+    /// Its agent ended, and all its work with it.
+    Restarted(HostId),
+    /// The work of a task is over, whether done, failed or given up.
+    Ended {
+        /// The host.
+        host: HostId,
+        /// The resource that it was about.
+        resource: Uuid,
+        /// The task.
+        task: TaskId,
+    },
+}
+
+/// What happened on all hosts of a simulator, in order.
 #[derive(Debug, Default)]
-pub struct History(Mutex<Option<Vec<Action>>>);
+pub struct History(Mutex<Option<Vec<Note>>>);
 
 impl History {
     /// Keeps what happens from now on, and forgets what has happened before.
@@ -46,17 +77,27 @@ impl History {
 
     /// What has happened so far.
     #[must_use]
-    pub fn actions(&self) -> Vec<Action> {
+    pub fn notes(&self) -> Vec<Note> {
         self.lock().clone().unwrap_or_default()
     }
 
-    pub(super) fn note(&self, action: impl FnOnce() -> Action) {
-        if let Some(actions) = self.lock().as_mut() {
-            actions.push(action());
+    /// The commands among it.
+    #[must_use]
+    pub fn actions(&self) -> Vec<Action> {
+        let command = |note: &Note| match note {
+            Note::Command(action) => Some(action.clone()),
+            Note::Began { .. } | Note::Restarted(_) | Note::Ended { .. } => None,
+        };
+        self.lock().iter().flatten().filter_map(command).collect()
+    }
+
+    pub(super) fn note(&self, note: impl FnOnce() -> Note) {
+        if let Some(notes) = self.lock().as_mut() {
+            notes.push(note());
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<Action>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<Note>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

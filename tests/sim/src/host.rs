@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shared::Result;
-use shared::id::{HostId, VmId};
+use shared::id::{HostId, TaskId, VmId};
 use shared::name::Name;
 use shared::time::Timestamp;
 use shared::units::Bytes;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::fault::{Plan, chance};
-use super::history::{Action, Fate};
+use super::history::{Action, Fate, Note};
 use super::pings::Pings;
 use super::state::{Domain, State};
 use super::task::{Order, Table};
@@ -70,6 +70,20 @@ pub struct Host {
     controllers: Mutex<Vec<String>>,
     /// When it was pinged.
     pub pings: Pings,
+}
+
+/// A task is being worked on.
+pub(super) struct Working<'h> {
+    host: &'h Host,
+    task: TaskId,
+    resource: Uuid,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        let (host, resource, task) = (self.host.id, self.resource, self.task);
+        self.host.shared.history.note(|| Note::Ended { host, resource, task });
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -152,14 +166,22 @@ impl Host {
 
     /// Notes what became of a command.
     pub(super) fn note(&self, order: &Order, resource: Uuid, path: &str, fate: Fate) {
-        self.shared.history.note(|| Action {
-            host: self.id,
-            resource,
-            path: path.to_string(),
-            task: order.task_id,
-            generation: order.generation,
-            fate,
+        self.shared.history.note(|| {
+            Note::Command(Action {
+                host: self.id,
+                resource,
+                path: path.to_string(),
+                task: order.task_id,
+                generation: order.generation,
+                fate,
+            })
         });
+    }
+
+    /// Notes that the work of a task begins, and with the drop of what it gives that it is over.
+    pub(super) fn working(&self, task: TaskId, resource: Uuid, path: &str) -> Working<'_> {
+        self.shared.history.note(|| Note::Began { host: self.id, resource, path: path.to_string(), task });
+        Working { host: self, task, resource }
     }
 
     /// The generation that is recorded with a VM's domain.
@@ -227,6 +249,7 @@ impl Host {
         let next = Life::new(self.shared.stop.child_token());
         let last = std::mem::replace(&mut *lock(&self.life), next);
         last.token.cancel();
+        self.shared.history.note(|| Note::Restarted(self.id));
         self.push(AgentEvent::AgentStarted);
     }
 
@@ -245,6 +268,7 @@ impl Host {
             listening.cancel();
         }
         self.life().token.cancel();
+        self.shared.history.note(|| Note::Restarted(self.id));
     }
 
     /// Listens again, as a new process of the agent.

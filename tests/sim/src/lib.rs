@@ -46,7 +46,7 @@ use tokio_util::task::TaskTracker;
 
 pub use console::greeting;
 pub use fault::{Fault, FaultId, Faults, What};
-pub use history::{Action, Fate};
+pub use history::{Action, Fate, Note};
 pub use host::Host;
 pub use tls::Identity;
 

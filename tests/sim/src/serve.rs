@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -14,18 +15,24 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use shared::id::TaskId;
 use shared::wire::controllers::{self, HEADER_CONTROLLERS};
-use shared::wire::{Empty, HEADER_CALLBACK, HEADER_GENERATION};
+use shared::wire::{Empty, HEADER_AGENT, HEADER_CALLBACK, HEADER_GENERATION, other_agent};
 use shared::{Code, Error, Result};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::host::Host;
-use super::task::{Order, submit};
+use super::host::{Host, Life};
+use super::task::{Order, Refused, submit};
 use super::{Shared, console};
 
 pub(super) type Answer = Response<Full<Bytes>>;
+
+/// How long to wait after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether the other side has given up.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The connection breaks off instead of an answer.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +43,11 @@ struct BrokenOff;
 /// and the address that was called says which host is meant.
 pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener, until: CancellationToken) {
     while let Some(accepted) = until.run_until_cancelled(listener.accept()).await {
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            // The process may be out of file descriptors.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let Some(host) = stream.local_addr().ok().and_then(|called| shared.called(called.ip())) else { continue };
         // Nobody listens there now. Dropping the stream resets it.
         let Some(listening) = host.listening() else { continue };
@@ -48,7 +59,10 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener, until: Ca
 }
 
 async fn connection(host: Arc<Host>, stream: TcpStream) -> anyhow::Result<()> {
-    host.thawed().await;
+    tokio::select! {
+        () = host.thawed() => {}
+        () = given_up(&stream) => return Ok(()),
+    }
     stream.set_nodelay(true)?;
     let life = host.life().token.clone();
     let stream = TlsAcceptor::from(host.server_config()).accept(stream).await?;
@@ -66,6 +80,14 @@ async fn connection(host: Arc<Host>, stream: TcpStream) -> anyhow::Result<()> {
         result?;
     }
     Ok(())
+}
+
+/// Resolves some time after the other side has closed a connection on which nothing is read. It is looked at now and
+/// then: what it has sent before lies there, unread, for when the host goes on.
+async fn given_up(stream: &TcpStream) {
+    while !stream.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed()) {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn answer(host: &Arc<Host>, request: Request<Incoming>) -> std::result::Result<Answer, BrokenOff> {
@@ -117,9 +139,7 @@ async fn command(host: &Arc<Host>, path: &str, request: Request<Incoming>) -> st
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else { return Err(BrokenOff) };
     let (of, path) = (Arc::clone(host), path.to_string());
-    let arrive = move || {
-        Order::read(&head.headers, of.clock_ms()).and_then(|order| submit(&of, order, &path, &body.to_bytes(), plan))
-    };
+    let arrive = move || submit(&of, Order::read(&head.headers, of.clock_ms())?, &path, &body.to_bytes(), plan);
     let submitted = match held {
         None => arrive(),
         // It arrives whatever becomes of who has sent it, as what a network has kept back does.
@@ -135,7 +155,8 @@ async fn command(host: &Arc<Host>, path: &str, request: Request<Incoming>) -> st
     };
     let (entry, new) = match submitted {
         Ok(submitted) => submitted,
-        Err(error) => return Ok(refuse(&error)),
+        Err(Refused::Error(error)) => return Ok(refuse(&error)),
+        Err(Refused::ForAnother(life)) => return Ok(for_another(&life)),
     };
     if unanswered {
         std::future::pending::<Infallible>().await;
@@ -146,6 +167,15 @@ async fn command(host: &Arc<Host>, path: &str, request: Request<Incoming>) -> st
     }
     let outcome = if new && defer { None } else { entry.quick_outcome().await };
     Ok(outcome.map_or_else(|| json(StatusCode::ACCEPTED, &Empty {}), give))
+}
+
+fn for_another(life: &Life) -> Answer {
+    let mut answer = refuse(&other_agent());
+    *answer.status_mut() = StatusCode::PRECONDITION_FAILED;
+    if let Ok(id) = HeaderValue::from_str(&life.agent_id.to_string()) {
+        answer.headers_mut().insert(HEADER_AGENT, id);
+    }
+    answer
 }
 
 /// Cancels a task, unless a newer generation has asked for it since.

@@ -2,6 +2,7 @@
 //! of arrival, refused when their generation is stale, forgotten when the agent restarts.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde_json::value::RawValue;
 use shared::fence::Fence;
 use shared::id::TaskId;
 use shared::wire::{
-    HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
+    HEADER_AGENT, HEADER_CALLBACK, HEADER_DEADLINE, HEADER_GENERATION, HEADER_REQUEST_ID, HEADER_SEQUENCE, HEADER_TASK,
     HEADER_TIME_LEFT, HEADER_TRACEPARENT, TaskReport,
 };
 use shared::{Code, Error, Result};
@@ -22,11 +23,13 @@ use uuid::Uuid;
 
 use super::fault::{Halfway, Plan};
 use super::history::Fate;
-use super::host::Host;
+use super::host::{Host, Life};
 use super::ops;
 
 /// How long a command may take to be answered with its outcome.
 const QUICK: Duration = Duration::from_millis(250);
+/// How often a task says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// Tasks that are remembered after they ended.
 const KEEP: usize = 64;
 
@@ -42,6 +45,8 @@ pub(super) struct Entry {
     callback: Mutex<Option<String>>,
     /// Whether the outcome goes to the callback, because the request was answered without it.
     owed: Mutex<bool>,
+    /// Percent done.
+    progress: AtomicU8,
     cancel: CancellationToken,
 }
 
@@ -62,7 +67,10 @@ impl Entry {
                 Err(error) => TaskReport::Failed { task_id: self.id, error: Error::internal(error) },
             },
             Some(Err(error)) => TaskReport::Failed { task_id: self.id, error: error.clone() },
-            None => TaskReport::Running { task_id: self.id, progress: 50, doing: "works".to_string() },
+            None => {
+                let progress = self.progress.load(Relaxed);
+                TaskReport::Running { task_id: self.id, progress, doing: "works".to_string() }
+            }
         }
     }
 
@@ -144,6 +152,7 @@ pub(super) struct Order {
     pub task_id: TaskId,
     pub callback: Option<String>,
     pub generation: u64,
+    pub agent_id: Option<Uuid>,
     pub sequence: Option<u64>,
     pub deadline: Instant,
     pub scope: Option<Scope>,
@@ -166,6 +175,7 @@ impl Order {
             task_id: task_id.ok_or_else(|| Error::invalid(HEADER_TASK, "must be the UUID of the task"))?,
             callback: text(HEADER_CALLBACK).map(str::to_string),
             generation: number(HEADER_GENERATION)?,
+            agent_id: text(HEADER_AGENT).and_then(|t| t.parse().ok()),
             sequence: text(HEADER_SEQUENCE).and_then(|t| t.parse().ok()),
             deadline: Instant::now() + Duration::from_millis(left),
             scope: Scope::read(text(HEADER_REQUEST_ID), text(HEADER_TRACEPARENT)),
@@ -180,6 +190,20 @@ pub(super) struct TaskCx {
     pub halfway: Option<Halfway>,
 }
 
+/// Why a command is not taken.
+pub(super) enum Refused {
+    /// It was meant for the agent before this one.
+    ForAnother(Arc<Life>),
+    /// Anything else.
+    Error(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
 /// Takes a command: the task that it already is, or a new one (true) in the queue of its resource.
 pub(super) fn submit(
     host: &Arc<Host>,
@@ -187,13 +211,17 @@ pub(super) fn submit(
     path: &str,
     body: &[u8],
     plan: Plan,
-) -> Result<(Arc<Entry>, bool)> {
+) -> Result<(Arc<Entry>, bool), Refused> {
     let resource = ops::resource(path, body)?;
     let life = host.life();
+    if order.agent_id.is_some_and(|meant| meant != life.agent_id) {
+        host.note(&order, resource, path, Fate::ForAnother);
+        return Err(Refused::ForAnother(life));
+    }
     let mut table = life.table();
     if let Some(known) = table.tasks.get(&order.task_id) {
         if known.path != path {
-            return Err(Error::new(Code::Conflict, "this task id belongs to another command"));
+            return Err(Error::new(Code::Conflict, "this task id belongs to another command").into());
         }
         let known = Arc::clone(known);
         let checked = table.fences.entry(resource).or_default().admit_again(order.generation);
@@ -205,7 +233,7 @@ pub(super) fn submit(
         return Ok((known, false));
     }
     if order.deadline <= Instant::now() {
-        return Err(Error::new(Code::DeadlineExceeded, "the deadline of the command has passed"));
+        return Err(Error::new(Code::DeadlineExceeded, "the deadline of the command has passed").into());
     }
     let fence = table.fences.entry(resource).or_default();
     fence.raise(host.recorded_generation(resource));
@@ -219,6 +247,7 @@ pub(super) fn submit(
         outcome: watch::Sender::new(None),
         callback: Mutex::new(order.callback),
         owed: Mutex::new(plan.defer),
+        progress: AtomicU8::new(0),
         // Not of the life: a task that ends with its agent says nothing, one that is cancelled does.
         cancel: CancellationToken::new(),
     });
@@ -259,6 +288,7 @@ struct Work {
 
 impl Work {
     async fn run(self, mine: oneshot::Sender<()>) {
+        let working = self.host.working(self.entry.id, self.entry.resource, &self.entry.path);
         let outcome = tokio::select! {
             outcome = self.outcome() => outcome,
             () = self.entry.cancel.cancelled() => {
@@ -268,6 +298,7 @@ impl Work {
                 Err(Error::new(Code::DeadlineExceeded, "the host had not done the work by its deadline"))
             }
         };
+        drop(working);
         self.host.life().table().end(self.entry.id);
         let owed = {
             let owed = self.entry.lock_owed();
@@ -281,7 +312,7 @@ impl Work {
     }
 
     async fn outcome(&self) -> Outcome {
-        tokio::time::sleep(self.plan.delay).await;
+        self.take_time().await;
         if self.plan.hang {
             return std::future::pending().await;
         }
@@ -295,6 +326,24 @@ impl Work {
         match &self.plan.fail_after {
             Some(error) => outcome.and(Err(error.clone())),
             None => outcome,
+        }
+    }
+
+    /// Lets the time pass that the work takes, and says now and then how far it is, as agents do.
+    async fn take_time(&self) {
+        let (began, all) = (Instant::now(), self.plan.delay);
+        loop {
+            let left = all.saturating_sub(began.elapsed());
+            tokio::time::sleep(left.min(PROGRESS_EVERY)).await;
+            if left <= PROGRESS_EVERY {
+                return;
+            }
+            let percent = began.elapsed().as_millis() * 100 / all.as_millis().max(1);
+            self.entry.progress.store(u8::try_from(percent).unwrap_or(99).min(99), Relaxed);
+            let owed = *self.entry.lock_owed();
+            if let Some(callback) = self.entry.callback().filter(|_| owed) {
+                self.host.report(&callback, &self.entry.report()).await;
+            }
         }
     }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use controller::agent_client::{Agents, HostRef, NoProgress, Order};
 use controller::clock::Clock;
+use controller::ring::Ring;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::api::image::Firmware;
 use shared::api::vm::StopMode;
-use shared::id::{ImageId, StorageId, VmId, VolumeId};
+use shared::id::{ControllerId, ImageId, StorageId, VmId, VolumeId};
 use shared::wire::host::{InspectHost, StorageSpec};
 use shared::wire::image::{DeleteImage, ImageOrigin, ImageSpec};
 use shared::wire::vm::{CloudInit, DeleteVm, DiskSpec, EnsureVm, StopVm, VmSpec};
@@ -19,6 +20,7 @@ use shared::wire::{AgentCommand, CONTROLLER_DNS_NAME, host_dns_name};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::history::Fate;
 use super::*;
 use shared::{Code, Error};
 
@@ -75,7 +77,9 @@ async fn bench(ca: &Ca) -> Bench {
 }
 
 fn agents(tls: Arc<rustls::ClientConfig>) -> Arc<Agents> {
-    Agents::new(tls, "https://127.0.0.1:1".to_string(), TaskTracker::new(), CancellationToken::new(), Clock::default())
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let ring = Ring::new(ControllerId::new());
+    Agents::new(tls, "https://127.0.0.1:1".to_string(), tasks, stop, Clock::default(), ring)
 }
 
 fn order(generation: u64) -> Order {
@@ -219,6 +223,66 @@ async fn a_host_knows_the_controllers_and_repeats_go_to_the_next_owner() {
     let again = bench.send(Order { generation: 4, ..first.clone() }, &ensure).await.unwrap();
     assert_eq!(again.power.as_str(), "running");
     assert_eq!(bench.send(first, &ensure).await.unwrap_err().code, Code::StaleGeneration);
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_agent_was_started_again_is_refused_and_sent_once_more() {
+    let bench = bench(&authority()).await;
+    bench.sim.history().record();
+    let before = Some(bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap().agent_id);
+    bench.host.restart();
+    let ensure = vm(true);
+    bench.send(Order { agent_id: before, ..order(3) }, &ensure).await.unwrap();
+    let fates: Vec<Fate> = bench.sim.history().actions().iter().map(|action| action.fate).collect();
+    assert_eq!(fates, [Fate::ForAnother, Fate::Accepted]);
+}
+
+#[tokio::test]
+async fn what_happens_to_hosts_is_said_at_the_control_port() {
+    let bench = bench(&authority()).await;
+    let sim = Arc::new(bench.sim);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    control::listen(&sim, listener);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = async |method: http::Method, path: &str, body: &str| {
+        let answer = client.request(method, format!("{base}{path}")).body(body.to_string()).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap())
+    };
+    let (get, put, post, delete) = (http::Method::GET, http::Method::PUT, http::Method::POST, http::Method::DELETE);
+    let name = format!("/hosts/{}", bench.host.name);
+    let (status, hosts) = ask(get.clone(), "/hosts", "").await;
+    assert_eq!((status, &hosts[0]["id"]), (200, &serde_json::to_value(bench.host.id).unwrap()));
+
+    let bad = r#"{"libvirt_error": "gone", "available": 5, "clock_ahead_ms": -3600000, "silent": true}"#;
+    assert_eq!(ask(put.clone(), &name, bad).await.0, 200);
+    let send = async |order: Order, command: &EnsureVm| {
+        bench.agents.command(&bench.target, order, command, &NoProgress).await.map(drop).map_err(|error| error.code)
+    };
+    assert_eq!(send(order(1), &vm(true)).await, Err(Code::HostFailed));
+    assert!(bench.host.facts().clock_ms < shared::time::Timestamp::now().ms() - 3_000_000);
+    let pong = bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
+    assert_eq!((pong.digest, pong.libvirt_error.as_deref()), (None, Some("gone")));
+    // Of every host, and what is left out stays.
+    assert_eq!(ask(put.clone(), "/hosts/*", r#"{"libvirt_error": ""}"#).await.0, 200);
+    assert_eq!(send(order(1), &vm(true)).await, Err(Code::NoSpace));
+    assert_eq!(ask(put.clone(), &name, r#"{"available": 1099511627776}"#).await.0, 200);
+    assert_eq!(send(order(1), &vm(true)).await, Ok(()));
+    assert_eq!(ask(put, &name, r#"{"avialable": 1}"#).await.0, 400);
+
+    let fault = r#"{"path": "vm/ensure", "hosts": 1.0, "what": {"kind": "fail", "code": "host_failed"}}"#;
+    let (_, added) = ask(post.clone(), "/faults", fault).await;
+    assert_eq!(send(order(1), &vm(true)).await, Err(Code::HostFailed));
+    let (_, removed) = ask(delete, &format!("/faults/{}", added["id"]), "").await;
+    assert_eq!(removed["hits"], 1);
+    assert_eq!(ask(post.clone(), "/hosts/*/down", "").await.0, 200);
+    assert_eq!(send(order(1), &vm(true)).await, Err(Code::HostUnreachable));
+    assert_eq!(ask(post.clone(), &format!("{name}/up"), "").await.0, 200);
+    bench.agents.ping(&bench.target, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(send(order(1), &vm(true)).await, Ok(()));
+    assert_eq!(ask(post, "/hosts/nobody/up", "").await.0, 404);
+    let (_, all) = ask(get, &name, "").await;
+    assert_eq!(all["vms"].as_object().map(serde_json::Map::len), Some(2), "{all}");
 }
 
 #[tokio::test]

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use shared::error::Code;
+use shared::id::{HostId, TaskId};
 use shared::state::job::JobState;
+use uuid::Uuid;
 
 use super::{Api, Fleet};
-use crate::sim::{Fate, Sim};
+use crate::sim::{Action, Fate, Note, Sim};
 use crate::snapshot::Database;
 
 /// Sums since the histories began, and every breach.
@@ -30,12 +32,32 @@ pub struct Tally {
     pub stale_refused: usize,
     /// Commands that agents took although a newer generation had acted.
     pub stale_accepted: usize,
+    /// Commands about a VM that began while one of an older generation was being carried out.
+    pub overlapping: usize,
     /// Commands that agents took.
     pub commands: usize,
     /// Answers that blame the controller itself (`internal` and its like).
     pub blamed: usize,
     /// Every breach in words.
     pub breaches: Vec<String>,
+}
+
+/// What the hosts do, while their history is read.
+#[derive(Default)]
+struct Watch {
+    /// The newest generation that has commanded a VM.
+    newest: HashMap<Uuid, u64>,
+    /// The generation of each task.
+    generations: HashMap<TaskId, u64>,
+    /// What is being done about each VM, and where.
+    running: HashMap<Uuid, BTreeMap<TaskId, (HostId, String)>>,
+}
+
+impl Watch {
+    fn raise(&mut self, action: &Action) {
+        let generation = self.generations.entry(action.task).or_default();
+        *generation = (*generation).max(action.generation);
+    }
 }
 
 impl Tally {
@@ -54,7 +76,8 @@ impl Tally {
     pub async fn of(database: &Database, api: &Api, sim: &Sim) -> anyhow::Result<Self> {
         let mut tally = Self::default();
         tally.requests(database, api).await?;
-        tally.commands(sim);
+        let mut watch = Watch::default();
+        sim.history().notes().iter().for_each(|note| tally.look_at(&mut watch, note));
         Ok(tally)
     }
 
@@ -100,25 +123,51 @@ impl Tally {
         Ok(())
     }
 
-    fn commands(&mut self, sim: &Sim) {
-        let mut newest: HashMap<_, u64> = HashMap::new();
-        for action in sim.history().actions() {
-            match action.fate {
-                Fate::Stale => self.stale_refused += 1,
-                Fate::Repeated => {}
-                // An image is fetched for many VMs at once, by whoever needs it.
-                Fate::Accepted if !action.path.starts_with("vm/") => self.commands += 1,
-                Fate::Accepted => {
-                    self.commands += 1;
-                    let newest = newest.entry(action.resource).or_default();
-                    if action.generation < *newest {
-                        self.stale_accepted += 1;
-                        let (path, resource, generation) = (&action.path, action.resource, action.generation);
-                        self.breaches
-                            .push(format!("{path} of {resource}: generation {generation} came after {newest}"));
+    /// Compares what happened on a host with what had happened before, on all hosts.
+    fn look_at(&mut self, watch: &mut Watch, note: &Note) {
+        match note {
+            Note::Command(action) => self.command(watch, action),
+            Note::Began { host, resource, path, task } if path.starts_with("vm/") => {
+                let generation = watch.generations.get(task).copied().unwrap_or(0);
+                let running = watch.running.entry(*resource).or_default();
+                for (other, (on, doing)) in running.iter() {
+                    let older = watch.generations.get(other).copied().unwrap_or(0);
+                    if older < generation {
+                        self.overlapping += 1;
+                        self.breaches.push(format!(
+                            "{path} of {resource} (generation {generation}, host {host}) began while {doing} \
+                             (generation {older}, host {on}) went on"
+                        ));
                     }
-                    *newest = (*newest).max(action.generation);
                 }
+                running.insert(*task, (*host, path.clone()));
+            }
+            Note::Ended { resource, task, .. } => {
+                watch.running.entry(*resource).or_default().remove(task);
+            }
+            Note::Restarted(host) => watch.running.values_mut().for_each(|tasks| tasks.retain(|_, (on, _)| on != host)),
+            Note::Began { .. } => {}
+        }
+    }
+
+    fn command(&mut self, watch: &mut Watch, action: &Action) {
+        let Action { path, resource, generation, .. } = action;
+        match action.fate {
+            Fate::Stale => self.stale_refused += 1,
+            Fate::ForAnother => {}
+            // By the same owner, or by the next one: it is that one's work then.
+            Fate::Repeated => watch.raise(action),
+            // An image is fetched for many VMs at once, by whoever needs it.
+            Fate::Accepted if !path.starts_with("vm/") => self.commands += 1,
+            Fate::Accepted => {
+                self.commands += 1;
+                watch.raise(action);
+                let newest = watch.newest.entry(*resource).or_default();
+                if generation < newest {
+                    self.stale_accepted += 1;
+                    self.breaches.push(format!("{path} of {resource}: generation {generation} came after {newest}"));
+                }
+                *newest = (*newest).max(*generation);
             }
         }
     }
@@ -133,6 +182,7 @@ impl Tally {
         self.doubled += other.doubled;
         self.stale_refused += other.stale_refused;
         self.stale_accepted += other.stale_accepted;
+        self.overlapping += other.overlapping;
         self.commands += other.commands;
         self.blamed += other.blamed;
         self.breaches.extend(other.breaches.iter().cloned());
@@ -152,7 +202,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} accepted, {} done, {} rolled back, {} lost, {} stuck, {} doubled; {} commands, {} stale refused, {} stale accepted",
+            "{} accepted, {} done, {} rolled back, {} lost, {} stuck, {} doubled; {} commands, {} stale refused, {} stale accepted, {} overlapping",
             self.accepted,
             self.done,
             self.rolled_back,
@@ -161,7 +211,35 @@ impl fmt::Display for Tally {
             self.doubled,
             self.commands,
             self.stale_refused,
-            self.stale_accepted
+            self.stale_accepted,
+            self.overlapping
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_begins_while_an_older_generation_works_on_the_vm_is_a_breach() {
+        let (resource, hosts) = (Uuid::new_v4(), [HostId::new(), HostId::new()]);
+        let command = |n: usize, task, generation, fate| {
+            Note::Command(Action { host: hosts[n], resource, path: "vm/stop".into(), task, generation, fate })
+        };
+        let began = |n: usize, task| Note::Began { host: hosts[n], resource, path: "vm/stop".into(), task };
+        let ended = |n: usize, task| Note::Ended { host: hosts[n], resource, task };
+        let overlapping = |notes: &[Note]| {
+            let (mut tally, mut watch) = (Tally::default(), Watch::default());
+            notes.iter().for_each(|note| tally.look_at(&mut watch, note));
+            (tally.overlapping, tally.breaches.len())
+        };
+        let (old, new) = (TaskId::new(), TaskId::new());
+        let begin = [command(0, old, 3, Fate::Accepted), began(0, old), command(1, new, 4, Fate::Accepted)];
+        let then = |more: &[Note]| overlapping(&[&begin, more].concat());
+        assert_eq!(then(&[began(1, new), ended(0, old)]), (1, 1));
+        assert_eq!(then(&[ended(0, old), began(1, new)]), (0, 0));
+        assert_eq!(then(&[Note::Restarted(hosts[0]), began(1, new), ended(0, old)]), (0, 0), "it ended with its agent");
+        assert_eq!(then(&[command(0, old, 4, Fate::Repeated), began(1, new)]), (0, 0), "it is the next owner's now");
     }
 }

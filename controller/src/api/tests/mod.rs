@@ -100,13 +100,15 @@ impl Gateway {
         let (transport, inbox) = LocalTransport::new(me, 1000);
         let stop = (tasks.clone(), CancellationToken::new());
         let transport = (Arc::new(transport) as Arc<_>, inbox);
-        let bus = Bus::start(registry, ring, clock.clone(), Limits::default(), Loopback::Direct, transport, stop);
+        let bus =
+            Bus::start(registry, ring.clone(), clock.clone(), Limits::default(), Loopback::Direct, transport, stop);
         let agents = Agents::new(
             pki.agent_client_config(10).unwrap(),
             String::new(),
             tasks,
             CancellationToken::new(),
             clock.clone(),
+            ring,
         );
         let reports = Arc::new(Reports::default());
         let parts = Parts {

@@ -34,11 +34,13 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Compares; answers whether all is as it should be: nothing was left to jobs, and each storage can be used.
 pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool> {
     let cx = cx.within(TIMEOUT);
-    let row = find(&context, id).await?;
+    let mut row = find(&context, id).await?;
     if row.host.connection == HostConnection::Disconnected {
         set_connection(&context, &row, HostConnection::Connecting, Some("it answers again; comparing".into())).await?;
     }
     let pong = context.deps.agents.ping(&row.reference(), cx.left()?.min(Duration::from_secs(10))).await?;
+    // Who is commanded from here on; that it was compared is written down at the end.
+    row.agent_id = Some(pong.agent_id);
     let storages = storages(&context, &row).await?;
     // Read before the host is asked: what changes from here on makes the host's answer old news.
     let known = {
@@ -117,7 +119,7 @@ async fn storages(context: &Context, row: &HostRow) -> Result<Vec<StorageSpec>> 
 
 async fn inspect(context: &Context, cx: &Cx, row: &HostRow, storages: &[StorageSpec]) -> Result<Inventory> {
     let command = InspectHost { host_id: row.host.id, storages: storages.to_vec() };
-    let order = Order::once(context.deps.ring.generation(), cx.deadline);
+    let order = Order::to(row.agent_id, context.deps.ring.generation(), cx.deadline);
     context.deps.agents.command(&row.reference(), order, &command, &NoProgress).await
 }
 

@@ -95,7 +95,7 @@ async fn find(context: &Context, inventory: &Inventory) -> Result<Orphans> {
 async fn remove<C: AgentCommand>(context: &Context, cx: &Cx, row: &HostRow, command: &C) -> Result<()> {
     debug_assert_ne!(row.host.connection, HostConnection::Disconnected, "only a host that answers is compared");
     tracing::info!(host.id = %row.host.id, command = C::PATH, resource.id = %command.resource(), "removing what belongs to nothing");
-    let order = Order::once(context.deps.ring.generation(), cx.deadline);
+    let order = Order::to(row.agent_id, context.deps.ring.generation(), cx.deadline);
     match context.deps.agents.command(&row.reference(), order, command, &NoProgress).await {
         Err(error) if error.code == Code::InUse => {
             tracing::warn!(host.id = %row.host.id, command = C::PATH, error = error.chain(), "left alone");

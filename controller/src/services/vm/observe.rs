@@ -107,7 +107,7 @@ async fn remove(context: &Context, cx: &Cx, message: &VmObserved) -> Result<()> 
     };
     let Some(host) = host else { return Ok(()) };
     tracing::info!(vm.id = %message.id, host.id = %message.host_id, "removing the domain of a deleted vm");
-    let order = Order::once(context.deps.ring.generation(), cx.deadline);
+    let order = Order::to(host.agent_id, context.deps.ring.generation(), cx.deadline);
     context.deps.agents.command(&host.reference(), order, &DeleteVm { vm_id: message.id }, &NoProgress).await?;
     Ok(())
 }
