@@ -210,6 +210,14 @@ async fn every_way_to_send_works_between_controllers_and_queues_do_not_grow() ->
         assert_eq!(next(&mut seen_two).await, Some(Seen::Event(n)));
     }
 
+    // Also when they are published faster than the broker confirms them.
+    (100..400).for_each(|n| one.bus.publish(&cx(60), &Changed { n }));
+    for seen in [&mut seen_one, &mut seen_two] {
+        for n in 100..400 {
+            assert_eq!(next(seen).await, Some(Seen::Event(n)));
+        }
+    }
+
     // Who stops waiting has the handler told, there.
     {
         let cx = cx(60);

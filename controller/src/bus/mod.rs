@@ -97,6 +97,8 @@ const LET_GO: Duration = Duration::from_secs(5);
 /// How long a handler may go on after its caller has given up. One that takes longer waits for something
 /// that will not come, a database on a way that is no more, and everything about its resource waits for it.
 const STUCK: Duration = Duration::from_secs(20);
+/// Events that may wait to be told to the other controllers.
+const OUTBOX: usize = 4096;
 const REPLY: &str = "bus.Reply";
 /// Says that nobody waits any more for the reply to the request in `correlation`.
 const CANCEL: &str = "bus.Cancel";
@@ -118,6 +120,9 @@ pub struct Bus {
     waiting: Mutex<HashMap<Uuid, Waiting>>,
     /// Requests from the wire that are being handled here, with what cancels them.
     in_hand: Mutex<HashMap<Uuid, CancellationToken>>,
+    /// Events for the other controllers, told one after the other: those about one resource, which are published by
+    /// its owner, come in their order.
+    outbox: mpsc::Sender<(&'static str, Vec<u8>)>,
     tasks: TaskTracker,
 }
 
@@ -134,6 +139,7 @@ impl Bus {
         (transport, inbox): (Arc<dyn Transport>, mpsc::Receiver<Vec<u8>>),
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Arc<Self> {
+        let (outbox, events) = mpsc::channel(OUTBOX);
         let bus = Arc::new(Self {
             ring,
             clock,
@@ -144,8 +150,10 @@ impl Bus {
             transport,
             waiting: Mutex::default(),
             in_hand: Mutex::default(),
+            outbox,
             tasks,
         });
+        bus.tasks.spawn(tell_others(Arc::clone(&bus.transport), events, stop.clone()));
         bus.tasks.spawn(Arc::clone(&bus).receive(inbox, stop));
         bus
     }
@@ -225,20 +233,13 @@ impl Bus {
         // One that drains owns nothing any more and still waits for things.
         if self.ring.is_shared() {
             let envelope = Envelope::wrap(cx, "", event, self.ring.generation(), self.clock.now().ms());
-            let bus = Arc::clone(self);
-            self.tasks.spawn(async move {
-                let sent = match envelope.and_then(|envelope| envelope.encode()) {
-                    Ok(bytes) => bus.transport.broadcast(bytes).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = sent {
-                    tracing::warn!(
-                        event.name = E::NAME,
-                        error = error.chain(),
-                        "an event did not reach the other controllers"
-                    );
-                }
+            let told = envelope.and_then(|envelope| envelope.encode()).and_then(|bytes| {
+                let full = |_| Error::new(Code::Unavailable, "too many events wait to be told");
+                self.outbox.try_send((E::NAME, bytes)).map_err(full)
             });
+            if let Err(error) = told {
+                not_told(E::NAME, &error);
+            }
         }
     }
 
@@ -496,6 +497,23 @@ impl Drop for Abandoned<'_> {
             self.bus.send_about(&request, CANCEL, self.target, &());
         }
     }
+}
+
+/// Tells events to the other controllers in the order in which they were published, until `stop`.
+async fn tell_others(
+    transport: Arc<dyn Transport>,
+    mut events: mpsc::Receiver<(&'static str, Vec<u8>)>,
+    stop: CancellationToken,
+) {
+    while let Some(Some((name, bytes))) = stop.run_until_cancelled(events.recv()).await {
+        if let Err(error) = transport.broadcast(bytes).await {
+            not_told(name, &error);
+        }
+    }
+}
+
+fn not_told(name: &str, error: &Error) {
+    tracing::warn!(event.name = name, error = error.chain(), "an event did not reach the other controllers");
 }
 
 fn too_late(name: &str) -> Error {

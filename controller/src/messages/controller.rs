@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::reads;
 use crate::auth::Action;
-use crate::bus::{ApiRequest, Event, Message, request};
+use crate::bus::{ApiEvent, ApiRequest, Event, Message, request};
 
 reads!(
     "controller", "controller.GetController" => GetController(ControllerId),
@@ -69,10 +69,12 @@ impl Message for RingChanged {
 }
 impl Event for RingChanged {}
 
-/// Events were appended by another controller: those who wait for some look.
+/// Outcomes of API calls, and what has happened to resources, were appended to the events by another controller: those
+/// who wait for some look. What they are stands in the database, in order; nothing is told of each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventsAppended {}
 impl Message for EventsAppended {
     const NAME: &'static str = "controller.EventsAppended";
 }
 impl Event for EventsAppended {}
+impl ApiEvent for EventsAppended {}

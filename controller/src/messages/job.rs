@@ -1,13 +1,13 @@
 //! Messages of the job service.
 
 use serde::{Deserialize, Serialize};
-use shared::api::job::{Job, JobState};
+use shared::api::job::Job;
 use shared::id::{JobId, ResourceId};
 use uuid::Uuid;
 
 use super::{changes, reads};
 use crate::auth::Action;
-use crate::bus::{ApiEvent, ApiRequest, Event, Message, request};
+use crate::bus::{ApiRequest, request};
 
 reads!("job", "job.GetJob" => GetJob(JobId), "job.ListJobs" => ListJobs, Job, Read);
 changes!(
@@ -48,17 +48,3 @@ pub struct WatchJob {
     pub id: JobId,
 }
 request!("job.WatchJob" to "job" => (), WatchJob);
-
-/// A job ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobEnded {
-    /// The job.
-    pub job_id: JobId,
-    /// How.
-    pub state: JobState,
-}
-impl Message for JobEnded {
-    const NAME: &'static str = "job.JobEnded";
-}
-impl Event for JobEnded {}
-impl ApiEvent for JobEnded {}
