@@ -1,6 +1,6 @@
 # Each target installs what it needs first (Debian 12 or Ubuntu 24.04, with a Rust toolchain).
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop build test bench chaos simulate cluster-demo mixed-versions check demo-check guest-check packages packages-check packages-twice rpm-check e2e ansible-check
+.PHONY: help demo demo-stop build test bench chaos chaos-steps simulate cluster-demo mixed-versions check demo-check guest-check packages packages-check packages-twice rpm-check e2e ansible-check
 
 LAB := tests/lab
 
@@ -66,6 +66,11 @@ chaos: ## faults at random under load, with three controllers (SEED=1 RUNS=10 FL
 	@$(LAB)/install-deps.sh build run test
 	cargo build --locked --bin kring-controller --bin kring-chaos
 	@$${CARGO_TARGET_DIR:-target}/debug/kring-chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),10) --fleets $(or $(FLEETS),1)
+
+chaos-steps: ## each fault at each moment of each job, with three controllers (FLEETS=1)
+	@$(LAB)/install-deps.sh build run test
+	cargo build --locked --bin kring-controller --bin kring-chaos
+	@$${CARGO_TARGET_DIR:-target}/debug/kring-chaos --steps --fleets $(or $(FLEETS),1)
 
 simulate: ## controllers under fault with simulated time, one run for each seed (SEED=1 RUNS=5000; RUNS=1 tells what happens)
 	@$(LAB)/install-deps.sh build

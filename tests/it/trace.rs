@@ -9,10 +9,10 @@ use trace::testing::{Collector, Seen};
 
 use crate::vm::ready_with;
 
-const SERVER: i64 = 2;
-const CLIENT: i64 = 3;
+pub const SERVER: i64 = 2;
+pub const CLIENT: i64 = 3;
 
-fn named<'a>(spans: &'a [Seen], name: &str, kind: i64) -> Option<&'a Seen> {
+pub fn named<'a>(spans: &'a [Seen], name: &str, kind: i64) -> Option<&'a Seen> {
     spans.iter().find(|span| span.name == name && span.kind == kind)
 }
 

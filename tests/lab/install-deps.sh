@@ -29,7 +29,7 @@ packages_of() {
                 iproute2 iputils-ping openssh-client ovmf seabios ipxe-qemu curl jq procps util-linux ;;
     guest) echo busybox-static cpio gzip xz-utils zstd mtools syslinux syslinux-common \
                 qemu-utils binutils systemd-boot-efi ;;
-    test)  echo postgresql rabbitmq-server ;;
+    test)  echo postgresql rabbitmq-server libfaketime ;;
     debs) packages_of build; echo binutils dpkg-dev jq ;;
     packages) packages_of debs; echo rpm ;;
     lint) echo lintian ;;

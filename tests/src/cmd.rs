@@ -68,9 +68,42 @@ pub fn run_to_end(program: &OsStr, args: &[&OsStr]) {
 /// # Errors
 /// When it cannot be started.
 pub fn spawn(program: &OsStr, args: &[&OsStr], log: &std::path::Path) -> anyhow::Result<Child> {
+    start(command(program, args), log)
+}
+
+/// The same, with a wall clock that is ahead of this machine's by the seconds that a file says (`+3600`, `-60`); it
+/// is read again every second. What measures durations is not touched.
+///
+/// # Errors
+/// When libfaketime is not installed, or the program cannot be started.
+pub fn spawn_with_clock(
+    program: &OsStr,
+    args: &[&OsStr],
+    log: &std::path::Path,
+    clock: &std::path::Path,
+) -> anyhow::Result<Child> {
+    let mut command = command(program, args);
+    command
+        .env("LD_PRELOAD", clock_library()?)
+        .env("FAKETIME_TIMESTAMP_FILE", clock)
+        .env("FAKETIME_CACHE_DURATION", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .env("NO_FAKE_STAT", "1");
+    start(command, log)
+}
+
+/// What stands between a program and the machine's clock.
+fn clock_library() -> anyhow::Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib")?.flatten();
+    let mut files = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    files.find(|file| file.is_file()).context("libfaketime is not installed: tests/lab/install-deps.sh test")
+}
+
+fn start(mut command: Command, log: &std::path::Path) -> anyhow::Result<Child> {
     let out = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
     let err = out.try_clone()?;
-    command(program, args).stdout(out).stderr(err).spawn().with_context(|| format!("starting {}", program.display()))
+    command.stdout(out).stderr(err);
+    command.spawn().with_context(|| format!("starting {}", command.as_std().get_program().display()))
 }
 
 /// Sends a signal (`-STOP`, `-CONT`, `-TERM`) to a process that this one has started.

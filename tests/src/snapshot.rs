@@ -59,6 +59,20 @@ impl Database {
         Ok(Self { pool, sqlite: url.starts_with("sqlite:") })
     }
 
+    /// The database and its version.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn version(&self) -> anyhow::Result<String> {
+        let sql = if self.sqlite {
+            "SELECT 'SQLite', sqlite_version()"
+        } else {
+            "SELECT 'PostgreSQL', current_setting('server_version')"
+        };
+        let (name, version) = self.pairs(sql).await?.pop_first().context("the database tells its version")?;
+        Ok(format!("{name} {version}"))
+    }
+
     /// All rows of all tables that are compared.
     ///
     /// # Errors
@@ -254,6 +268,37 @@ impl Database {
         sqlx::query(sql).execute(&mut *conn).await?;
         sqlx::query("SELECT CAST(pg_reload_conf() AS INT)").execute(&mut *conn).await?;
         Ok(())
+    }
+
+    /// Has the database's own clock be one that [`Self::set_clock_ahead`] sets, for connections from now on.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn own_clock(&self) -> anyhow::Result<()> {
+        let mut tx = self.pool.begin().await?;
+        for sql in [
+            "CREATE SCHEMA lab",
+            "CREATE TABLE lab.clock (ahead interval NOT NULL)",
+            "INSERT INTO lab.clock VALUES (interval '0')",
+            "CREATE FUNCTION lab.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE \
+             AS 'SELECT pg_catalog.clock_timestamp() + ahead FROM lab.clock'",
+            // Before the server's own function of this name, and behind the product's tables.
+            "ALTER ROLE CURRENT_USER SET search_path = public, lab, pg_catalog",
+        ] {
+            sqlx::query(sql).execute(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Sets the database's clock, so many seconds ahead of the right time or behind it.
+    ///
+    /// # Errors
+    /// When the server refuses, or the database has no clock of its own.
+    pub async fn set_clock_ahead(&self, seconds: i64) -> anyhow::Result<()> {
+        let mut conn = self.pool.acquire().await?;
+        sqlx::query("SET default_transaction_read_only = off").execute(&mut *conn).await?;
+        let sql = "UPDATE lab.clock SET ahead = $1 * interval '1 second'";
+        Ok(sqlx::query(sql).bind(seconds).execute(&mut *conn).await.map(drop)?)
     }
 
     /// The rows of a query with two columns of text.

@@ -20,6 +20,8 @@ use tokio::task::JoinSet;
 pub struct Seen {
     /// The program that made it.
     pub service: String,
+    /// Which of those that run it.
+    pub instance: String,
     /// Its name.
     pub name: String,
     /// Its kind by OTLP's number: 1 internal, 2 server, 3 client.
@@ -103,12 +105,15 @@ fn read(body: &Value) -> Vec<Seen> {
     };
     let mut seen = Vec::new();
     for of in list(&body["resourceSpans"]) {
-        let service = attributes(&of["resource"]["attributes"]).remove("service.name").unwrap_or_default();
+        let mut resource = attributes(&of["resource"]["attributes"]);
+        let mut of_resource = |key: &str| resource.remove(key).unwrap_or_default();
+        let (service, instance) = (of_resource("service.name"), of_resource("service.instance.id"));
         for span in list(&of["scopeSpans"]).iter().flat_map(|scope| list(&scope["spans"])) {
             let number = |key: &str| span[key].as_str().and_then(|n| n.parse::<u128>().ok()).unwrap_or_default();
             assert!(number("startTimeUnixNano") <= number("endTimeUnixNano"), "{span}");
             seen.push(Seen {
                 service: service.clone(),
+                instance: instance.clone(),
                 name: text(&span["name"]),
                 kind: span["kind"].as_i64().unwrap_or_default(),
                 trace_id: text(&span["traceId"]),

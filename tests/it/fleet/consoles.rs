@@ -67,7 +67,7 @@ async fn a_ticket_is_good_at_any_controller_and_once() -> anyhow::Result<()> {
 async fn a_ticket_finds_its_issuer_although_nobody_answers_at_the_first_address() -> anyhow::Result<()> {
     let fleet = Fleet::start(2, 1).await?;
     fleet.controllers[0].stop().await?;
-    fleet.controllers[0].advertise(&["https://127.255.255.254:1", &fleet.controllers[0].url])?;
+    fleet.controllers[0].advertise(&["https://127.255.255.254:1", &fleet.controllers[0].advertised])?;
     fleet.controllers[0].start().await?;
     fleet.whole().await?;
     let vm = fleet.vm(&fleet.image, &fleet.network).await?;
@@ -85,10 +85,10 @@ async fn hosts_are_told_every_address_of_every_controller() -> anyhow::Result<()
     // A second network, on which the first controller is reached as well.
     let second = "https://10.255.0.1:8443";
     fleet.controllers[0].stop().await?;
-    fleet.controllers[0].advertise(&[&fleet.controllers[0].url, second])?;
+    fleet.controllers[0].advertise(&[&fleet.controllers[0].advertised, second])?;
     fleet.controllers[0].start().await?;
     fleet.whole().await?;
-    let urls: Vec<_> = fleet.controllers.iter().map(|controller| controller.url.as_str()).collect();
+    let urls: Vec<_> = fleet.controllers.iter().map(|controller| controller.advertised.as_str()).collect();
     eventually("every host knows all addresses, the second ones last", async || {
         for host in fleet.sim.hosts() {
             let told = host.controllers();

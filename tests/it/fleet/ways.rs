@@ -24,7 +24,7 @@ async fn a_controller_may_be_cut_off_from_the_hosts() -> anyhow::Result<()> {
     more(&load, 10).await?;
     // Its commands do not arrive; then they arrive, are done, and nobody is told.
     for what in [What::Held, What::Unanswered] {
-        let fault = fleet.sim.faults().add(Fault::new("*", what).from(&fleet.controllers[0].url));
+        let fault = fleet.sim.faults().add(Fault::new("*", what).from(&fleet.controllers[0].advertised));
         until("commands are lost", async || fleet.sim.faults().hits(fault) > 0).await?;
         // What the others own goes on.
         let id = VmId::from_uuid(fleet.id_owned_by(fleet.controllers[1].id()?).await?);

@@ -2,13 +2,14 @@
 //! lost, doubled or left behind. `make chaos` builds and runs it.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 use futures_util::future::try_join_all;
-use harness::chaos::{self, Outcome};
+use harness::chaos::{self, Outcome, steps};
 use harness::fleet::{Fleet, Tally};
 
 /// Faults at random, from a seed, while users work.
@@ -32,6 +33,9 @@ struct Args {
     /// Fleets that are played to at the same time, each with a broker and a database of its own.
     #[arg(long, default_value_t = 1)]
     fleets: usize,
+    /// Instead, each fault at each moment of each job, once.
+    #[arg(long)]
+    steps: bool,
 }
 
 /// What all runs came to.
@@ -48,6 +52,9 @@ struct Sum {
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let args = Args::parse();
+    if args.steps {
+        return all_steps(&args).await;
+    }
     let (next, sum) = (AtomicU64::new(args.seed), Mutex::new(Sum::default()));
     let played = try_join_all((0..args.fleets.max(1)).map(|_| play(&args, &next, &sum))).await;
     let Sum { runs, tally, mut taken_over, failed, orphans } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -62,6 +69,26 @@ async fn main() -> anyhow::Result<()> {
     anyhow::ensure!(failed.is_empty(), "seeds that failed: {failed:?}");
     anyhow::ensure!(runs == args.runs, "{} of {} runs were not played", args.runs - runs, args.runs);
     Ok(())
+}
+
+/// Plays every case, each fleet the next one; the first that fails ends it.
+async fn all_steps(args: &Args) -> anyhow::Result<()> {
+    let (cases, next, sum) = (steps::all(), AtomicUsize::new(0), Mutex::new(Tally::default()));
+    try_join_all((0..args.fleets.max(1)).map(async |_| {
+        let fleet = Fleet::start(args.controllers, args.hosts).await?;
+        loop {
+            let n = next.fetch_add(1, Relaxed);
+            let Some(case) = cases.get(n) else { break };
+            let played = steps::play(&fleet, n, *case).await.with_context(|| case.to_string());
+            let tally = played.inspect_err(|_| eprintln!("{}", fleet.logs(80)))?;
+            writeln!(std::io::stdout(), "{case}: {tally}")?;
+            sum.lock().unwrap_or_else(PoisonError::into_inner).add(&tally);
+        }
+        fleet.stop().await
+    }))
+    .await?;
+    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(writeln!(std::io::stdout(), "{} cases: {sum}", cases.len())?)
 }
 
 /// Plays to one fleet, one seed after the other, as long as there are any.

@@ -2,9 +2,11 @@
 //!
 //! - [`plan`]: which faults, and when; the same seed gives the same plan.
 //! - [`play`]: has them happen to a fleet. - [`run`]: both, with everything checked afterwards.
+//! - [`steps`]: not at random, but at each step of each job.
 
 mod plan;
 mod play;
+pub mod steps;
 
 use std::fmt;
 use std::time::{Duration, Instant};

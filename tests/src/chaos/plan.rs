@@ -9,13 +9,15 @@ use rand::{RngExt, SeedableRng};
 use crate::proxy::Link;
 use crate::sim::What;
 
-/// Where a way of a controller leads.
+/// A way of a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// To the message broker, and by it to the other controllers.
     Broker,
     /// To the database.
     Database,
+    /// From hosts and other controllers to it.
+    Others,
 }
 
 /// What happens.
@@ -37,6 +39,12 @@ pub enum Which {
     Outside(usize),
     /// What a controller sends to hosts is lost so until the end.
     Hosts(usize, What),
+    /// A controller's clock is so many seconds off until the end.
+    Clock(usize, i64),
+    /// The database's clock is so many seconds off until the end.
+    DatabaseClock(i64),
+    /// A host's clock is so many seconds off until the end.
+    HostClock(usize, i64),
     /// The database refuses writes until the end.
     ReadOnly,
     /// The broker crashes, and is started again at the end.
@@ -70,6 +78,11 @@ impl fmt::Display for Fault {
     }
 }
 
+/// How long a controller is frozen at most, in milliseconds.
+const LONGEST_FREEZE: u64 = 60_000;
+/// How long what is sent on a way that is slow takes at most, in milliseconds.
+const SLOWEST: u64 = 1500;
+
 /// The faults of a seed, in the order in which they begin.
 #[must_use]
 pub fn plan(seed: u64, controllers: usize, hosts: usize, length: Duration) -> Vec<Fault> {
@@ -88,26 +101,36 @@ pub fn plan(seed: u64, controllers: usize, hosts: usize, length: Duration) -> Ve
 /// A fault, and how long it lasts at most, in milliseconds.
 fn choose(random: &mut StdRng, controllers: usize, hosts: usize) -> (Which, u64) {
     let (who, host) = (random.random_range(0..controllers), random.random_range(0..hosts.max(1)));
-    let way = if random.random_bool(0.5) { Way::Broker } else { Way::Database };
+    let way = [Way::Broker, Way::Database, Way::Others][random.random_range(0..3)];
     match random.random_range(0..100) {
-        0..20 => (Which::Kill(who), 6000),
-        20..35 => (Which::Freeze(who), 16_000),
-        35..43 => (Which::Stop(who), 2000),
-        43..54 => (Which::Link(who, way, link(random)), 9000),
-        54..57 => (Which::BreakOff(who, way), 300),
-        57..59 => (Which::Forget(who, way), 300),
-        59..62 => (Which::Outside(who), 5000),
-        62..65 => {
+        0..19 => (Which::Kill(who), 6000),
+        19..30 => (Which::Freeze(who), 16_000),
+        30..33 => (Which::Freeze(who), LONGEST_FREEZE),
+        33..40 => (Which::Stop(who), 2000),
+        40..52 => (Which::Link(who, way, link(random)), 9000),
+        52..55 => (Which::BreakOff(who, way), 300),
+        55..57 => (Which::Forget(who, way), 300),
+        57..60 => (Which::Outside(who), 5000),
+        60..63 => {
             (Which::Hosts(who, [What::Held, What::Unanswered, What::Silence][random.random_range(0..3)].clone()), 8000)
         }
-        65..67 => (Which::ReadOnly, 4000),
-        67..70 => (Which::Broker, 3000),
-        70..73 => (Which::Database, 2000),
-        73..78 => (Which::HostDown(host), 5000),
-        78..82 => (Which::HostFreeze(host), 4000),
-        82..87 => (Which::AgentRestart(host), 300),
+        63..65 => (Which::ReadOnly, 4000),
+        65..68 => (Which::Broker, 3000),
+        68..71 => (Which::Database, 2000),
+        71..74 => (Which::Clock(who, clock(random)), 10_000),
+        74..77 => (Which::DatabaseClock(clock(random)), 10_000),
+        77..78 => (Which::HostClock(host, clock(random)), 5000),
+        78..82 => (Which::HostDown(host), 5000),
+        82..85 => (Which::HostFreeze(host), 4000),
+        85..89 => (Which::AgentRestart(host), 300),
         _ => (Which::Wire(wire(random), random.random_range(0.05..0.5)), 6000),
     }
+}
+
+/// How far a clock is off, in seconds: up to an hour either way, and sometimes less than leases last.
+fn clock(random: &mut StdRng) -> i64 {
+    let most = [2, 20, 3600][random.random_range(0..3)];
+    random.random_range(-most..=most)
 }
 
 fn link(random: &mut StdRng) -> Link {
@@ -115,7 +138,7 @@ fn link(random: &mut StdRng) -> Link {
         0 => Link::CUT,
         1 => Link { up: false, ..Link::WHOLE },
         2 => Link { down: false, ..Link::WHOLE },
-        _ => Link { delay: Duration::from_millis(random.random_range(20..400)), ..Link::WHOLE },
+        _ => Link { delay: Duration::from_millis(random.random_range(20..SLOWEST)), ..Link::WHOLE },
     }
 }
 

@@ -10,6 +10,7 @@ use super::plan::{Fault, Way, Which};
 use crate::fleet::{Controller, Fleet};
 use crate::proxy::{Link, Proxy};
 use crate::sim;
+use crate::wait::eventually;
 
 /// What was measured.
 #[derive(Debug, Default)]
@@ -53,6 +54,9 @@ impl Play<'_> {
             Which::Link(who, way, _) => format!("way {who} {way:?}"),
             Which::Outside(who) => format!("way {who} {:?}", Way::Database),
             Which::Broker => "broker".to_string(),
+            Which::Clock(who, _) => format!("clock {who}"),
+            Which::DatabaseClock(_) => "clock of the database".to_string(),
+            Which::HostClock(n, _) => format!("clock of host {n}"),
             Which::Database | Which::ReadOnly => "database".to_string(),
             Which::HostDown(n) | Which::HostFreeze(n) | Which::AgentRestart(n) => format!("host {n}"),
             Which::BreakOff(..) | Which::Forget(..) | Which::Hosts(..) | Which::Wire(..) => String::new(),
@@ -107,10 +111,25 @@ impl Play<'_> {
                 way.set(Link::WHOLE);
             }
             Which::Hosts(who, what) => {
-                let fault = sim::Fault::new("*", what.clone()).from(&self.controller(*who).url);
+                let fault = sim::Fault::new("*", what.clone()).from(&self.controller(*who).advertised);
                 let id = self.fleet.sim.faults().add(fault);
                 wait().await;
                 self.fleet.sim.faults().remove(id);
+            }
+            Which::Clock(who, seconds) => {
+                self.controller(*who).set_clock_ahead(*seconds)?;
+                wait().await;
+                self.controller(*who).set_clock_ahead(0)?;
+            }
+            Which::DatabaseClock(seconds) => {
+                self.set_database_clock(*seconds).await?;
+                wait().await;
+                self.set_database_clock(0).await?;
+            }
+            Which::HostClock(n, seconds) => {
+                self.host(*n).set_clock_ahead_ms(seconds * 1000);
+                wait().await;
+                self.host(*n).set_clock_ahead_ms(0);
             }
             Which::ReadOnly => {
                 self.fleet.database.set_read_only(true).await?;
@@ -147,6 +166,11 @@ impl Play<'_> {
         Ok(())
     }
 
+    /// Sets the database's clock, as soon as the database is there.
+    async fn set_database_clock(&self, seconds: i64) -> anyhow::Result<()> {
+        eventually("the database's clock is set", async || self.fleet.database.set_clock_ahead(seconds).await).await
+    }
+
     /// Kills a controller, and measures how long it takes until others serve what was its own. When others
     /// cannot (they are under fault themselves), nothing is measured.
     async fn kill(&self, who: usize, lasts: Duration) -> anyhow::Result<()> {
@@ -180,6 +204,7 @@ impl Play<'_> {
         match way {
             Way::Broker => &self.controller(who).to_broker,
             Way::Database => &self.controller(who).to_database,
+            Way::Others => &self.controller(who).from_others,
         }
     }
 

@@ -22,6 +22,10 @@ pub struct Controller {
     pub name: String,
     /// `https://127.0.0.1:PORT`
     pub url: String,
+    /// `https://127.0.0.1:PORT` of [`Self::from_others`], where hosts and other controllers are told to reach it.
+    pub advertised: String,
+    /// The way of hosts and other controllers to it.
+    pub from_others: Arc<Proxy>,
     /// Its way to the message broker.
     pub to_broker: Arc<Proxy>,
     /// Its way to the database.
@@ -46,23 +50,28 @@ impl Controller {
         let listen = cmd::free_address(Ipv4Addr::LOCALHOST.into())?;
         let (to_broker, broker) = way(broker).await?;
         let (to_database, database) = way(database).await?;
-        let url = format!("https://{listen}");
+        let from_others = Proxy::start(&listen.to_string()).await?;
+        let (url, advertised) = (format!("https://{listen}"), format!("https://{}", from_others.address));
         let config = format!(
-            "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"{url}\"]\nnames = [\"127.0.0.1\"]\n\
+            "data_dir = \"{}\"\n[api]\nlisten = \"{listen}\"\nadvertise = [\"{advertised}\"]\nnames = [\"127.0.0.1\"]\n\
              [database]\nurl = \"{database}\"\n[bus]\nurl = \"{broker}\"\n",
             folder.join("data").display()
         );
         std::fs::write(folder.join("controller.toml"), config)?;
-        Ok(Self {
+        let controller = Self {
             name: format!("c{}", n + 1),
             url,
+            advertised,
+            from_others,
             to_broker,
             to_database,
             folder,
             program: std::sync::Mutex::new(program.to_owned()),
             client: OnceLock::new(),
             process: Mutex::default(),
-        })
+        };
+        controller.set_clock_ahead(0)?;
+        Ok(controller)
     }
 
     pub(super) fn set_client(&self, client: Client) {
@@ -92,9 +101,32 @@ impl Controller {
     /// # Errors
     /// When its configuration cannot be written.
     pub fn advertise(&self, all: &[&str]) -> anyhow::Result<()> {
-        let (file, own) = (self.config_file(), format!("advertise = [\"{}\"]", self.url));
+        let (file, own) = (self.config_file(), format!("advertise = [\"{}\"]", self.advertised));
         let text = std::fs::read_to_string(&file)?;
         Ok(std::fs::write(file, text.replace(&own, &format!("advertise = {all:?}")))?)
+    }
+
+    /// Adds this to its configuration, which counts from its next start on.
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn configure(&self, more: &str) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(self.config_file())?;
+        Ok(std::fs::write(self.config_file(), format!("{text}\n{more}\n"))?)
+    }
+
+    /// Sets its wall clock, so many seconds ahead of the right time or behind it; it sees that within a second.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_clock_ahead(&self, seconds: i64) -> anyhow::Result<()> {
+        let new = self.folder.join("clock.new");
+        std::fs::write(&new, format!("{seconds:+}\n"))?;
+        Ok(std::fs::rename(new, self.clock_file())?)
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.folder.join("clock")
     }
 
     fn log_file(&self) -> PathBuf {
@@ -143,7 +175,7 @@ impl Controller {
         let mut process = self.process.lock().await;
         anyhow::ensure!(process.is_none(), "{} runs already", self.name);
         let program = self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        *process = Some(cmd::spawn(program.as_os_str(), &args, &self.log_file())?);
+        *process = Some(cmd::spawn_with_clock(program.as_os_str(), &args, &self.log_file(), &self.clock_file())?);
         Ok(())
     }
 

@@ -89,6 +89,7 @@ impl Fleet {
         let folder = tempfile::Builder::new().prefix("kring-fleet-").tempdir()?;
         let (broker, postgres) = tokio::try_join!(Broker::start(), Postgres::start())?;
         let database_url = postgres.database("kring").await?;
+        Database::open(&database_url).await?.own_clock().await?;
         let mut all = Vec::new();
         for n in 0..controllers {
             let path = folder.path().join(format!("c{}", n + 1));
@@ -119,7 +120,7 @@ impl Fleet {
         for _ in 0..hosts {
             world.host().await?;
         }
-        world.sim.set_controllers(all.iter().map(|controller| controller.url.clone()));
+        world.sim.set_controllers(all.iter().map(|controller| controller.advertised.clone()));
         let (image, network) = (world.image().await?, world.network_in("10.64.0.0/12").await?);
         let database = Database::open(&database_url).await?;
         let api = Arc::new(Api::new(clients));
@@ -204,9 +205,13 @@ impl Fleet {
     /// When a controller does not come back.
     pub async fn heal(&self) -> anyhow::Result<()> {
         self.sim.faults().clear();
+        self.sim.hosts().iter().for_each(|host| host.set_clock_ahead_ms(0));
+        self.database.set_clock_ahead(0).await?;
         for controller in &self.controllers {
             controller.to_broker.set(Link::WHOLE);
             controller.to_database.set(Link::WHOLE);
+            controller.from_others.set(Link::WHOLE);
+            controller.set_clock_ahead(0)?;
             controller.thaw().await?;
         }
         for controller in &self.controllers {
