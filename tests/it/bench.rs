@@ -44,6 +44,16 @@ async fn takeover() -> anyhow::Result<()> {
     bench::takeover::run(1).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn queues() -> anyhow::Result<()> {
+    bench::queues::run(&[2, 200]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restart() -> anyhow::Result<()> {
+    bench::restart::run(&[200, 400], 20, Duration::from_secs(2)).await
+}
+
 #[test]
 fn bus() -> anyhow::Result<()> {
     bench::bus::run(200)

@@ -122,6 +122,14 @@ impl Broker {
         cmd::run(script().as_os_str(), &all).await
     }
 
+    /// The broker and its version.
+    ///
+    /// # Errors
+    /// When `rabbitmqctl` fails.
+    pub async fn version(&self) -> anyhow::Result<String> {
+        Ok(format!("RabbitMQ {}", self.ctl(&["version"]).await?.trim()))
+    }
+
     /// The names of all queues, sorted.
     ///
     /// # Errors

@@ -3,6 +3,10 @@
 //!
 //! - `GET /hosts`: id, name, address and number of VMs of each host.
 //! - `GET /hosts/{id}`: everything on a host. - `POST /hosts/{id}/{restart|reboot|down|up|freeze|thaw|wipe}`.
+//! - `PUT /hosts/{id}` (a [`Conditions`]): libvirt that does not answer, a full disk, a clock that is off, guests that
+//!   do not listen, events that are not pushed. What is left out stays as it is.
+//!
+//! In these two, `*` for the id means every host.
 //! - `POST /hosts/{id}/vms/{vm}/{running|paused|stopped|crashed|undefine}`: what an operator does there.
 //! - `GET /faults`, `POST /faults` (a [`Fault`]), `DELETE /faults`, `DELETE /faults/{n}`.
 //! - `PUT /images?url`: `{"url": …, "info": {…}}` or `{"url": …, "error": {…}}`.
@@ -29,6 +33,41 @@ use super::{Host, Sim, serve};
 
 /// Largest body of a request.
 const MAX_BODY: usize = 1 << 20;
+
+/// How a host is to be; what is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Conditions {
+    /// Why libvirt does not answer; empty: it answers.
+    pub libvirt_error: Option<String>,
+    /// Bytes free on the disk.
+    pub available: Option<shared::units::Bytes>,
+    /// How far the clock is ahead, in milliseconds; behind when negative.
+    pub clock_ahead_ms: Option<i64>,
+    /// Whether guests take no notice of being asked to shut down or to let go of a disk.
+    pub deaf_guests: Option<bool>,
+    /// Whether the agent pushes no events, so that its pings alone tell of what has changed.
+    pub silent: Option<bool>,
+}
+
+impl Conditions {
+    fn put(&self, host: &Host) {
+        let Self { libvirt_error, available, clock_ahead_ms, deaf_guests, silent } = self;
+        let mut state = host.state();
+        if let Some(reason) = libvirt_error {
+            state.libvirt_error = Some(reason.clone()).filter(|reason| !reason.is_empty());
+        }
+        state.available = available.or(state.available);
+        state.deaf_guests = deaf_guests.unwrap_or(state.deaf_guests);
+        drop(state);
+        if let Some(ms) = clock_ahead_ms {
+            host.set_clock_ahead_ms(*ms);
+        }
+        if let Some(silent) = silent {
+            host.set_silent(*silent);
+        }
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,7 +116,17 @@ async fn handle(sim: &Arc<Sim>, method: &Method, path: &str, body: &[u8]) -> Res
     match (method.as_str(), parts.as_slice()) {
         ("GET", ["hosts"]) => Ok(sim.hosts().iter().map(summary).collect()),
         ("GET", ["hosts", id]) => to_value(&*find(sim, id)?.state()),
-        ("POST", ["hosts", id, verb]) => host_verb(&find(sim, id)?, verb).await,
+        ("PUT", ["hosts", id]) => {
+            let conditions: Conditions = read(body)?;
+            let hosts = some(sim, id)?;
+            hosts.iter().for_each(|host| conditions.put(host));
+            Ok(hosts.iter().map(summary).collect())
+        }
+        ("POST", ["hosts", id, verb]) => {
+            let hosts = some(sim, id)?;
+            hosts.iter().try_for_each(|host| host_verb(host, verb))?;
+            Ok(hosts.iter().map(summary).collect())
+        }
         ("POST", ["hosts", id, "vms", vm, verb]) => vm_verb(&find(sim, id)?, vm, verb),
         ("GET", ["faults"]) => Ok(sim
             .faults()
@@ -112,7 +161,7 @@ fn summary(host: &Arc<Host>) -> Value {
     json!({ "id": host.id, "name": host.name, "address": host.address, "vms": host.state().vms.len() })
 }
 
-async fn host_verb(host: &Arc<Host>, verb: &str) -> Result<Value> {
+fn host_verb(host: &Arc<Host>, verb: &str) -> Result<()> {
     match verb {
         "restart" => host.restart(),
         "reboot" => host.reboot(),
@@ -123,7 +172,7 @@ async fn host_verb(host: &Arc<Host>, verb: &str) -> Result<Value> {
         "wipe" => host.wipe(),
         _ => return Err(Error::not_found("verb", verb)),
     }
-    Ok(summary(host))
+    Ok(())
 }
 
 fn vm_verb(host: &Arc<Host>, vm: &str, verb: &str) -> Result<Value> {
@@ -135,6 +184,11 @@ fn vm_verb(host: &Arc<Host>, vm: &str, verb: &str) -> Result<Value> {
     let power: PowerState = serde_json::from_value(Value::from(verb)).map_err(|_| Error::not_found("verb", verb))?;
     host.virsh(vm, power)?;
     to_value(&host.state().report(vm)?)
+}
+
+/// One host, or all of them.
+fn some(sim: &Sim, id: &str) -> Result<Vec<Arc<Host>>> {
+    if id == "*" { Ok(sim.hosts()) } else { Ok(vec![find(sim, id)?]) }
 }
 
 fn find(sim: &Sim, id: &str) -> Result<Arc<Host>> {

@@ -80,6 +80,9 @@ pub struct Fault {
     /// One host; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
+    /// Part of the hosts, 0 to 1, whose requests are hit; always the same ones of a seed.
+    #[serde(default = "always")]
+    pub hosts: f64,
     /// How likely a request is hit, 0 to 1.
     #[serde(default = "always")]
     pub probability: f64,
@@ -93,6 +96,9 @@ pub struct Fault {
     pub what: What,
 }
 
+/// Stands for no request, where it is about the host.
+const OF_THE_HOST: u64 = u64::MAX;
+
 const fn always() -> f64 {
     1.0
 }
@@ -100,7 +106,8 @@ const fn always() -> f64 {
 impl Fault {
     /// A fault that hits every request for `path`.
     pub fn new(path: &str, what: What) -> Self {
-        Self { path: path.to_string(), controller: None, host: None, probability: 1.0, times: None, skip: 0, what }
+        let path = path.to_string();
+        Self { path, controller: None, host: None, hosts: 1.0, probability: 1.0, times: None, skip: 0, what }
     }
 
     /// Only what comes from this controller, by the base of its callbacks.
@@ -114,6 +121,13 @@ impl Fault {
     #[must_use]
     pub const fn on(mut self, host: HostId) -> Self {
         self.host = Some(host);
+        self
+    }
+
+    /// Only on this part of the hosts, 0 to 1.
+    #[must_use]
+    pub const fn on_part(mut self, hosts: f64) -> Self {
+        self.hosts = hosts;
         self
     }
 
@@ -216,19 +230,22 @@ impl Faults {
         self.lock().iter().map(|a| (a.id, a.fault.clone(), a.hits)).collect()
     }
 
-    /// What happens to the `n`th request on a host.
-    /// What happens to a request from whoever is called back at `from`.
+    /// What happens to the `n`th request on a host, from whoever is called back at `from`.
     pub(super) fn plan(&self, host: HostId, path: &str, from: &str, n: u64) -> Plan {
         let mut plan = Plan::default();
         let salt =
             u64::from_le_bytes(shared::id::ResourceId::uuid(host).as_bytes()[8..].try_into().unwrap_or_default());
         for active in self.lock().iter_mut().filter(|a| a.fault.matches(host, path, from)) {
+            let seed = self.seed ^ active.id.0.rotate_left(32);
+            if chance(seed, salt, OF_THE_HOST) >= active.fault.hosts {
+                continue;
+            }
             active.seen += 1;
             let spent = active.fault.times.is_some_and(|times| active.hits >= times);
             if spent || active.seen <= active.fault.skip {
                 continue;
             }
-            if chance(self.seed ^ active.id.0.rotate_left(32), salt, n) < active.fault.probability {
+            if chance(seed, salt, n) < active.fault.probability {
                 active.hits += 1;
                 plan.add(&active.fault, &active.over);
             }
@@ -319,6 +336,17 @@ mod tests {
         assert!(!hit(a, "image/ensure") && !hit(b, "vm/ensure") && !hit(a, "ping"));
         assert!(hit(a, "vm/stop") && hit(a, "vm/ensure") && !hit(a, "vm/ensure"));
         assert_eq!((faults.hits(id), faults.remove(id), faults.remove(id)), (2, 2, 0));
+    }
+
+    #[test]
+    fn a_fault_may_hit_a_part_of_the_hosts_and_then_always_the_same() {
+        let faults = Faults::new(1);
+        faults.add(Fault::new("*", What::DropBefore).on_part(0.25));
+        let hosts: Vec<HostId> = (0..1000_u32).map(|_| HostId::from_uuid(uuid::Uuid::new_v4())).collect();
+        let hit = |n| hosts.iter().map(|host| faults.plan(*host, "vm/stop", "", n).drop_before).collect::<Vec<_>>();
+        let first = hit(0);
+        assert!((180..320).contains(&first.iter().filter(|hit| **hit).count()));
+        assert!((1..5).all(|n| hit(n) == first));
     }
 
     #[test]

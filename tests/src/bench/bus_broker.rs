@@ -27,33 +27,41 @@ use super::bus::Add;
 use crate::broker::{Broker, Node};
 
 /// Requests that are on their way at a time.
-const WINDOW: usize = 128;
+const WINDOWS: [usize; 3] = [1, 16, MOST];
+const MOST: usize = 128;
 /// Each is measured so often, in turn, because the machine is not the same at all times.
 const ROUNDS: usize = 3;
 /// What may be unacknowledged, as the bus has it.
 const PREFETCH: u16 = 256;
 
-/// Measures both; the middle of the rounds counts.
+/// Measures both; the middle of the rounds counts. With few calls on their way at a time, fewer are made.
 pub(super) fn run(bench: &mut Bench, calls: u64) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (mut bus, mut bare) = (Vec::new(), Vec::new());
     runtime.block_on(async {
         let broker = Broker::start().await?;
-        for _ in 0..ROUNDS {
-            bare.push(measure_bare(&broker, calls).await?);
-            bus.push(measure_bus(&broker, calls).await?);
+        bench.version("broker", broker.version().await?);
+        for window in WINDOWS {
+            let calls = (calls * window as u64 / MOST as u64).max(calls / 20);
+            let (mut bus, mut bare) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                bare.push(measure_bare(&broker, calls, window).await?);
+                bus.push(measure_bus(&broker, calls, window).await?);
+            }
+            let middle = |rates: &mut Vec<f64>| {
+                rates.sort_by(f64::total_cmp);
+                rates.get(ROUNDS / 2).copied().unwrap_or(f64::NAN)
+            };
+            let (bus, bare) = (middle(&mut bus), middle(&mut bare));
+            let of = (window, "calls at a time");
+            bench.point(of, "each, over RabbitMQ", 1e6 / bus, "µs", "");
+            bench.point(of, "each, by lapin alone", 1e6 / bare, "µs", "");
+            bench.point(of, "bus / lapin alone", bus / bare, "", "at least 0.8");
+            if window == MOST {
+                bench.figure("request-replies a second, over RabbitMQ", bus, "1/s", "");
+            }
         }
         anyhow::Ok(())
-    })?;
-    let middle = |rates: &mut Vec<f64>| {
-        rates.sort_by(f64::total_cmp);
-        rates.get(ROUNDS / 2).copied().unwrap_or(f64::NAN)
-    };
-    let (bus, bare) = (middle(&mut bus), middle(&mut bare));
-    bench.figure("request-replies a second, over RabbitMQ", bus, "1/s", "");
-    bench.figure("the same by lapin alone", bare, "1/s", "");
-    bench.figure("bus / lapin alone", bus / bare, "", "at least 0.8");
-    Ok(())
+    })
 }
 
 fn rate(calls: u64, took: Duration) -> f64 {
@@ -64,14 +72,14 @@ fn add(n: u64) -> Add {
     Add { a: n, b: 1, about: None }
 }
 
-async fn measure_bus(broker: &Broker, calls: u64) -> anyhow::Result<f64> {
+async fn measure_bus(broker: &Broker, calls: u64, window: usize) -> anyhow::Result<f64> {
     let serve = |registry: &mut Registry| registry.serve(|_, m: Add| async move { Ok(m.a + m.b) });
     let (one, two) = (Node::start(broker.settings(), serve), Node::start(broker.settings(), serve));
     one.connected().await?;
     two.connected().await?;
     let cx = Cx::system(Duration::from_secs(600));
     let begin = Instant::now();
-    let replies = stream::iter(0..calls).map(|n| one.bus.call_at(two.id, &cx, add(n))).buffer_unordered(WINDOW);
+    let replies = stream::iter(0..calls).map(|n| one.bus.call_at(two.id, &cx, add(n))).buffer_unordered(window);
     let sum: u64 = replies.try_fold(0, async |sum, reply| Ok(sum + reply)).await?;
     let took = begin.elapsed();
     anyhow::ensure!(sum == calls * (calls + 1) / 2, "the sum is wrong: {sum}");
@@ -115,7 +123,7 @@ async fn publish(channel: &Channel, queue: &str, id: &str, bytes: &[u8]) -> anyh
     Ok(())
 }
 
-async fn measure_bare(broker: &Broker, calls: u64) -> anyhow::Result<f64> {
+async fn measure_bare(broker: &Broker, calls: u64, window: usize) -> anyhow::Result<f64> {
     let (requests, replies) = ("bench.requests", "bench.replies");
     let client = Side::open(broker, replies).await?;
     let server = Side::open(broker, requests).await?;
@@ -134,7 +142,7 @@ async fn measure_bare(broker: &Broker, calls: u64) -> anyhow::Result<f64> {
             reply.await.context("no reply")
         }
     });
-    asked.buffer_unordered(WINDOW).try_for_each(async |()| Ok(())).await?;
+    asked.buffer_unordered(window).try_for_each(async |()| Ok(())).await?;
     let took = begin.elapsed();
     stop.cancel();
     tasks.close();

@@ -25,6 +25,7 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
     let mut bench = Bench::begin("create")?;
     let host = Some((256, shared::units::Bytes::gib(4096)));
     let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
+    bench.version("database", cluster.database.version().await?);
     stream::iter(0..hosts).map(|_| cluster.host()).buffer_unordered(8).try_collect::<Vec<_>>().await?;
     cluster.set("host.ping_interval", 10.into()).await?;
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/12").await?);

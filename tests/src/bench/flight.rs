@@ -28,20 +28,20 @@ pub(super) async fn run(bench: &mut Bench, cluster: &Cluster, paths: &[String], 
     for &size in sizes {
         let watch = Watch::of(pid)?;
         let connected = connect(&Target::of(&cluster.cli_config())?, size).await?;
-        bench.point((size, "calls"), "CPU a connection", watch.spent()?.each(size).cpu * 1000.0, "ms", "");
+        bench.point((size, "connections"), "CPU a connection", watch.spent()?.each(size).cpu * 1000.0, "ms", "");
         let watch = Watch::of(pid)?;
         let answers = all_at_once(cluster, connected, paths).await?;
         let each = watch.spent()?.each(size);
         let refused = answers.iter().filter(|answer| answer.shed).count();
         let mut times: Vec<u32> = answers.iter().map(|answer| answer.took_us).collect();
         times.sort_unstable();
-        let of = (size, "calls");
+        let of = (size, "connections");
         bench.figure(format!("{size} calls in flight: refused or lost"), refused as f64, "", "0");
         bench.point(of, "in flight: answered a second", 1.0 / each.wall, "1/s", "");
         bench.point(of, "in flight: p99", quantile(&times, 0.99) / 1000.0, "ms", "");
         bench.point(of, "in flight: CPU each", each.cpu * 1e6, "µs", "");
-        let memory = process::resident(pid)? as f64;
-        bench.point(of, "in flight: memory", memory / f64::from(1 << 20), "MiB", "");
+        let memory = process::most_resident(pid)? as f64;
+        bench.point(of, "in flight: most memory", memory / f64::from(1 << 20), "MiB", "");
     }
     Ok(())
 }
@@ -56,8 +56,8 @@ pub(super) async fn beyond(bench: &mut Bench, size: usize) -> anyhow::Result<()>
     let shed = answers.iter().filter(|answer| answer.shed).count();
     bench.figure(format!("{size} calls, limit {LIMIT}: done"), (size - shed) as f64, "", "");
     bench.figure(format!("{size} calls, limit {LIMIT}: 503 with Retry-After"), shed as f64, "", "");
-    let memory = process::resident(pid)? as f64;
-    bench.figure(format!("{size} calls, limit {LIMIT}: memory"), memory / f64::from(1 << 20), "MiB", "");
+    let memory = process::most_resident(pid)? as f64;
+    bench.figure(format!("{size} calls, limit {LIMIT}: most memory"), memory / f64::from(1 << 20), "MiB", "");
     cluster.stop().await
 }
 

@@ -1,15 +1,16 @@
-//! The floor below `create`: a bare program that answers as many requests, makes as many writes durable and sends
+//! The floor below `create` and `api`: a bare program that answers as many requests, makes as many writes durable and sends
 //! as many requests to hosts for each VM as the controller did, and knows nothing of VMs.
 //!
 //! It is a process of its own beside the same load generator ([`measure`]) and the same libraries: HTTPS with
 //! kept connections on both sides, the same database, as many writes in a commit ([`serve`]).
 
+pub mod pings;
 mod rows;
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
@@ -26,7 +27,9 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::wire::CONTROLLER_DNS_NAME;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::process::Child;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -47,8 +50,11 @@ const ADDRESS: &str = "address";
 /// It is sent, and nobody looks at it.
 const TOKEN: &str = "token";
 
+/// Where it answers; it looks at no path.
+pub(super) const PATH: &str = "/vm";
+
 /// What is done for each VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Requests of its user.
     pub requests: u64,
@@ -60,34 +66,64 @@ pub struct Work {
     pub together: u64,
 }
 
+/// The bare program as a process. It ends when this is dropped.
+pub(super) struct Bare {
+    /// Its process.
+    pub(super) pid: u32,
+    url: String,
+    ca: String,
+    folder: TempDir,
+    _process: Child,
+    _host: JoinSet<()>,
+}
+
+impl Bare {
+    /// Starts it, to do this for each request that is posted, with a database on a server when one is given.
+    pub(super) async fn start(work: Work, database: Option<&str>) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let names = [CONTROLLER_DNS_NAME, "127.0.0.1"].map(str::to_string);
+        let certified = rcgen::generate_simple_self_signed(names)?;
+        std::fs::write(folder.path().join(CERTIFICATE), certified.cert.pem())?;
+        std::fs::write(folder.path().join(KEY), certified.signing_key.serialize_pem())?;
+        let mut tasks = JoinSet::new();
+        let host = listen(&mut tasks, folder.path(), |_| async { Ok(()) }).await?.to_string();
+        let [commands, writes, together] = [work.commands, work.writes, work.together].map(|n| n.to_string());
+        let mut arguments: Vec<&OsStr> = vec!["floor".as_ref(), "--folder".as_ref(), folder.path().as_os_str()];
+        let numbers = [("--commands", &commands), ("--writes", &writes), ("--together", &together), ("--host", &host)];
+        arguments.extend(numbers.iter().flat_map(|(name, value)| [OsStr::new(*name), value.as_ref()]));
+        arguments.extend(database.iter().flat_map(|url| [OsStr::new("--database"), url.as_ref()]));
+        let program = cmd::program("kring-bench")?;
+        let process = cmd::spawn(program.as_os_str(), &arguments, &folder.path().join("log"))?;
+        let pid = process.id().context("the bare program is a process")?;
+        let url = wait::eventually("the bare program listens", async || {
+            let address: SocketAddr = std::fs::read_to_string(folder.path().join(ADDRESS))?.parse()?;
+            Ok(format!("https://{address}"))
+        })
+        .await?;
+        Ok(Self { pid, url, ca: certified.cert.pem(), folder, _process: process, _host: tasks })
+    }
+
+    /// A configuration that leads to it, as one of `kring` leads to a controller.
+    pub(super) fn cli_config(&self) -> anyhow::Result<PathBuf> {
+        let (file, Self { url, ca, .. }) = (self.folder.path().join("cli.toml"), self);
+        let text = format!(
+            "current = \"bare\"\n[contexts.bare]\nurls = [\"{url}\"]\nca_pem = \"\"\"{ca}\"\"\"\ntoken = \"{TOKEN}\"\n"
+        );
+        std::fs::write(&file, text)?;
+        Ok(file)
+    }
+}
+
 /// Has the bare program do this so often, for as many clients as there are in `create`, with a database on a server
 /// when one is given.
 pub(super) async fn measure(work: Work, count: usize, database: Option<&str>) -> anyhow::Result<Spent> {
-    let folder = tempfile::tempdir()?;
-    let certified = rcgen::generate_simple_self_signed(vec![CONTROLLER_DNS_NAME.to_string(), "127.0.0.1".to_string()])?;
-    std::fs::write(folder.path().join(CERTIFICATE), certified.cert.pem())?;
-    std::fs::write(folder.path().join(KEY), certified.signing_key.serialize_pem())?;
-    let mut tasks = JoinSet::new();
-    let host = listen(&mut tasks, folder.path(), |_| async { Ok(()) }).await?.to_string();
-    let (commands, writes, together) = (work.commands.to_string(), work.writes.to_string(), work.together.to_string());
-    let mut arguments: Vec<&OsStr> = vec!["floor".as_ref(), "--folder".as_ref(), folder.path().as_os_str()];
-    let numbers = [("--commands", &commands), ("--writes", &writes), ("--together", &together), ("--host", &host)];
-    arguments.extend(numbers.iter().flat_map(|(name, value)| [OsStr::new(*name), value.as_ref()]));
-    arguments.extend(database.iter().flat_map(|url| [OsStr::new("--database"), url.as_ref()]));
-    let program = cmd::program("kring-bench")?;
-    let bare = cmd::spawn(program.as_os_str(), &arguments, &folder.path().join("log"))?;
-    let pid = bare.id().context("the bare program is a process")?;
-    let url = wait::eventually("the bare program listens", async || {
-        let address: SocketAddr = std::fs::read_to_string(folder.path().join(ADDRESS))?.parse()?;
-        Ok(format!("https://{address}"))
-    })
-    .await?;
-    let api = Client::new(&url, &certified.cert.pem(), Some(TOKEN))?;
-    let watch = Watch::of(pid)?;
+    let bare = Bare::start(work, database).await?;
+    let api = Client::new(&bare.url, &bare.ca, Some(TOKEN))?;
+    let watch = Watch::of(bare.pid)?;
     stream::iter(0..count)
         .map(|_| async {
-            let post = Call::new(Method::POST, "/vm").raw("application/json", TEXT.into());
-            let gets = (1..work.requests).map(|_| Call::new(Method::GET, "/vm"));
+            let post = Call::new(Method::POST, PATH).raw("application/json", TEXT.into());
+            let gets = (1..work.requests).map(|_| Call::new(Method::GET, PATH));
             for call in std::iter::once(post).chain(gets) {
                 let reply = api.send(call).await?;
                 anyhow::ensure!(reply.status == 200, "the bare program answers {}: {}", reply.status, reply.text);

@@ -8,8 +8,8 @@ use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::api::page::Page;
 
-use super::Bench;
 use super::process::{self, Watch};
+use super::{Bench, floor};
 use crate::cluster::{Cluster, Setup};
 use crate::sim;
 
@@ -30,13 +30,14 @@ pub async fn run(sizes: &[usize], interval: Duration) -> anyhow::Result<()> {
     process::allow_files()?;
     let mut bench = Bench::begin("hosts")?;
     let mut cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
+    bench.version("database", cluster.database.version().await?);
     cluster.set("host.ping_interval", interval.as_secs_f64().into()).await?;
     for size in sizes {
         join(&mut bench, &cluster, *size).await?;
         rest(&mut bench, &cluster, interval).await?;
+        die(&mut bench, &cluster, interval).await?;
+        restart(&mut bench, &mut cluster).await?;
     }
-    die(&mut bench, &cluster, interval).await?;
-    restart(&mut bench, &mut cluster).await?;
     cluster.stop().await?;
     bench.end()
 }
@@ -90,6 +91,9 @@ async fn rest(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyho
     bench.figure(format!("{size} hosts: pings a second"), 1.0 / each.wall, "", "");
     bench.point((size, "hosts"), "CPU each ping", each.cpu * 1e6, "µs", "");
     bench.figure(format!("{size} hosts: CPU each ping, of the simulated host"), each.bench * 1e6, "µs", "");
+    let bare = floor::pings::measure(cluster, &hosts).await?;
+    bench.point((size, "hosts"), "CPU each ping, of a bare program", bare * 1e6, "µs", "");
+    bench.point((size, "hosts"), "times the bare program's CPU", each.cpu / bare, "", "");
     bench.point((size, "hosts"), "of a core", spent.cpu / spent.wall * 100.0, "%", "at most 40");
     let memory = process::resident(pid)? as f64;
     bench.point((size, "hosts"), "memory", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
@@ -110,13 +114,14 @@ async fn die(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyhow
     dead.iter().for_each(|(_, host)| host.freeze());
     until_counted(cluster, "disconnected", dead.len()).await?;
     let noticed = begin.elapsed().as_secs_f64() / interval.as_secs_f64();
-    bench.figure(format!("{} dead hosts: all noticed after", dead.len()), noticed, "interv.", "at most 3");
+    let of = (hosts.len(), "hosts");
+    bench.point(of, "one in ten dead, all noticed after", noticed, "interv.", "at most 3");
     let longest = alive.iter().map(|(_, host)| host.pings.take_longest()).max().unwrap_or_default();
     let late = longest.saturating_sub(interval).as_secs_f64();
-    bench.figure(format!("{} dead hosts: latest ping of another", dead.len()), late, "s", "at most 1");
+    bench.point(of, "one in ten dead, latest ping of another", late, "s", "at most 1");
     // Each of these is tried again by the kernel, a second later.
     let dropped = (process::dropped_connections()? - dropped) as f64;
-    bench.figure(format!("{} dead hosts: connections dropped at full queues", dead.len()), dropped, "", "");
+    bench.point(of, "one in ten dead, connections dropped at full queues", dropped, "", "");
     dead.iter().for_each(|(_, host)| host.thaw());
     until_counted(cluster, "connected", hosts.len()).await
 }
@@ -129,9 +134,12 @@ async fn restart(bench: &mut Bench, cluster: &mut Cluster) -> anyhow::Result<()>
     cluster.run().await?;
     let ready = begin.elapsed().as_secs_f64();
     until_heard_of(&hosts, killed).await;
-    bench.figure(format!("{} hosts: restarted controller ready", hosts.len()), ready, "s", "");
+    let of = (hosts.len(), "hosts");
+    bench.point(of, "restarted controller ready", ready, "s", "");
     let all = begin.elapsed().as_secs_f64();
-    bench.figure(format!("{} hosts: every one confirmed", hosts.len()), all, "s", "at most 90");
+    bench.point(of, "restarted, every one confirmed", all, "s", "at most 90");
+    let pid = cluster.pid().context("the controller is a process")?;
+    bench.point(of, "restarted, every one confirmed, CPU", process::cpu_seconds(pid)?, "s", "");
     Ok(())
 }
 

@@ -18,6 +18,7 @@ pub mod placement;
 pub mod plot;
 pub mod process;
 pub mod query;
+pub mod queues;
 pub mod restart;
 pub mod ring;
 pub mod seed;
@@ -25,6 +26,7 @@ pub mod soak;
 pub mod start;
 pub mod takeover;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use process::{Usage, Used};
@@ -70,6 +72,8 @@ pub struct Report {
     pub kernel: String,
     /// The database.
     pub database: &'static str,
+    /// What else was in use, with its version.
+    pub versions: BTreeMap<&'static str, String>,
     /// Whether the programs were optimised.
     pub profile: &'static str,
     /// What was asked for on the command line: sizes, hosts, interval. Everything else is as it is shipped.
@@ -103,6 +107,7 @@ impl Bench {
             machine: process::machine(),
             kernel: process::kernel(),
             database: if std::env::var_os("KRING_TEST_POSTGRES").is_some() { "PostgreSQL" } else { SQLITE },
+            versions: BTreeMap::new(),
             profile,
             arguments: std::env::args().skip(1).collect(),
             used: Used::default(),
@@ -117,6 +122,11 @@ impl Bench {
     pub fn embedded(mut self) -> Self {
         self.report.database = SQLITE;
         self
+    }
+
+    /// Notes the version of something that is in use.
+    pub fn version(&mut self, what: &'static str, version: impl Into<String>) {
+        self.report.versions.insert(what, version.into());
     }
 
     /// Adds a figure.

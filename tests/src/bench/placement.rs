@@ -143,17 +143,19 @@ impl World {
         Ok(())
     }
 
-    /// One after the other, of four kinds in turn, with every filter at work.
+    /// One after the other, of five kinds in turn, with every filter at work.
     async fn decide(&self, bench: &mut Bench) -> anyhow::Result<()> {
         let me = std::process::id();
         let (mut times, cpu) = (Vec::with_capacity(DECISIONS), process::cpu_seconds(me)?);
         for n in 0..DECISIONS {
             let cluster = Some(cluster_id(n % CLUSTERS)?);
-            let request = match n % 4 {
+            let request = match n % 5 {
                 0 => modest(),
                 1 => Request { cluster, storage: Some(storage_id(n % CLUSTERS)?), ..modest() },
                 // The hosts with this interface are all in one cluster.
                 2 => Request { uplinks: vec!["eth1".to_string()], not_host: Some(host_id(3)?), ..modest() },
+                // Its volumes are to be on certain storages.
+                3 => Request { on: vec![(storage_id(n % CLUSTERS)?, Bytes::gib(10))], ..modest() },
                 _ => Request {
                     host: Some(host_id(n * 7919 % self.size / 50 * 50)?),
                     vcpus: 1,

@@ -95,9 +95,21 @@ impl Spent {
 /// # Errors
 /// When there is no such process.
 pub fn resident(pid: u32) -> anyhow::Result<u64> {
+    of_status(pid, "VmRSS:")
+}
+
+/// The most resident memory that a process has ever had, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn most_resident(pid: u32) -> anyhow::Result<u64> {
+    of_status(pid, "VmHWM:")
+}
+
+fn of_status(pid: u32, name: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS in status")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("no number in VmRSS")?.parse()?;
+    let line = status.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name} in status"))?;
+    let kib: u64 = line.split_whitespace().nth(1).with_context(|| format!("no number behind {name}"))?.parse()?;
     Ok(kib * 1024)
 }
 
@@ -136,11 +148,15 @@ pub fn dropped_connections() -> anyhow::Result<u64> {
     Ok(dropped.context("no ListenOverflows in netstat")?.1.parse()?)
 }
 
-/// Lets this process, and those that it starts, have as many files open as the kernel allows.
+/// Lets this process, and those that it starts, have as many files open as it may: root, as many as there can be.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn allow_files() -> anyhow::Result<()> {
+    let most: u64 = std::fs::read_to_string("/proc/sys/fs/nr_open")?.trim().parse()?;
+    if setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok() {
+        return Ok(());
+    }
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }

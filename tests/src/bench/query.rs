@@ -10,8 +10,9 @@ use shared::api::network::Network;
 use shared::api::page::Page;
 use shared::api::vm::Vm;
 
+use super::process::{self, Watch};
 use super::seed::{self, Seeded};
-use super::{Bench, process, quantile, restart};
+use super::{Bench, quantile, restart};
 use crate::client::Client;
 use crate::cluster::Cluster;
 
@@ -39,6 +40,7 @@ pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::R
     process::allow_files()?;
     let mut bench = Bench::begin("query")?;
     let mut seeded = Seeded::begin(hosts, interval).await?;
+    bench.version("database", seeded.cluster.database.version().await?);
     let mut least = None;
     for size in seed::rising(sizes) {
         seeded.grow(size).await?;
@@ -58,6 +60,7 @@ async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Res
     let pid = cluster.pid().context("the controller is a process")?;
     let on_disk = process::read_from_disk(pid)?;
     let mut get = Vec::new();
+    let watch = Watch::of(pid)?;
     for n in 0..REQUESTS {
         let id = seed::vm_id(n * 7919 % size)?;
         get.push(timed(&cluster.api, &format!("/v1/vms/{id}")).await?.0);
@@ -65,9 +68,11 @@ async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Res
     get.sort_unstable();
     bench.point((size, "VMs"), "get, median", quantile(&get, 0.5) / 1000.0, "ms", "");
     bench.point((size, "VMs"), "get, p99", quantile(&get, 0.99) / 1000.0, "ms", "at most 2");
+    bench.point((size, "VMs"), "get, CPU", watch.spent()?.each(REQUESTS).cpu * 1000.0, "ms", "");
     for (name, path) in LISTS {
         let mut times = Vec::new();
         let mut cursor: Option<String> = None;
+        let watch = Watch::of(pid)?;
         for n in 0..REQUESTS {
             let path = path.replace("{n}", &(n % 200).to_string());
             let path = path.replace("{host}", hosts[n % hosts.len()].name.as_str());
@@ -81,6 +86,8 @@ async fn reads(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Res
             times.push(took);
         }
         bench.point((size, "VMs"), &format!("{name}, p99"), p99(times), "ms", "at most 10");
+        let cpu = watch.spent()?.each(REQUESTS).cpu * 1000.0;
+        bench.point((size, "VMs"), &format!("{name}, CPU"), cpu, "ms", "");
     }
     let mut times = Vec::new();
     for _ in 0..10 {

@@ -24,6 +24,7 @@ pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::R
     process::allow_files()?;
     let mut bench = Bench::begin("restart")?;
     let mut seeded = Seeded::begin(hosts, interval).await?;
+    bench.version("database", seeded.cluster.database.version().await?);
     for size in seed::rising(sizes) {
         seeded.grow(size).await?;
         measure(&mut bench, &mut seeded.cluster, size).await?;
@@ -38,12 +39,16 @@ pub(super) async fn measure(bench: &mut Bench, cluster: &mut Cluster, size: usiz
     cluster.run().await?;
     bench.point((size, "VMs"), "restart until ready", begin.elapsed().as_secs_f64(), "s", "at most 5");
     let pid = cluster.pid().context("the controller is a process")?;
+    bench.point((size, "VMs"), "restart until ready, CPU", process::cpu_seconds(pid)?, "s", "");
     let memory = process::resident(pid)? as f64;
     bench.point((size, "VMs"), "memory after it", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
     // What each host does is compared with the database when it is first heard of.
     super::hosts::until_heard_of(&cluster.sim.hosts(), killed).await;
     let compared = until_quiet(pid).await?.duration_since(begin);
     bench.point((size, "VMs"), "restart until every VM was compared", compared.as_secs_f64(), "s", "");
+    bench.point((size, "VMs"), "restart until every VM was compared, CPU", process::cpu_seconds(pid)?, "s", "");
+    let most = process::most_resident(pid)? as f64;
+    bench.point((size, "VMs"), "most memory until then", most / f64::from(1 << 20), "MiB", "at most 1 GB");
     Ok(())
 }
 

@@ -82,6 +82,7 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
     let mut bench = Bench::begin("soak")?;
     let host = Some((256, shared::units::Bytes::gib(4096)));
     let cluster = Arc::new(Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?);
+    bench.version("database", cluster.database.version().await?);
     stream::iter(0..HOSTS).map(|_| cluster.host()).buffer_unordered(8).try_collect::<Vec<_>>().await?;
     for kept in ["job.keep_days", "event.keep_days"] {
         cluster.set(kept, json!(KEPT_DAYS)).await?;

@@ -29,6 +29,8 @@ const JOBS: usize = 4;
 pub async fn run(kills: usize) -> anyhow::Result<()> {
     let mut bench = Bench::begin("takeover")?;
     let fleet = Fleet::start(3, 3).await?;
+    bench.version("database", fleet.database.version().await?);
+    bench.version("broker", fleet.broker.version().await?);
     let (mut served, mut ended) = (Vec::new(), Vec::new());
     for n in 0..kills {
         tokio::time::sleep(REST).await;

@@ -110,6 +110,12 @@ enum What {
         #[arg(default_value_t = 20)]
         kills: usize,
     },
+    /// Queues of the message broker for two controllers.
+    Queues {
+        /// Numbers of hosts, one after the other.
+        #[arg(default_values_t = [100, 1000, 10_000])]
+        sizes: Vec<usize>,
+    },
     /// The bare program beside `create`.
     #[command(hide = true)]
     Floor {
@@ -125,6 +131,12 @@ enum What {
         together: u64,
         #[arg(long)]
         database: Option<String>,
+    },
+    /// The bare program beside `hosts`.
+    #[command(hide = true)]
+    FloorPings {
+        #[arg(long)]
+        folder: PathBuf,
     },
     /// The load generator that `api` starts.
     #[command(hide = true)]
@@ -156,9 +168,14 @@ fn main() -> anyhow::Result<()> {
         Some(What::Start { rounds, sizes }) => runtime.block_on(bench::start::run(rounds, &sizes)),
         Some(What::Soak { rate, seconds }) => runtime.block_on(bench::soak::run(rate, Duration::from_secs(seconds))),
         Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
+        Some(What::Queues { sizes }) => runtime.block_on(bench::queues::run(&sizes)),
         Some(What::Floor { folder, host, commands, writes, together, database }) => {
             let work = bench::floor::Work { requests: 0, commands, writes, together };
             runtime.block_on(bench::floor::serve(&folder, host, work, database.as_deref()))
+        }
+        Some(What::FloorPings { folder }) => {
+            let each = runtime.block_on(bench::floor::pings::run(&folder))?;
+            Ok(writeln!(std::io::stdout(), "{each}")?)
         }
         Some(What::Load { config, paths, seconds }) => {
             let seen = runtime.block_on(bench::load::run(&config, paths, seconds))?;
@@ -175,7 +192,8 @@ fn main() -> anyhow::Result<()> {
                 bench::placement::run(&[1000, 10_000, 100_000]).await?;
                 bench::query::run(&[10_000, 100_000, 1_000_000], 1000, MINUTE).await?;
                 bench::hosts::run(&[1000, 10_000, 100_000], MINUTE).await?;
-                bench::takeover::run(20).await
+                bench::takeover::run(20).await?;
+                bench::queues::run(&[100, 1000, 10_000]).await
             })
         }
     }

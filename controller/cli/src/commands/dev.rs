@@ -38,8 +38,12 @@ pub struct Dev {
 
 /// The port that is asked for, or the usual one, or any: a controller that is installed here has the usual one.
 fn port(asked: Option<u16>) -> u16 {
-    let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|listener| listener.local_addr());
-    asked.unwrap_or_else(|| free(USUAL).or_else(|_| free(0)).map_or(USUAL, |address| address.port()))
+    asked.unwrap_or_else(|| free(USUAL).or_else(|_| free(0)).unwrap_or(USUAL))
+}
+
+/// This port, when it is free; any, when it is 0.
+fn free(port: u16) -> std::io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?.local_addr()?.port())
 }
 
 /// Runs until Ctrl-C, and leaves nothing behind.
@@ -69,8 +73,15 @@ pub async fn run(global: &Global, args: Dev) -> Result<()> {
     let mut global = global.clone();
     global.connection.config = Some(file.clone());
     let ctx = Ctx::new(&global)?;
-    let wanted = args.hosts.to_string();
-    let hosts: [&OsStr; 4] = ["--config".as_ref(), file.as_os_str(), "--hosts".as_ref(), wanted.as_ref()];
+    let (wanted, control) = (args.hosts.to_string(), free(0).unwrap_or(0).to_string());
+    let hosts: [&OsStr; 6] = [
+        "--config".as_ref(),
+        file.as_os_str(),
+        "--hosts".as_ref(),
+        wanted.as_ref(),
+        "--control".as_ref(),
+        control.as_ref(),
+    ];
     until(&mut serving, &log, PATIENCE, async || ctx.client.send(Call::get("/hosts")).await.is_ok()).await?;
     note(&format!("the controller answers at https://{listen}; {wanted} hosts join"));
     let mut simulating = cmd::start(&simulator, &hosts, &log)?;
@@ -80,7 +91,7 @@ pub async fn run(global: &Global, args: Dev) -> Result<()> {
     };
     until(&mut simulating, &log, PATIENCE + LOOK * args.hosts, connected).await?;
     line(&format!(
-        "A controller with {wanted} simulated hosts. In another terminal:\n\n  export KRING_CONFIG={}\n  kring image create tiny --url http://images.example/tiny.qcow2\n  kring network create lan --cidr 10.77.0.0/24\n  kring vm create one --image tiny --vcpus 1 --memory 256MiB --network lan\n\nWeb API  https://{listen}/v1, described on https://{listen}/docs\nLog      {}\nCtrl-C ends it and removes everything.",
+        "A controller with {wanted} simulated hosts. In another terminal:\n\n  export KRING_CONFIG={}\n  kring image create tiny --url http://images.example/tiny.qcow2\n  kring network create lan --cidr 10.77.0.0/24\n  kring vm create one --image tiny --vcpus 1 --memory 256MiB --network lan\n\nWeb API  https://{listen}/v1, described on https://{listen}/docs\nHosts    http://127.0.0.1:{control}/hosts: what happens to them is said there (man kring-sim)\nLog      {}\nCtrl-C ends it and removes everything.",
         file.display(),
         log.display()
     ))?;
