@@ -12,6 +12,8 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 390.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
+/// From one name to the next.
+const LINE: f64 = 22.0;
 const COLOURS: &[&str] = &["#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989"];
 /// Lines of one colour are told apart by their dashes.
 const DASHES: &[&str] = &["none", "6 4", "2 3"];
@@ -27,7 +29,7 @@ struct Scale {
 impl Scale {
     fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (mut least, mut most) = (f64::INFINITY, 0.0_f64);
-        for value in values.filter(|value| *value > 0.0) {
+        for value in values.filter(|value| value.is_finite() && *value > 0.0) {
             (least, most) = (least.min(value), most.max(value));
         }
         let (low, high) = if most > 0.0 { (least.log10().floor(), most.log10().ceil()) } else { (0.0, 1.0) };
@@ -44,16 +46,18 @@ impl Scale {
     }
 }
 
-/// Draws the lines of `title` over the size, which is counted in `of`.
+/// Draws the lines of `title`, whatever of them can be drawn, over the size, which is counted in `of`.
 #[must_use]
 pub fn svg(title: &str, of: &str, series: &[Series]) -> String {
     let points = || series.iter().flat_map(|line| line.points.iter());
     let x = Scale::over(points().map(|(size, _)| *size), LEFT, WIDTH - RIGHT);
-    let y = Scale::over(points().map(|(_, value)| *value), HEIGHT - BOTTOM, TOP);
+    // As high as all names are, one below the other.
+    let height = HEIGHT.max(TOP + LINE * series.len() as f64 + BOTTOM);
+    let y = Scale::over(points().map(|(_, value)| *value), height - BOTTOM, TOP);
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n<text x=\"{LEFT}\" y=\"22\" font-size=\"15\" font-weight=\"bold\">{title}</text>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n<text x=\"{LEFT}\" y=\"22\" font-size=\"15\" font-weight=\"bold\">{title}</text>\n"
     );
-    let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+    let (bottom, right) = (height - BOTTOM, WIDTH - RIGHT);
     for power in x.powers() {
         let at = x.at(power);
         let _ = writeln!(
@@ -82,14 +86,14 @@ pub fn svg(title: &str, of: &str, series: &[Series]) -> String {
     for (n, Series { name, unit, points }) in series.iter().enumerate() {
         let (colour, dashes) = (COLOURS[n % COLOURS.len()], DASHES[n / COLOURS.len() % DASHES.len()]);
         let look = format!("stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dashes}\"");
-        let path: Vec<_> =
-            points.iter().map(|(size, value)| format!("{:.1},{:.1}", x.at(*size), y.at(*value))).collect();
+        let path = points.iter().filter(|(_, value)| value.is_finite());
+        let path: Vec<_> = path.map(|(size, value)| format!("{:.1},{:.1}", x.at(*size), y.at(*value))).collect();
         let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" {look}/>", path.join(" "));
         for point in &path {
             let (cx, cy) = point.split_once(',').unwrap_or_default();
             let _ = writeln!(svg, "<circle cx=\"{cx}\" cy=\"{cy}\" r=\"3\" fill=\"{colour}\"/>");
         }
-        let (label, at) = (right + 18.0, TOP + 10.0 + 22.0 * n as f64);
+        let (label, at) = (right + 18.0, TOP + 10.0 + LINE * n as f64);
         let _ = writeln!(
             svg,
             "<line x1=\"{label}\" y1=\"{0}\" x2=\"{1}\" y2=\"{0}\" {look}/><text x=\"{2}\" y=\"{at}\">{name}, {unit}</text>",
@@ -135,6 +139,14 @@ mod tests {
         assert!(lines[1][0].1 > lines[1][1].1, "more is higher up");
         let inside = |(x, y): &(f64, f64)| (LEFT..=WIDTH - RIGHT).contains(x) && (TOP..=HEIGHT - BOTTOM).contains(y);
         assert!(lines.iter().flatten().all(inside), "{drawn}");
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_is_left_out() {
+        let points = vec![(10.0, 2.0), (100.0, f64::INFINITY), (1000.0, f64::NAN), (1e4, 0.0)];
+        let drawn = svg("create", "VMs", &[Series { name: "times".into(), unit: "", points }]);
+        assert_eq!(drawn.matches("<circle").count(), 2, "{drawn}");
+        assert!(!drawn.contains("NaN") && !drawn.contains("inf"));
     }
 
     #[test]
