@@ -290,10 +290,11 @@ async fn who_is_gone_is_known_at_once_and_what_is_left_of_him_goes() -> anyhow::
     assert!(!broker.queues().await?.contains(&queue));
     assert_eq!(one.bus.call_at(ghost, &cx(7200), add(1)).await.unwrap_err().code, Code::OwnerLeft);
     // Who is said to have left and has not keeps his queues.
-    let before = broker.queues().await?;
+    let (before, reconnects) = (broker.queues().await?, one.transport.health().reconnects);
     one.transport.forget(two.id).await;
     assert_eq!(broker.queues().await?, before);
     assert_eq!(one.bus.call_at(two.id, &cx(60), add(1)).await?, 2);
+    assert_eq!(one.transport.health().reconnects, reconnects, "a refusal of the broker has broken the connection off");
 
     // What is no message is dropped, and what comes after it is not.
     let mine = BasicProperties::default().with_delivery_mode(1);

@@ -14,11 +14,11 @@ mod ways;
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::chaos;
 use harness::fleet::{Fleet, Load, Tally};
 use harness::proxy::Link;
 use harness::sim::{Action, Fate, Fault, What};
 use harness::wait::{eventually, until};
+use harness::{chaos, cmd};
 use reqwest::Method;
 use serde_json::json;
 use shared::api::job::{JobRef, JobState};
@@ -271,4 +271,13 @@ async fn faults_at_random_break_nothing() -> anyhow::Result<()> {
         assert!(run.breaches.is_empty(), "{}\n{}", run.breaches.join("\n"), run.faults.join("\n"));
     }
     fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_readme_shows_of_a_cluster_is_what_happens() -> anyhow::Result<()> {
+    let program = cmd::program("kring-cluster-demo")?;
+    let said = cmd::run(program.as_os_str(), &["--users=2".as_ref(), "--hosts=3".as_ref()]).await?;
+    assert!(said.contains("0 lost, 0 stuck, 0 doubled"), "{said}");
+    assert!(said.trim_end().ends_with("everything is stopped and removed"), "{said}");
+    Ok(())
 }

@@ -36,6 +36,9 @@ struct Args {
     /// Instead, each fault at each moment of each job, once.
     #[arg(long)]
     steps: bool,
+    /// Of these, those whose name contains this, such as `Freeze` or `Done of Stop`.
+    #[arg(long, default_value = "", requires = "steps")]
+    only: String,
 }
 
 /// What all runs came to.
@@ -73,7 +76,8 @@ async fn main() -> anyhow::Result<()> {
 
 /// Plays every case, each fleet the next one; the first that fails ends it.
 async fn all_steps(args: &Args) -> anyhow::Result<()> {
-    let (cases, next, sum) = (steps::all(), AtomicUsize::new(0), Mutex::new(Tally::default()));
+    let cases: Vec<_> = steps::all().into_iter().filter(|case| case.to_string().contains(&args.only)).collect();
+    let (next, sum) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     try_join_all((0..args.fleets.max(1)).map(async |_| {
         let fleet = Fleet::start(args.controllers, args.hosts).await?;
         loop {

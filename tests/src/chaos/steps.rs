@@ -108,7 +108,11 @@ pub async fn play(fleet: &Fleet, n: usize, case: Case) -> anyhow::Result<Tally> 
     fleet.sim.history().record();
     let fault = case.fault(fleet, &victim);
     let job = case.begin(fleet, id).await?;
-    case.come(fleet, id, fault).await?;
+    if let Err(error) = case.come(fleet, id, fault).await {
+        let jobs = "SELECT id, kind || ' ' || state || ' at ' || CAST(step AS TEXT) FROM job WHERE finished_at IS NULL";
+        let (jobs, notes) = (fleet.database.pairs(jobs).await, fleet.sim.history().notes());
+        return Err(error.context(format!("job {}; open: {jobs:?}; on the hosts: {notes:?}", job.job_id)));
+    }
     let mut held = None;
     if case.moment == Journalled {
         held = Some(fleet.database.hold("SELECT id FROM job WHERE finished_at IS NULL FOR UPDATE").await?);

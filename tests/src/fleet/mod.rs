@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use ::controller::ring::HashRing;
 use anyhow::Context;
 use reqwest::Method;
+use shared::api::controller::Ownership;
 use shared::api::image::Image;
 use shared::api::network::Network;
 use shared::api::setting::{Setting, UpdateSetting};
@@ -136,7 +137,8 @@ impl Fleet {
         Ok(rows.iter().map(|(id, _)| id.parse()).collect::<Result<Vec<_>, _>>()?)
     }
 
-    /// Waits until all controllers whose process runs are active members, and nobody else.
+    /// Waits until all controllers whose process runs are active members, and nobody else, and each of them has seen
+    /// that: what belongs to whom is the same for all.
     ///
     /// # Errors
     /// When they are not in time.
@@ -152,6 +154,14 @@ impl Fleet {
             let mut members = self.members().await?;
             members.sort_unstable();
             anyhow::ensure!(members == running, "members: {members:?}, processes: {running:?}");
+            let newest = self.database.count("SELECT MAX(generation) FROM ring_change").await?;
+            for controller in &self.controllers {
+                if controller.runs().await? {
+                    let seen: Ownership = controller.api()?.get(&format!("/v1/ring/{}", Uuid::now_v7())).await?;
+                    let generation = i64::try_from(seen.generation)?;
+                    anyhow::ensure!(generation >= newest, "{} has seen {generation} of {newest}", controller.name);
+                }
+            }
             Ok(())
         })
         .await

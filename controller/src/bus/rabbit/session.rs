@@ -16,7 +16,7 @@ use super::connection::{self, Link};
 use super::consumer::Receiver;
 use super::publisher::{Parcel, Publisher};
 use super::settings::Settings;
-use super::topology::Queues;
+use super::topology::{self, Queues};
 use crate::bus::transport::Health;
 use crate::clock::Clock;
 
@@ -201,6 +201,8 @@ impl Session {
     async fn watch(&self, mut events: impl Stream<Item = Event> + Unpin, block: &watch::Sender<bool>) -> Broken {
         while let Some(event) = events.next().await {
             match event {
+                // A channel was closed, such as by a refusal to remove a queue: who used it is told, and nobody else.
+                Event::Error(error) if topology::is_of_a_channel(&error) => {}
                 Event::Error(error) => return error.into(),
                 Event::ConnectionBlocked(reason) => {
                     block.send_replace(true);

@@ -46,6 +46,11 @@ pub(super) fn is_of_another_kind(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if error.kind() == &AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED))
 }
 
+/// Whether the broker has closed a channel with it, and not the connection.
+pub(super) fn is_of_a_channel(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
+}
+
 impl Queues {
     pub(super) fn new(me: ControllerId, services: Vec<&'static str>) -> Self {
         Self { me, services }
