@@ -60,7 +60,7 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::bus::{Health, Limits, Loopback, Transport};
+    use crate::bus::{Health, Limits, Loopback, Told, Transport};
     use crate::clock::Clock;
     use crate::ring::Ring;
 
@@ -72,8 +72,9 @@ mod tests {
         async fn send(&self, _: ControllerId, _: &str, _: Vec<u8>, _: Duration) -> shared::Result<()> {
             Err(shared::Error::internal("nothing is asked here"))
         }
-        async fn broadcast(&self, bytes: Vec<u8>) -> shared::Result<()> {
-            self.0.send(bytes).await.map_err(shared::Error::internal)
+        async fn broadcast(&self, bytes: Vec<u8>) -> shared::Result<Told> {
+            self.0.send(bytes).await.map_err(shared::Error::internal)?;
+            Ok(Box::pin(std::future::ready(Ok(()))))
         }
         async fn forget(&self, _: ControllerId) {}
         fn watch(&self) -> watch::Receiver<Health> {

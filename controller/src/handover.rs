@@ -29,6 +29,9 @@ use crate::ring::Ring;
 use crate::services::{self, Context};
 use crate::workflow::Engine;
 
+/// How often what others tell is read although nobody has told it.
+const ANYWAY: Duration = Duration::from_secs(60);
+
 /// Follows the ring for one controller. Cloning shares it.
 #[derive(Clone)]
 pub struct Handover {
@@ -160,15 +163,22 @@ impl Handover {
     }
 }
 
-/// After the way to the other controllers was interrupted, reads again what they may have told meanwhile,
-/// until `stop`.
+/// Reads again what the other controllers may have told, until `stop`: after the way to them was interrupted, and now
+/// and then, for the way of one of them may have been interrupted on its own side.
 pub async fn follow_broker(context: Context, stop: CancellationToken) {
     let Ok(bus) = context.bus() else { return };
     let mut health = bus.transport().watch();
     let mut seen = health.borrow_and_update().reconnects;
-    while let Some(Ok(())) = stop.run_until_cancelled(health.changed()).await {
+    loop {
+        let woken = stop.run_until_cancelled(tokio::time::timeout(ANYWAY, health.changed())).await;
         let now = health.borrow_and_update().reconnects;
-        if std::mem::replace(&mut seen, now) == now {
+        let missed = match woken {
+            None | Some(Ok(Err(_))) => return,
+            Some(Ok(Ok(()))) => seen != now,
+            Some(Err(_)) => bus.is_shared(),
+        };
+        seen = now;
+        if !missed {
             continue;
         }
         context.deps.ring.nudge();

@@ -243,7 +243,7 @@ impl Agents {
         };
         let body = serde_json::to_vec(command)
             .map_err(|e| Error::internal(format_args!("the command {} could not be written: {e}", C::PATH)))?;
-        let mut sends = 0;
+        let (mut sends, mut others) = (0, 0);
         loop {
             sends += 1;
             self.ring.until_may_act(order.deadline).await?;
@@ -252,12 +252,16 @@ impl Agents {
             let answer = self.exchange(host, self.request::<C>(&order, body.clone()), order.deadline).await?;
             if answer.status != StatusCode::ACCEPTED {
                 guard.running = false;
-                if answer.agent_id.is_some() && sends <= RESENDS {
-                    tracing::info!(host.id = %host.id, task.id = %order.task_id, "the agent was started again; sending it once more");
-                    order.agent_id = answer.agent_id;
-                    continue;
+                match answer.agent_id {
+                    None => return answer.read(),
+                    Some(_) if others == RESENDS => return Err(keeps_restarting()),
+                    Some(agent_id) => {
+                        tracing::info!(host.id = %host.id, task.id = %order.task_id, "the agent was started again; sending it to the one that answers");
+                        order.agent_id = Some(agent_id);
+                        (sends, others) = (sends - 1, others + 1);
+                        continue;
+                    }
                 }
-                return answer.read();
             }
             let outcome = self.outcome(host, &order, &mut reported, progress).await;
             match outcome {
@@ -269,7 +273,7 @@ impl Agents {
                 Ok(None) if sends <= RESENDS => {
                     tracing::info!(host.id = %host.id, task.id = %order.task_id, "the agent has forgotten a task; sending it again");
                 }
-                Ok(None) => return Err(Error::new(Code::HostFailed, "the agent on the host keeps restarting")),
+                Ok(None) => return Err(keeps_restarting()),
                 Err(error) => {
                     guard.running = error.code == Code::DeadlineExceeded;
                     return Err(error);
@@ -401,6 +405,10 @@ impl Agents {
         }
         answer
     }
+}
+
+fn keeps_restarting() -> Error {
+    Error::new(Code::HostFailed, "the agent on the host keeps restarting")
 }
 
 /// Cancels a task that nobody waits for any more, and forgets its waiter.

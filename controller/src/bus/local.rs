@@ -7,7 +7,7 @@ use shared::id::ControllerId;
 use shared::{Code, Error};
 use tokio::sync::{mpsc, watch};
 
-use super::transport::{Health, Transport};
+use super::transport::{Health, Told, Transport};
 use crate::clock::Clock;
 
 /// Hands messages back to the controller that sent them, through a bounded queue.
@@ -39,8 +39,8 @@ impl Transport for LocalTransport {
         }
     }
 
-    async fn broadcast(&self, _bytes: Vec<u8>) -> Result<(), Error> {
-        Ok(())
+    async fn broadcast(&self, _bytes: Vec<u8>) -> Result<Told, Error> {
+        Ok(Box::pin(std::future::ready(Ok(()))))
     }
 
     async fn forget(&self, _controller: ControllerId) {}

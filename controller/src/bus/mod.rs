@@ -28,11 +28,13 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::{self, FuturesUnordered};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::id::ControllerId;
 use shared::{Code, Error};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +48,7 @@ pub use message::{ApiEvent, ApiRequest, CanonicalEvent, Event, Message, Request}
 pub use queue::{Full, Queues};
 pub use registry::{Registry, Service};
 pub use stats::{Figures, ServiceStats};
-pub use transport::{Health, Transport};
+pub use transport::{Health, Told, Transport};
 
 use crate::clock::Clock;
 use crate::cx::Cx;
@@ -97,11 +99,21 @@ const LET_GO: Duration = Duration::from_secs(5);
 /// How long a handler may go on after its caller has given up. One that takes longer waits for something
 /// that will not come, a database on a way that is no more, and everything about its resource waits for it.
 const STUCK: Duration = Duration::from_secs(20);
-/// Events that may wait to be told to the other controllers.
+/// Events that may wait to be told to the other controllers; what does not fit is read again by those who live by it.
 const OUTBOX: usize = 4096;
+/// Events that are being told at a time, in their order.
+const TOLD_TOGETHER: usize = 64;
+/// What was published until this process ends in order is told for so long.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
 const REPLY: &str = "bus.Reply";
 /// Says that nobody waits any more for the reply to the request in `correlation`.
 const CANCEL: &str = "bus.Cancel";
+
+/// An event for the other controllers.
+struct Published {
+    name: &'static str,
+    bytes: Vec<u8>,
+}
 
 struct Waiting {
     owner: ControllerId,
@@ -122,7 +134,7 @@ pub struct Bus {
     in_hand: Mutex<HashMap<Uuid, CancellationToken>>,
     /// Events for the other controllers, told one after the other: those about one resource, which are published by
     /// its owner, come in their order.
-    outbox: mpsc::Sender<(&'static str, Vec<u8>)>,
+    outbox: mpsc::Sender<Published>,
     tasks: TaskTracker,
 }
 
@@ -234,8 +246,11 @@ impl Bus {
         if self.ring.is_shared() {
             let envelope = Envelope::wrap(cx, "", event, self.ring.generation(), self.clock.now().ms());
             let told = envelope.and_then(|envelope| envelope.encode()).and_then(|bytes| {
-                let full = |_| Error::new(Code::Unavailable, "too many events wait to be told");
-                self.outbox.try_send((E::NAME, bytes)).map_err(full)
+                let refused = |error| match error {
+                    TrySendError::Full(_) => Error::new(Code::Unavailable, "too many events wait to be told"),
+                    TrySendError::Closed(_) => Error::new(Code::Unavailable, "the bus is stopping"),
+                };
+                self.outbox.try_send(Published { name: E::NAME, bytes }).map_err(refused)
             });
             if let Err(error) = told {
                 not_told(E::NAME, &error);
@@ -499,15 +514,29 @@ impl Drop for Abandoned<'_> {
     }
 }
 
-/// Tells events to the other controllers in the order in which they were published, until `stop`.
-async fn tell_others(
-    transport: Arc<dyn Transport>,
-    mut events: mpsc::Receiver<(&'static str, Vec<u8>)>,
-    stop: CancellationToken,
-) {
-    while let Some(Some((name, bytes))) = stop.run_until_cancelled(events.recv()).await {
-        if let Err(error) = transport.broadcast(bytes).await {
-            not_told(name, &error);
+/// Tells events to the other controllers in the order in which they were published, until some time after `stop`.
+async fn tell_others(transport: Arc<dyn Transport>, mut events: mpsc::Receiver<Published>, stop: CancellationToken) {
+    let mut told = FuturesUnordered::new();
+    let mut ends = pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_EVENTS).await;
+    });
+    loop {
+        tokio::select! {
+            () = &mut ends => return,
+            Some(()) = told.next() => {}
+            event = events.recv(), if told.len() < TOLD_TOGETHER => {
+                let Some(Published { name, bytes }) = event else { return };
+                // Handed over one after the other, and confirmed when they are.
+                match transport.broadcast(bytes).await {
+                    Ok(confirmed) => told.push(async move {
+                        if let Err(error) = confirmed.await {
+                            not_told(name, &error);
+                        }
+                    }),
+                    Err(error) => not_told(name, &error),
+                }
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use shared::Error;
 use shared::id::ControllerId;
 use shared::time::Timestamp;
@@ -24,11 +25,12 @@ pub trait Transport: Send + Sync {
     /// could not be handed over within `ttl`, or when nobody knows whether it was.
     async fn send(&self, to: ControllerId, service: &str, bytes: Vec<u8>, ttl: Duration) -> Result<(), Error>;
 
-    /// To every other controller.
+    /// To every other controller: in the order in which it is handed over. What is answered resolves when it has
+    /// been taken.
     ///
     /// # Errors
-    /// `unavailable`; then some of the others may have it.
-    async fn broadcast(&self, bytes: Vec<u8>) -> Result<(), Error>;
+    /// `unavailable`, from either; then some of the others may have it.
+    async fn broadcast(&self, bytes: Vec<u8>) -> Result<Told, Error>;
 
     /// A controller left the ring: what is kept for it goes.
     async fn forget(&self, controller: ControllerId);
@@ -45,6 +47,9 @@ pub trait Transport: Send + Sync {
     /// Leaves in order: nothing is kept for this controller any more, nothing is sent or received.
     async fn close(&self);
 }
+
+/// Resolves when what was handed over has been taken, or is known not to be.
+pub type Told = BoxFuture<'static, Result<(), Error>>;
 
 /// How the way to the other controllers is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use controller::db::controller::LOST_AFTER_MS;
-use harness::fleet::{Fleet, Load};
+use harness::fleet::{Controller, Fleet, Load};
 use harness::proxy::Link;
 use harness::sim::{Fault, What};
 use harness::wait::until;
@@ -13,6 +13,7 @@ use harness::world::World;
 use shared::api::image::{CreateImage, ImageSource};
 use shared::api::vm::CreateVm;
 use shared::id::{ImageId, VmId};
+use shared::time::Timestamp;
 
 use super::{USERS, more, rest};
 use crate::image::upload;
@@ -126,6 +127,47 @@ async fn members_may_come_and_go_again_and_again() -> anyhow::Result<()> {
         }
         victim.ensure_running().await?;
     }
+    rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_may_be_off_by_an_hour() -> anyhow::Result<()> {
+    const HOUR: i64 = 3600;
+    let fleet = Fleet::start(3, 3).await?;
+    let load = Load::start(&fleet, USERS, 15);
+    more(&load, 10).await?;
+    let members = fleet.members().await?;
+    let hour_ahead = |text: &str| text > Timestamp::now().plus_ms(HOUR * 1000 / 2).to_string().as_str();
+    // A controller whose clock is wrong writes that into its log, and into nothing else.
+    let wrong = Arc::clone(&fleet.controllers[0]);
+    wrong.set_clock_ahead(HOUR)?;
+    let lines = |controller: &Controller| controller.log().lines().map(str::to_string).collect::<Vec<_>>();
+    until("its clock is ahead", async || lines(&wrong).iter().any(|line| line.starts_with("20") && hour_ahead(line)))
+        .await?;
+    fleet.controllers[1].set_clock_ahead(-HOUR)?;
+    fleet.sim.hosts().iter().for_each(|host| host.set_clock_ahead_ms(HOUR * 1000));
+    more(&load, 10).await?;
+    let latest = "SELECT MAX(created_at) FROM job";
+    let now = Timestamp::now().ms();
+    assert!(fleet.database.count(latest).await? < now + HOUR * 1000 / 2, "a controller's own clock was written down");
+    // And it starts with that clock.
+    wrong.kill().await?;
+    wrong.start().await?;
+    fleet.whole().await?;
+    more(&load, 10).await?;
+    // The database's is every controller's.
+    for ahead in [HOUR, -HOUR, 0] {
+        fleet.database.set_clock_ahead(ahead).await?;
+        let touched = "SELECT MIN(heartbeat_at) FROM controller WHERE state = 'active'";
+        let close = async || {
+            let off = fleet.database.count(touched).await.unwrap_or_default() - Timestamp::now().ms();
+            (off - ahead * 1000).abs() < HOUR * 500
+        };
+        until("every heartbeat has its time", close).await?;
+        more(&load, 10).await?;
+    }
+    assert_eq!(fleet.members().await?, members, "nobody was buried");
     rest(&fleet, load).await?;
     fleet.stop().await
 }

@@ -101,6 +101,12 @@ pub fn listen(sim: &Arc<Sim>, listener: TcpListener) {
 
 async fn answer(sim: &Arc<Sim>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
+    if head.headers.contains_key(http::header::ORIGIN) {
+        return serve::refuse(&Error::new(
+            Code::Forbidden,
+            "the control port is not for what a page in a browser sends",
+        ));
+    }
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => return serve::refuse(&Error::new(Code::InvalidRequest, error.to_string())),

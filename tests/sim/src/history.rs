@@ -45,6 +45,8 @@ pub enum Note {
     Began {
         /// The host.
         host: HostId,
+        /// The process of its agent.
+        agent_id: Uuid,
         /// The resource that it is about.
         resource: Uuid,
         /// `<noun>/<verb>`
@@ -58,6 +60,8 @@ pub enum Note {
     Ended {
         /// The host.
         host: HostId,
+        /// The process of its agent.
+        agent_id: Uuid,
         /// The resource that it was about.
         resource: Uuid,
         /// The task.

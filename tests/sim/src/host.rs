@@ -75,14 +75,15 @@ pub struct Host {
 /// A task is being worked on.
 pub(super) struct Working<'h> {
     host: &'h Host,
+    agent_id: Uuid,
     task: TaskId,
     resource: Uuid,
 }
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        let (host, resource, task) = (self.host.id, self.resource, self.task);
-        self.host.shared.history.note(|| Note::Ended { host, resource, task });
+        let Self { host, agent_id, resource, task } = *self;
+        self.host.shared.history.note(|| Note::Ended { host: host.id, agent_id, resource, task });
     }
 }
 
@@ -179,9 +180,9 @@ impl Host {
     }
 
     /// Notes that the work of a task begins, and with the drop of what it gives that it is over.
-    pub(super) fn working(&self, task: TaskId, resource: Uuid, path: &str) -> Working<'_> {
-        self.shared.history.note(|| Note::Began { host: self.id, resource, path: path.to_string(), task });
-        Working { host: self, task, resource }
+    pub(super) fn working(&self, agent_id: Uuid, task: TaskId, resource: Uuid, path: &str) -> Working<'_> {
+        self.shared.history.note(|| Note::Began { host: self.id, agent_id, resource, path: path.to_string(), task });
+        Working { host: self, agent_id, task, resource }
     }
 
     /// The generation that is recorded with a VM's domain.
@@ -247,9 +248,11 @@ impl Host {
     /// Kills the agent and starts it again: its tasks are forgotten, what is on the host stays.
     pub fn restart(self: &Arc<Self>) {
         let next = Life::new(self.shared.stop.child_token());
-        let last = std::mem::replace(&mut *lock(&self.life), next);
-        last.token.cancel();
+        let mut life = lock(&self.life);
+        // Before anything that the next one does.
         self.shared.history.note(|| Note::Restarted(self.id));
+        std::mem::replace(&mut *life, next).token.cancel();
+        drop(life);
         self.push(AgentEvent::AgentStarted);
     }
 

@@ -106,12 +106,13 @@ async fn main() -> anyhow::Result<()> {
         memory: args.memory,
         ..Options::new(api.url())
     }));
+    // Whoever finds its port taken hears of it before any host has joined.
+    let listener = TcpListener::bind(("127.0.0.1", args.control)).await.context("the control port")?;
     let joins = stream::iter(0..args.hosts).map(|_| async {
         let token = api.join_token().await?;
         sim.join(&token.token).await
     });
     let joined = joins.buffer_unordered(args.parallel.max(1)).try_collect::<Vec<_>>().await?;
-    let listener = TcpListener::bind(("127.0.0.1", args.control)).await?;
     println!("{} hosts joined; control port: http://{}", joined.len(), listener.local_addr()?);
     control::listen(&sim, listener);
     tokio::signal::ctrl_c().await?;

@@ -257,6 +257,7 @@ pub(super) fn submit(
     drop(table);
     let work = Work {
         host: Arc::clone(host),
+        agent_id: life.agent_id,
         entry: Arc::clone(&entry),
         body: body.to_vec(),
         cx: TaskCx { generation: order.generation, deadline: order.deadline, halfway: plan.halfway.clone() },
@@ -280,6 +281,8 @@ pub(super) fn submit(
 
 struct Work {
     host: Arc<Host>,
+    /// The life in which it is done.
+    agent_id: Uuid,
     entry: Arc<Entry>,
     body: Vec<u8>,
     cx: TaskCx,
@@ -288,7 +291,7 @@ struct Work {
 
 impl Work {
     async fn run(self, mine: oneshot::Sender<()>) {
-        let working = self.host.working(self.entry.id, self.entry.resource, &self.entry.path);
+        let working = self.host.working(self.agent_id, self.entry.id, self.entry.resource, &self.entry.path);
         let outcome = tokio::select! {
             outcome = self.outcome() => outcome,
             () = self.entry.cancel.cancelled() => {
@@ -342,7 +345,9 @@ impl Work {
             self.entry.progress.store(u8::try_from(percent).unwrap_or(99).min(99), Relaxed);
             let owed = *self.entry.lock_owed();
             if let Some(callback) = self.entry.callback().filter(|_| owed) {
-                self.host.report(&callback, &self.entry.report()).await;
+                // Beside the work, which waits for nobody.
+                let (host, report) = (Arc::clone(&self.host), self.entry.report());
+                self.host.spawn(async move { host.report(&callback, &report).await });
             }
         }
     }

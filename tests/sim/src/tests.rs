@@ -235,6 +235,14 @@ async fn what_was_sent_before_the_agent_was_started_again_is_refused_and_sent_on
     bench.send(Order { agent_id: before, ..order(3) }, &ensure).await.unwrap();
     let fates: Vec<Fate> = bench.sim.history().actions().iter().map(|action| action.fate).collect();
     assert_eq!(fates, [Fate::ForAnother, Fate::Accepted]);
+    // However often it is restarted while it works, within reason.
+    let restarts = bench.sim.faults().add(Fault::new("vm/ensure", What::RestartHalfway).times(3));
+    bench.send(Order { agent_id: before, ..order(3) }, &vm(true)).await.unwrap();
+    assert_eq!(bench.sim.faults().remove(restarts), 3);
+    bench.sim.faults().add(Fault::new("vm/ensure", What::RestartHalfway));
+    let error = bench.send(Order { agent_id: before, ..order(3) }, &vm(true)).await.unwrap_err();
+    assert_eq!((error.code, error.message.as_str()), (Code::HostFailed, "the agent on the host keeps restarting"));
+    bench.sim.faults().clear();
 }
 
 #[tokio::test]
@@ -249,6 +257,8 @@ async fn what_happens_to_hosts_is_said_at_the_control_port() {
         let answer = client.request(method, format!("{base}{path}")).body(body.to_string()).send().await.unwrap();
         (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap())
     };
+    let page = client.post(format!("{base}/hosts/*/wipe")).header("origin", "http://example.org").send().await.unwrap();
+    assert_eq!(page.status(), 403, "no page in a browser may do that");
     let (get, put, post, delete) = (http::Method::GET, http::Method::PUT, http::Method::POST, http::Method::DELETE);
     let name = format!("/hosts/{}", bench.host.name);
     let (status, hosts) = ask(get.clone(), "/hosts", "").await;

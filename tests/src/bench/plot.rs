@@ -93,10 +93,11 @@ pub fn svg(title: &str, of: &str, series: &[Series]) -> String {
             let (cx, cy) = point.split_once(',').unwrap_or_default();
             let _ = writeln!(svg, "<circle cx=\"{cx}\" cy=\"{cy}\" r=\"3\" fill=\"{colour}\"/>");
         }
+        let said = if unit.is_empty() { name.clone() } else { format!("{name}, {unit}") };
         let (label, at) = (right + 18.0, TOP + 10.0 + LINE * n as f64);
         let _ = writeln!(
             svg,
-            "<line x1=\"{label}\" y1=\"{0}\" x2=\"{1}\" y2=\"{0}\" {look}/><text x=\"{2}\" y=\"{at}\">{name}, {unit}</text>",
+            "<line x1=\"{label}\" y1=\"{0}\" x2=\"{1}\" y2=\"{0}\" {look}/><text x=\"{2}\" y=\"{at}\">{said}</text>",
             at - 4.0,
             label + 22.0,
             label + 28.0

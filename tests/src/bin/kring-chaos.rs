@@ -77,6 +77,7 @@ async fn main() -> anyhow::Result<()> {
 /// Plays every case, each fleet the next one; the first that fails ends it.
 async fn all_steps(args: &Args) -> anyhow::Result<()> {
     let cases: Vec<_> = steps::all().into_iter().filter(|case| case.to_string().contains(&args.only)).collect();
+    anyhow::ensure!(!cases.is_empty(), "no case is named so: --only {}", args.only);
     let (next, sum) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     try_join_all((0..args.fleets.max(1)).map(async |_| {
         let fleet = Fleet::start(args.controllers, args.hosts).await?;

@@ -116,9 +116,7 @@ pub async fn play(fleet: &Fleet, n: usize, case: Case) -> anyhow::Result<Tally> 
     let mut held = None;
     if case.moment == Journalled {
         held = Some(fleet.database.hold("SELECT id FROM job WHERE finished_at IS NULL FOR UPDATE").await?);
-        if let Some(fault) = fault {
-            fleet.sim.faults().remove(fault);
-        }
+        fleet.sim.faults().remove(fault);
         let waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%job%'";
         until("the journal waits", async || fleet.database.count(waiting).await.is_ok_and(|n| n > 0)).await?;
     }
@@ -126,10 +124,15 @@ pub async fn play(fleet: &Fleet, n: usize, case: Case) -> anyhow::Result<Tally> 
     if let Some(held) = held {
         held.rollback().await?;
     }
-    let taken_over = matches!(case.strike, Kill | Freeze | CutDatabase);
-    if !taken_over {
+    match case.strike {
+        Kill => {}
+        Freeze | CutDatabase => {
+            let dead = victim.id()?;
+            let gone = async || fleet.members().await.is_ok_and(|all| !all.contains(&dead));
+            until("others have taken over", gone).await?;
+        }
         // Nobody else sends it again.
-        fleet.sim.faults().clear();
+        CutBroker | CutOthers => fleet.sim.faults().clear(),
     }
     let ended = fleet.api.wait_job(job.job_id).await?;
     anyhow::ensure!(ended.state == case.end(), "the job is {}: {:?}", ended.state, ended.error);
@@ -168,17 +171,17 @@ impl Case {
     }
 
     /// Lets things go wrong so that the moment comes.
-    fn fault(self, fleet: &Fleet, victim: &Controller) -> Option<FaultId> {
+    fn fault(self, fleet: &Fleet, victim: &Controller) -> FaultId {
         let faults = fleet.sim.faults();
         if matches!(self.moment, Failed | Undone) {
             faults.add(Fault::new("vm/ensure", What::FailAfter { code: Code::HostFailed }).times(1));
         }
         let what = match self.moment {
-            Accepted => return None,
-            Commanded | Journalled | Failed => What::Held,
+            // Whether it had been sent by then or not, it does not end before something happens to its owner.
+            Accepted | Commanded | Journalled | Failed => What::Held,
             Done | Undone => What::Unanswered,
         };
-        Some(faults.add(Fault::new(self.command(), what).from(&victim.advertised).times(1)))
+        faults.add(Fault::new(self.command(), what).from(&victim.advertised).times(1))
     }
 
     async fn begin(self, fleet: &Fleet, id: VmId) -> anyhow::Result<JobRef> {
@@ -200,8 +203,8 @@ impl Case {
     }
 
     /// Waits for the moment.
-    async fn come(self, fleet: &Fleet, id: VmId, fault: Option<FaultId>) -> anyhow::Result<()> {
-        if let Some(fault) = fault {
+    async fn come(self, fleet: &Fleet, id: VmId, fault: FaultId) -> anyhow::Result<()> {
+        if self.moment != Accepted {
             until("the command is on its way", async || fleet.sim.faults().hits(fault) > 0).await?;
         }
         if matches!(self.moment, Done | Undone) {

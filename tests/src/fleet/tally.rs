@@ -42,6 +42,9 @@ pub struct Tally {
     pub breaches: Vec<String>,
 }
 
+/// Where a task is worked on by a process of an agent, and what it is.
+type Running = BTreeMap<(TaskId, Uuid), (HostId, String)>;
+
 /// What the hosts do, while their history is read.
 #[derive(Default)]
 struct Watch {
@@ -49,8 +52,8 @@ struct Watch {
     newest: HashMap<Uuid, u64>,
     /// The generation of each task.
     generations: HashMap<TaskId, u64>,
-    /// What is being done about each VM, and where.
-    running: HashMap<Uuid, BTreeMap<TaskId, (HostId, String)>>,
+    /// What is being done about each VM, by which process of an agent, and where.
+    running: HashMap<Uuid, Running>,
 }
 
 impl Watch {
@@ -127,10 +130,10 @@ impl Tally {
     fn look_at(&mut self, watch: &mut Watch, note: &Note) {
         match note {
             Note::Command(action) => self.command(watch, action),
-            Note::Began { host, resource, path, task } if path.starts_with("vm/") => {
+            Note::Began { host, agent_id, resource, path, task } if path.starts_with("vm/") => {
                 let generation = watch.generations.get(task).copied().unwrap_or(0);
                 let running = watch.running.entry(*resource).or_default();
-                for (other, (on, doing)) in running.iter() {
+                for ((other, _), (on, doing)) in running.iter() {
                     let older = watch.generations.get(other).copied().unwrap_or(0);
                     if older < generation {
                         self.overlapping += 1;
@@ -140,10 +143,10 @@ impl Tally {
                         ));
                     }
                 }
-                running.insert(*task, (*host, path.clone()));
+                running.insert((*task, *agent_id), (*host, path.clone()));
             }
-            Note::Ended { resource, task, .. } => {
-                watch.running.entry(*resource).or_default().remove(task);
+            Note::Ended { resource, task, agent_id, .. } => {
+                watch.running.entry(*resource).or_default().remove(&(*task, *agent_id));
             }
             Note::Restarted(host) => watch.running.values_mut().for_each(|tasks| tasks.retain(|_, (on, _)| on != host)),
             Note::Began { .. } => {}
@@ -224,22 +227,26 @@ mod tests {
     #[test]
     fn what_begins_while_an_older_generation_works_on_the_vm_is_a_breach() {
         let (resource, hosts) = (Uuid::new_v4(), [HostId::new(), HostId::new()]);
+        let (old, new) = (TaskId::new(), TaskId::new());
         let command = |n: usize, task, generation, fate| {
             Note::Command(Action { host: hosts[n], resource, path: "vm/stop".into(), task, generation, fate })
         };
-        let began = |n: usize, task| Note::Began { host: hosts[n], resource, path: "vm/stop".into(), task };
-        let ended = |n: usize, task| Note::Ended { host: hosts[n], resource, task };
+        let (agent_id, next_agent) = (Uuid::new_v4(), Uuid::new_v4());
+        let began = |n: usize, task| Note::Began { host: hosts[n], agent_id, resource, path: "vm/stop".into(), task };
+        let again = Note::Began { host: hosts[0], agent_id: next_agent, resource, path: "vm/stop".into(), task: old };
+        let ended = |n: usize, task| Note::Ended { host: hosts[n], agent_id, resource, task };
         let overlapping = |notes: &[Note]| {
             let (mut tally, mut watch) = (Tally::default(), Watch::default());
             notes.iter().for_each(|note| tally.look_at(&mut watch, note));
             (tally.overlapping, tally.breaches.len())
         };
-        let (old, new) = (TaskId::new(), TaskId::new());
         let begin = [command(0, old, 3, Fate::Accepted), began(0, old), command(1, new, 4, Fate::Accepted)];
         let then = |more: &[Note]| overlapping(&[&begin, more].concat());
         assert_eq!(then(&[began(1, new), ended(0, old)]), (1, 1));
         assert_eq!(then(&[ended(0, old), began(1, new)]), (0, 0));
         assert_eq!(then(&[Note::Restarted(hosts[0]), began(1, new), ended(0, old)]), (0, 0), "it ended with its agent");
+        let resent = [Note::Restarted(hosts[0]), again, ended(0, old), began(1, new)];
+        assert_eq!(then(&resent), (1, 1), "the agent's next life works on it, whatever of the last one ends late");
         assert_eq!(then(&[command(0, old, 4, Fate::Repeated), began(1, new)]), (0, 0), "it is the next owner's now");
     }
 }

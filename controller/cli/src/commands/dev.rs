@@ -73,7 +73,8 @@ pub async fn run(global: &Global, args: Dev) -> Result<()> {
     let mut global = global.clone();
     global.connection.config = Some(file.clone());
     let ctx = Ctx::new(&global)?;
-    let (wanted, control) = (args.hosts.to_string(), free(0).unwrap_or(0).to_string());
+    let wanted = args.hosts.to_string();
+    let control = free(0).map_err(|source| CliError::Io { doing: "looking for a port".into(), source })?.to_string();
     let hosts: [&OsStr; 6] = [
         "--config".as_ref(),
         file.as_os_str(),

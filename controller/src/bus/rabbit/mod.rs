@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::transport::{Health, Transport};
+use super::transport::{Health, Told, Transport};
 use crate::clock::Clock;
 use publisher::{Failure, Parcel};
 pub use settings::Settings;
@@ -103,41 +103,51 @@ impl RabbitTransport {
         matches!(tokio::time::timeout(at_most, connected).await, Ok(Ok(_)))
     }
 
-    async fn publish(
+    /// Hands a message to the publisher; what is answered resolves when the broker has taken it.
+    async fn hand_over(
         &self,
         exchange: &'static str,
         key: String,
         resend: bool,
         (bytes, ttl): (Vec<u8>, Duration),
-    ) -> Result<(), Failure> {
+    ) -> Result<impl Future<Output = Result<(), Failure>> + Send + use<>, Failure> {
         let (done, outcome) = oneshot::channel();
         let deadline = Instant::now() + ttl;
         let parcel = Parcel { exchange, key, bytes: bytes.into(), deadline, resend, done };
-        let handed_over = async {
-            self.outgoing.send(parcel).await.map_err(|_| Failure::Stopping)?;
+        let handed_over = tokio::time::timeout_at(deadline, self.outgoing.send(parcel)).await;
+        handed_over.map_err(|_| Failure::Late)?.map_err(|_| Failure::Stopping)?;
+        let stop = self.stop.clone();
+        Ok(async move {
             // Unanswered when the publisher ended or took the time for over.
-            outcome.await.map_err(|_| if self.stop.is_cancelled() { Failure::Stopping } else { Failure::Late })?
-        };
-        tokio::time::timeout_at(deadline, handed_over).await.unwrap_or(Err(Failure::Late))
+            let unanswered = || if stop.is_cancelled() { Failure::Stopping } else { Failure::Late };
+            match tokio::time::timeout_at(deadline, outcome).await {
+                Ok(outcome) => outcome.map_err(|_| unanswered())?,
+                Err(_) => Err(Failure::Late),
+            }
+        })
     }
 
-    /// What a sender is told, with what is known about the broker now.
     fn error(&self, failure: Failure) -> Error {
-        let health = self.health.borrow();
-        let why = health.error.as_deref().unwrap_or("no reason is known");
-        let text = match failure {
-            Failure::Late if !health.connected => format!("the message broker cannot be reached: {why}"),
-            Failure::Late if health.blocked => format!("the message broker takes no messages for now: {why}"),
-            Failure::Late => "the message broker did not take the message in time".to_string(),
-            Failure::Refused => "the message broker refused the message: the queue of its receiver is full".to_string(),
-            Failure::Unknown => {
-                "the connection to the message broker was lost before it took the message; it may have arrived".into()
-            }
-            Failure::Stopping => "the bus is stopping".to_string(),
-            Failure::Returned => "there is no such queue".to_string(),
-        };
-        Error::new(Code::Unavailable, text)
+        error(&self.health, failure)
     }
+}
+
+/// What a sender is told, with what is known about the broker now.
+fn error(health: &watch::Receiver<Health>, failure: Failure) -> Error {
+    let health = health.borrow();
+    let why = health.error.as_deref().unwrap_or("no reason is known");
+    let text = match failure {
+        Failure::Late if !health.connected => format!("the message broker cannot be reached: {why}"),
+        Failure::Late if health.blocked => format!("the message broker takes no messages for now: {why}"),
+        Failure::Late => "the message broker did not take the message in time".to_string(),
+        Failure::Refused => "the message broker refused the message: the queue of its receiver is full".to_string(),
+        Failure::Unknown => {
+            "the connection to the message broker was lost before it took the message; it may have arrived".into()
+        }
+        Failure::Stopping => "the bus is stopping".to_string(),
+        Failure::Returned => "there is no such queue".to_string(),
+    };
+    Error::new(Code::Unavailable, text)
 }
 
 #[async_trait]
@@ -146,7 +156,8 @@ impl Transport for RabbitTransport {
         let key = topology::key(service, to);
         // A second reply or cancel finds nobody waiting; a second request would be done twice.
         let resend = topology::is_of_the_bus(service);
-        self.publish(P2P, key, resend, (bytes, ttl)).await.map_err(|failure| match failure {
+        let taken = async { self.hand_over(P2P, key, resend, (bytes, ttl)).await?.await };
+        taken.await.map_err(|failure| match failure {
             Failure::Returned => {
                 Error::new(Code::OwnerLeft, format!("controller {to} has left: nothing on it receives {service}"))
             }
@@ -154,13 +165,14 @@ impl Transport for RabbitTransport {
         })
     }
 
-    async fn broadcast(&self, bytes: Vec<u8>) -> Result<(), Error> {
+    async fn broadcast(&self, bytes: Vec<u8>) -> Result<Told, Error> {
         // Nobody waits for an event, and who missed one asks again after the reconnect.
         if !self.health.borrow().connected {
             return Err(self.error(Failure::Late));
         }
-        let sent = self.publish(BROADCAST, String::new(), false, (bytes, BROADCAST_TTL)).await;
-        sent.map_err(|failure| self.error(failure))
+        let sent = self.hand_over(BROADCAST, String::new(), false, (bytes, BROADCAST_TTL)).await;
+        let (taken, health) = (sent.map_err(|failure| self.error(failure))?, self.health.clone());
+        Ok(Box::pin(async move { taken.await.map_err(|failure| error(&health, failure)) }))
     }
 
     async fn forget(&self, controller: ControllerId) {
