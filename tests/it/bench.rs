@@ -6,7 +6,7 @@ use harness::bench;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts() -> anyhow::Result<()> {
-    bench::hosts::run(&[20, 40], Duration::from_secs(2)).await
+    bench::hosts::run(&[10, 20], Duration::from_secs(2)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,18 +22,36 @@ const CONTROL: &str = "\
 Example:
   kring-sim --config ~/.config/kring/config.toml --hosts 1000 --control 9000
 
-What happens to the hosts is said at the control port, by plain HTTP on 127.0.0.1:
-  GET    /hosts, /hosts/ID             the hosts; everything on one (its id or its name)
-  POST   /hosts/ID/restart             or reboot, down, up, freeze, thaw, wipe
-  PUT    /hosts/ID                     {\"libvirt_error\": \"gone\", \"available\": 0, \"clock_ahead_ms\": 3600000,
-                                       \"deaf_guests\": true, \"silent\": true}; any of these
-  POST   /hosts/ID/vms/VM/stopped      or running, paused, crashed, undefine
-  POST   /faults                       {\"path\": \"vm/ensure\", \"what\": {\"kind\": \"delay\", \"ms\": 5000}}, and at will
-                                       \"host\", \"hosts\" (a part of all, 0 to 1), \"probability\", \"times\", \"skip\"
-  GET    /faults; DELETE /faults, /faults/N
-In the second and the third line, * for ID means every host. Kinds of faults: delay (ms), fail (code),
-fail_after (code), fail_halfway (code), restart_halfway, restart_after, drop_before, drop_after, silence, held,
-unanswered, hang, defer, callback_lost, callback_twice, callback_late (ms), callback_reordered.";
+What happens to the hosts is said at the control port, by plain HTTP:
+
+  GET /hosts, GET /hosts/ID
+      the hosts; everything on one, by its id or its name
+
+  POST /hosts/ID/VERB
+      restart, reboot, down, up, freeze, thaw, wipe
+
+  PUT /hosts/ID
+      any of {\"libvirt_error\": \"gone\", \"available\": 0,
+      \"clock_ahead_ms\": 3600000, \"deaf_guests\": true,
+      \"silent\": true}
+
+  POST /hosts/ID/vms/VM/VERB
+      running, paused, stopped, crashed, undefine
+
+  POST /faults
+      {\"path\": \"vm/ensure\", \"what\": {\"kind\": \"delay\", \"ms\": 5000}};
+      with \"host\", \"hosts\" (a part of all, 0 to 1), \"probability\",
+      \"times\" and \"skip\" at will
+
+  GET /faults, DELETE /faults, DELETE /faults/N
+
+With * as ID, the second and the third mean every host. Kinds of faults:
+
+  delay and callback_late, with \"ms\"
+  fail, fail_after, fail_halfway, with the \"code\" of an error
+  restart_halfway, restart_after, drop_before, drop_after, silence,
+  held, unanswered, hang, defer, callback_lost, callback_twice,
+  callback_reordered";
 
 /// Simulated hosts that speak the agent's wire for real.
 #[derive(Parser)]
