@@ -17,7 +17,7 @@ use std::time::Duration;
 use harness::fleet::{Fleet, Load, Tally};
 use harness::proxy::Link;
 use harness::sim::{Action, Fate, Fault, What};
-use harness::wait::{eventually, until};
+use harness::wait::until;
 use harness::{chaos, cmd};
 use reqwest::Method;
 use serde_json::json;
@@ -90,11 +90,10 @@ async fn a_frozen_controller_ends_by_itself_when_others_have_taken_over() -> any
     more(&load, 10).await?;
     let victim = Arc::clone(&fleet.controllers[0]);
     victim.freeze().await?;
-    let id = victim.id()?;
-    until("the others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&id))).await?;
+    fleet.until_taken_over(&victim).await?;
     more(&load, 10).await?;
     victim.thaw().await?;
-    until("it ends by itself", async || victim.runs().await.is_ok_and(|runs| !runs)).await?;
+    victim.until_ended().await?;
     assert!(victim.log().contains("others have taken over"), "{}", victim.log_tail(20));
     more(&load, 5).await?;
     // A short freeze takes nothing away from it.
@@ -163,16 +162,11 @@ async fn a_controller_may_be_cut_off() -> anyhow::Result<()> {
     more(&load, 10).await?;
     // From the database: the others take over, and it ends when it hears of that.
     let second = Arc::clone(&fleet.controllers[1]);
-    let id = second.id()?;
     second.to_database.set(Link::CUT);
-    until("the others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&id))).await?;
+    fleet.until_taken_over(&second).await?;
     more(&load, 10).await?;
     second.to_database.set(Link::WHOLE);
-    eventually("it ends by itself", async || {
-        anyhow::ensure!(!second.runs().await?, "it runs:\n{}", second.log_tail(20));
-        Ok(())
-    })
-    .await?;
+    second.until_ended().await?;
     more(&load, 5).await?;
     rest(&fleet, load).await?;
     fleet.stop().await
@@ -194,8 +188,7 @@ async fn a_late_command_of_a_former_owner_is_refused_by_the_host() -> anyhow::Re
         let stop: JobRef = fleet.api.accepted(Method::POST, &format!("{path}/stop"), Some(&force)).await?;
         until("the command is on its way", async || fleet.sim.faults().hits(held) == 1).await?;
         victim.freeze().await?;
-        let dead = victim.id()?;
-        until("others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&dead))).await?;
+        fleet.until_taken_over(&victim).await?;
         // The next owner ends the job, and does something else.
         let stopped = fleet.api.wait_job(stop.job_id).await?;
         assert_eq!(stopped.state, JobState::Succeeded, "{:?}", stopped.error);
@@ -216,7 +209,7 @@ async fn a_late_command_of_a_former_owner_is_refused_by_the_host() -> anyhow::Re
         let power = host.state().reports().iter().find(|report| report.vm_id == id).map(|report| report.power);
         assert_eq!(power, Some(PowerState::Running), "agent forgets: {agent_forgets}");
         victim.thaw().await?;
-        until("it ends by itself", async || victim.runs().await.is_ok_and(|runs| !runs)).await?;
+        victim.until_ended().await?;
         victim.start().await?;
         fleet.whole().await?;
     }
@@ -235,8 +228,7 @@ async fn a_late_command_about_a_vm_that_is_gone_is_refused_by_an_agent_that_has_
     let create: JobRef = fleet.api.accepted(Method::POST, "/v1/vms", Some(&serde_json::to_value(&body)?)).await?;
     until("the command is on its way", async || fleet.sim.faults().hits(held) == 1).await?;
     victim.freeze().await?;
-    let dead = victim.id()?;
-    until("others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&dead))).await?;
+    fleet.until_taken_over(&victim).await?;
     let path = format!("/v1/vms/{id}");
     let succeeds = async |job: JobRef| -> anyhow::Result<()> {
         let ended = fleet.api.wait_job(job.job_id).await?;
@@ -256,7 +248,7 @@ async fn a_late_command_about_a_vm_that_is_gone_is_refused_by_an_agent_that_has_
     .await?;
     assert!(fleet.sim.hosts().iter().all(|host| !host.state().vms.contains_key(&id)), "it made an orphan");
     victim.thaw().await?;
-    until("it ends by itself", async || victim.runs().await.is_ok_and(|runs| !runs)).await?;
+    victim.until_ended().await?;
     fleet.heal().await?;
     fleet.assert_consistent().await?;
     fleet.stop().await

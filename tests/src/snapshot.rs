@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use anyhow::Context;
 use shared::id::HostId;
 use sqlx::any::AnyPoolOptions;
+use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyPool, AssertSqlSafe, Column, Row, Transaction};
 
 use crate::sim::Sim;
@@ -253,13 +254,19 @@ impl Database {
         .await
     }
 
+    /// A connection that writes also while [`Self::set_read_only`] has all others only read.
+    async fn writes_anyway(&self) -> anyhow::Result<PoolConnection<Any>> {
+        let mut conn = self.pool.acquire().await?;
+        sqlx::query("SET default_transaction_read_only = off").execute(&mut *conn).await?;
+        Ok(conn)
+    }
+
     /// Has a PostgreSQL server refuse every write from now on, or take them again.
     ///
     /// # Errors
     /// When the server refuses.
     pub async fn set_read_only(&self, read_only: bool) -> anyhow::Result<()> {
-        let mut conn = self.pool.acquire().await?;
-        sqlx::query("SET default_transaction_read_only = off").execute(&mut *conn).await?;
+        let mut conn = self.writes_anyway().await?;
         let sql = if read_only {
             "ALTER SYSTEM SET default_transaction_read_only = on"
         } else {
@@ -295,8 +302,7 @@ impl Database {
     /// # Errors
     /// When the server refuses, or the database has no clock of its own.
     pub async fn set_clock_ahead(&self, seconds: i64) -> anyhow::Result<()> {
-        let mut conn = self.pool.acquire().await?;
-        sqlx::query("SET default_transaction_read_only = off").execute(&mut *conn).await?;
+        let mut conn = self.writes_anyway().await?;
         let sql = "UPDATE lab.clock SET ahead = $1 * interval '1 second'";
         Ok(sqlx::query(sql).bind(seconds).execute(&mut *conn).await.map(drop)?)
     }

@@ -245,7 +245,6 @@ impl Agents {
             .map_err(|e| Error::internal(format_args!("the command {} could not be written: {e}", C::PATH)))?;
         let (mut sends, mut others) = (0, 0);
         loop {
-            sends += 1;
             self.ring.until_may_act(order.deadline).await?;
             // It may be running as soon as the request is on its way.
             guard.running = true;
@@ -258,11 +257,12 @@ impl Agents {
                     Some(agent_id) => {
                         tracing::info!(host.id = %host.id, task.id = %order.task_id, "the agent was started again; sending it to the one that answers");
                         order.agent_id = Some(agent_id);
-                        (sends, others) = (sends - 1, others + 1);
+                        others += 1;
                         continue;
                     }
                 }
             }
+            sends += 1;
             let outcome = self.outcome(host, &order, &mut reported, progress).await;
             match outcome {
                 Ok(Some(reply)) => {

@@ -15,6 +15,7 @@
 pub mod envelope;
 mod local;
 mod message;
+mod outbox;
 mod queue;
 pub mod rabbit;
 mod registry;
@@ -29,12 +30,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::{self, FuturesUnordered};
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::id::ControllerId;
 use shared::{Code, Error};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +54,7 @@ use crate::clock::Clock;
 use crate::cx::Cx;
 use crate::ring::Ring;
 use envelope::{Envelope, Headers, to_raw};
+use outbox::Outbox;
 use registry::{Handler, WireHandler};
 
 /// Which way a message takes whose owner is this controller.
@@ -99,21 +100,9 @@ const LET_GO: Duration = Duration::from_secs(5);
 /// How long a handler may go on after its caller has given up. One that takes longer waits for something
 /// that will not come, a database on a way that is no more, and everything about its resource waits for it.
 const STUCK: Duration = Duration::from_secs(20);
-/// Events that may wait to be told to the other controllers; what does not fit is read again by those who live by it.
-const OUTBOX: usize = 4096;
-/// Events that are being told at a time, in their order.
-const TOLD_TOGETHER: usize = 64;
-/// What was published until this process ends in order is told for so long.
-const LAST_EVENTS: Duration = Duration::from_secs(5);
 const REPLY: &str = "bus.Reply";
 /// Says that nobody waits any more for the reply to the request in `correlation`.
 const CANCEL: &str = "bus.Cancel";
-
-/// An event for the other controllers.
-struct Published {
-    name: &'static str,
-    bytes: Vec<u8>,
-}
 
 struct Waiting {
     owner: ControllerId,
@@ -134,7 +123,7 @@ pub struct Bus {
     in_hand: Mutex<HashMap<Uuid, CancellationToken>>,
     /// Events for the other controllers, told one after the other: those about one resource, which are published by
     /// its owner, come in their order.
-    outbox: mpsc::Sender<Published>,
+    outbox: Outbox,
     tasks: TaskTracker,
 }
 
@@ -151,7 +140,7 @@ impl Bus {
         (transport, inbox): (Arc<dyn Transport>, mpsc::Receiver<Vec<u8>>),
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Arc<Self> {
-        let (outbox, events) = mpsc::channel(OUTBOX);
+        let outbox = Outbox::start(Arc::clone(&transport), &tasks, stop.clone());
         let bus = Arc::new(Self {
             ring,
             clock,
@@ -165,7 +154,6 @@ impl Bus {
             outbox,
             tasks,
         });
-        bus.tasks.spawn(tell_others(Arc::clone(&bus.transport), events, stop.clone()));
         bus.tasks.spawn(Arc::clone(&bus).receive(inbox, stop));
         bus
     }
@@ -245,15 +233,9 @@ impl Bus {
         // One that drains owns nothing any more and still waits for things.
         if self.ring.is_shared() {
             let envelope = Envelope::wrap(cx, "", event, self.ring.generation(), self.clock.now().ms());
-            let told = envelope.and_then(|envelope| envelope.encode()).and_then(|bytes| {
-                let refused = |error| match error {
-                    TrySendError::Full(_) => Error::new(Code::Unavailable, "too many events wait to be told"),
-                    TrySendError::Closed(_) => Error::new(Code::Unavailable, "the bus is stopping"),
-                };
-                self.outbox.try_send(Published { name: E::NAME, bytes }).map_err(refused)
-            });
-            if let Err(error) = told {
-                not_told(E::NAME, &error);
+            match envelope.and_then(|envelope| envelope.encode()) {
+                Ok(bytes) => self.outbox.put(E::NAME, bytes),
+                Err(error) => outbox::not_told(E::NAME, &error),
             }
         }
     }
@@ -512,37 +494,6 @@ impl Drop for Abandoned<'_> {
             self.bus.send_about(&request, CANCEL, self.target, &());
         }
     }
-}
-
-/// Tells events to the other controllers in the order in which they were published, until some time after `stop`.
-async fn tell_others(transport: Arc<dyn Transport>, mut events: mpsc::Receiver<Published>, stop: CancellationToken) {
-    let mut told = FuturesUnordered::new();
-    let mut ends = pin!(async {
-        stop.cancelled().await;
-        tokio::time::sleep(LAST_EVENTS).await;
-    });
-    loop {
-        tokio::select! {
-            () = &mut ends => return,
-            Some(()) = told.next() => {}
-            event = events.recv(), if told.len() < TOLD_TOGETHER => {
-                let Some(Published { name, bytes }) = event else { return };
-                // Handed over one after the other, and confirmed when they are.
-                match transport.broadcast(bytes).await {
-                    Ok(confirmed) => told.push(async move {
-                        if let Err(error) = confirmed.await {
-                            not_told(name, &error);
-                        }
-                    }),
-                    Err(error) => not_told(name, &error),
-                }
-            }
-        }
-    }
-}
-
-fn not_told(name: &str, error: &Error) {
-    tracing::warn!(event.name = name, error = error.chain(), "an event did not reach the other controllers");
 }
 
 fn too_late(name: &str) -> Error {

@@ -4,9 +4,7 @@
 //! - `GET /hosts`: id, name, address and number of VMs of each host.
 //! - `GET /hosts/{id}`: everything on a host. - `POST /hosts/{id}/{restart|reboot|down|up|freeze|thaw|wipe}`.
 //! - `PUT /hosts/{id}` (a [`Conditions`]): libvirt that does not answer, a full disk, a clock that is off, guests that
-//!   do not listen, events that are not pushed. What is left out stays as it is.
-//!
-//! In these two, `*` for the id means every host.
+//!   do not listen, events that are not pushed. What is left out stays as it is. (In these two, `*` is every host.)
 //! - `POST /hosts/{id}/vms/{vm}/{running|paused|stopped|crashed|undefine}`: what an operator does there.
 //! - `GET /faults`, `POST /faults` (a [`Fault`]), `DELETE /faults`, `DELETE /faults/{n}`.
 //! - `PUT /images?url`: `{"url": …, "info": {…}}` or `{"url": …, "error": {…}}`.

@@ -56,12 +56,12 @@ async fn main() -> anyhow::Result<()> {
 
     let frozen = &fleet.controllers[2];
     say(&format!("{} is frozen (SIGSTOP)", frozen.name))?;
-    let (id, begin) = (frozen.id()?, Instant::now());
+    let begin = Instant::now();
     frozen.freeze().await?;
-    until("the others have taken over", async || fleet.members().await.is_ok_and(|all| !all.contains(&id))).await?;
+    fleet.until_taken_over(frozen).await?;
     say(&format!("  the others have taken over after {:.1} s", begin.elapsed().as_secs_f64()))?;
     frozen.thaw().await?;
-    until("it ends", async || frozen.runs().await.is_ok_and(|runs| !runs)).await?;
+    frozen.until_ended().await?;
     say("  it was woken (SIGCONT), found that others act for it, and ended without doing anything")?;
     frozen.ensure_running().await?;
 

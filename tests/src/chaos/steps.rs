@@ -126,11 +126,7 @@ pub async fn play(fleet: &Fleet, n: usize, case: Case) -> anyhow::Result<Tally> 
     }
     match case.strike {
         Kill => {}
-        Freeze | CutDatabase => {
-            let dead = victim.id()?;
-            let gone = async || fleet.members().await.is_ok_and(|all| !all.contains(&dead));
-            until("others have taken over", gone).await?;
-        }
+        Freeze | CutDatabase => fleet.until_taken_over(&victim).await?,
         // Nobody else sends it again.
         CutBroker | CutOthers => fleet.sim.faults().clear(),
     }
@@ -140,7 +136,10 @@ pub async fn play(fleet: &Fleet, n: usize, case: Case) -> anyhow::Result<Tally> 
     fleet.sim.faults().clear();
     case.end_strike(&victim).await?;
     fleet.heal().await?;
-    fleet.assert_consistent().await
+    let tally = fleet.assert_consistent().await?;
+    let there = fleet.sim.hosts().iter().any(|host| host.state().vms.contains_key(&id));
+    anyhow::ensure!(there == case.leaves_a_domain(), "whether it is on a host: {there}");
+    Ok(tally)
 }
 
 impl Case {
@@ -238,7 +237,7 @@ impl Case {
             CutDatabase | CutBroker | CutOthers => self.set_way(victim, Link::WHOLE),
         }
         if matches!(self.strike, Freeze | CutDatabase) {
-            until("the former owner ends by itself", async || victim.runs().await.is_ok_and(|runs| !runs)).await?;
+            victim.until_ended().await?;
         }
         Ok(())
     }
@@ -249,6 +248,15 @@ impl Case {
             CutBroker => victim.to_broker.set(link),
             CutOthers => victim.from_others.set(link),
             Kill | Freeze => {}
+        }
+    }
+
+    /// Whether the VM is on a host afterwards.
+    const fn leaves_a_domain(self) -> bool {
+        match self.work {
+            Create => matches!(self.end(), JobState::Succeeded),
+            Stop | Start | Reboot => true,
+            Delete | Expunge => false,
         }
     }
 

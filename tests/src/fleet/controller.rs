@@ -225,6 +225,18 @@ impl Controller {
         Ok(process.is_some())
     }
 
+    /// Waits until its process has ended by itself, as one does that finds that others act for it.
+    ///
+    /// # Errors
+    /// When it goes on.
+    pub async fn until_ended(&self) -> anyhow::Result<()> {
+        eventually(&format!("{} ends by itself", self.name), async || {
+            anyhow::ensure!(!self.runs().await?, "it runs:\n{}", self.log_tail(20));
+            Ok(())
+        })
+        .await
+    }
+
     /// Ends it as `kill -9` does, whatever it is doing.
     ///
     /// # Errors

@@ -90,7 +90,8 @@ impl Fleet {
         let folder = tempfile::Builder::new().prefix("kring-fleet-").tempdir()?;
         let (broker, postgres) = tokio::try_join!(Broker::start(), Postgres::start())?;
         let database_url = postgres.database("kring").await?;
-        Database::open(&database_url).await?.own_clock().await?;
+        let database = Database::open(&database_url).await?;
+        database.own_clock().await?;
         let mut all = Vec::new();
         for n in 0..controllers {
             let path = folder.path().join(format!("c{}", n + 1));
@@ -123,7 +124,6 @@ impl Fleet {
         }
         world.sim.set_controllers(all.iter().map(|controller| controller.advertised.clone()));
         let (image, network) = (world.image().await?, world.network_in("10.64.0.0/12").await?);
-        let database = Database::open(&database_url).await?;
         let api = Arc::new(Api::new(clients));
         Ok(Self { controllers: all, api, image, network, database, world, broker, postgres, _folder: folder })
     }
@@ -162,6 +162,19 @@ impl Fleet {
                     anyhow::ensure!(generation >= newest, "{} has seen {generation} of {newest}", controller.name);
                 }
             }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until a controller that was a member is none any more.
+    ///
+    /// # Errors
+    /// When it stays one.
+    pub async fn until_taken_over(&self, controller: &Controller) -> anyhow::Result<()> {
+        let id = controller.id()?;
+        eventually(&format!("others have taken over from {}", controller.name), async || {
+            anyhow::ensure!(!self.members().await?.contains(&id), "it is a member");
             Ok(())
         })
         .await

@@ -1,0 +1,80 @@
+//! Events on their way to the other controllers: told in the order in which they were published here, so that those about
+//! one resource, which its owner publishes, come in theirs.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use shared::{Code, Error};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Transport;
+
+/// Events that may wait; what does not fit is read again by those who live by it.
+const MOST: usize = 4096;
+/// Events that are being told at a time, in their order.
+const TOLD_TOGETHER: usize = 64;
+/// What was published until this process ends in order is told for so long.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
+
+struct Published {
+    name: &'static str,
+    bytes: Vec<u8>,
+}
+
+/// Where events are put.
+pub(super) struct Outbox(mpsc::Sender<Published>);
+
+impl Outbox {
+    /// One whose events are told until some time after `stop`.
+    pub(super) fn start(transport: Arc<dyn Transport>, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+        let (events, published) = mpsc::channel(MOST);
+        tasks.spawn(tell_others(transport, published, stop));
+        Self(events)
+    }
+
+    /// Has an event told after those that were put before it, and does not wait: a failure is logged.
+    pub(super) fn put(&self, name: &'static str, bytes: Vec<u8>) {
+        let why = match self.0.try_send(Published { name, bytes }) {
+            Ok(()) => return,
+            Err(TrySendError::Full(_)) => "too many events wait to be told",
+            Err(TrySendError::Closed(_)) => "the bus is stopping",
+        };
+        not_told(name, &Error::new(Code::Unavailable, why));
+    }
+}
+
+async fn tell_others(transport: Arc<dyn Transport>, mut events: mpsc::Receiver<Published>, stop: CancellationToken) {
+    let mut told = FuturesUnordered::new();
+    let mut ends = pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_EVENTS).await;
+    });
+    loop {
+        tokio::select! {
+            () = &mut ends => return,
+            Some(()) = told.next() => {}
+            event = events.recv(), if told.len() < TOLD_TOGETHER => {
+                let Some(Published { name, bytes }) = event else { return };
+                // Handed over one after the other, and confirmed when they are.
+                match transport.broadcast(bytes).await {
+                    Ok(confirmed) => told.push(async move {
+                        if let Err(error) = confirmed.await {
+                            not_told(name, &error);
+                        }
+                    }),
+                    Err(error) => not_told(name, &error),
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn not_told(name: &str, error: &Error) {
+    tracing::warn!(event.name = name, error = error.chain(), "an event did not reach the other controllers");
+}
