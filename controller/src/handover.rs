@@ -4,7 +4,7 @@
 //! ```text
 //! other members seen ──▶ ring followed ──┬─▶ jobs lost: left where they are, let go of, their owner told
 //!                                        ├─▶ requests lost: ended (or cut off) ──▶ settled: the others may begin
-//!                                        ├─▶ calls to who is gone: failed at once, for the ring to be asked again
+//!                                        ├─▶ calls to who is gone or was restarted: failed at once, for the ring to be asked again
 //!                                        └─▶ jobs gained: taken up
 //! ```
 //!
@@ -103,6 +103,7 @@ impl Handover {
         let change =
             self.ring.follow(seen, before.as_ref().map(|change| (change.generation, change.members.as_slice())));
         change.gone.into_iter().for_each(|controller| self.bus.controller_left(controller));
+        change.restarted.into_iter().for_each(|controller| self.bus.controller_restarted(controller));
         let Some(generation) = change.generation else { return Ok(()) };
         tracing::info!(
             ring.generation = generation,

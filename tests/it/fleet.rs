@@ -14,6 +14,7 @@ mod ways;
 use std::sync::Arc;
 use std::time::Duration;
 
+use harness::client::Call;
 use harness::fleet::{Fleet, Load, Tally};
 use harness::proxy::Link;
 use harness::sim::{Action, Fate, Fault, What};
@@ -75,6 +76,32 @@ async fn a_killed_controller_loses_no_work() -> anyhow::Result<()> {
     victim.start().await?;
     more(&load, 10).await?;
     rest(&fleet, load).await?;
+    fleet.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_controller_had_in_hand_is_asked_for_again_though_it_is_back_at_once() -> anyhow::Result<()> {
+    let fleet = Fleet::start(2, 2).await?;
+    let victim = Arc::clone(&fleet.controllers[1]);
+    let id = VmId::from_uuid(fleet.id_owned_by(victim.id()?).await?);
+    fleet.vm_as(&CreateVm { id: Some(id), ..fleet.vm_body(&fleet.image, &fleet.network) }).await?;
+    let vms = fleet.database.hold_vms().await?;
+    let (other, path) = (fleet.controllers[0].api()?.clone(), format!("/v1/vms/{id}/stop"));
+    let asked = tokio::spawn(async move {
+        let stop = Call::new(Method::POST, &path).json(&json!({ "mode": "force" })).header("x-kring-timeout", "80");
+        other.send(stop).await?.read::<JobRef>()
+    });
+    until("the owner waits for the table", async || {
+        let waiting = fleet.database.count("SELECT COUNT(*) FROM pg_locks WHERE NOT granted").await;
+        waiting.is_ok_and(|waiting| waiting > 0)
+    })
+    .await?;
+    // As a service manager does: so soon that the others need not have seen that it was gone.
+    victim.kill().await?;
+    vms.rollback().await?;
+    victim.start().await?;
+    let stopped = fleet.api.wait_job(asked.await??.job_id).await?;
+    assert_eq!(stopped.state, JobState::Succeeded, "{:?}", stopped.error);
     fleet.stop().await
 }
 

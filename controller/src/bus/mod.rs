@@ -245,6 +245,11 @@ impl Bus {
     pub fn controller_left(&self, controller: ControllerId) {
         let transport = Arc::clone(&self.transport);
         self.tasks.spawn(async move { transport.forget(controller).await });
+        self.controller_restarted(controller);
+    }
+
+    /// Fails every request that waits for a former life of `controller`: nobody has it in hand any more.
+    pub fn controller_restarted(&self, controller: ControllerId) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, lost) in waiting.extract_if(|_, w| w.owner == controller) {
             let error = Error::new(Code::OwnerLeft, format!("controller {controller} left before it answered"));

@@ -11,7 +11,6 @@ pub mod hash;
 pub mod heartbeat;
 pub mod view;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -104,12 +103,6 @@ impl Ring {
     #[must_use]
     pub fn members(&self) -> Vec<ControllerId> {
         self.inner.view.load().ring().members().to_vec()
-    }
-
-    /// Every controller that lives, whether it owns something or not.
-    #[must_use]
-    pub fn alive(&self) -> BTreeSet<ControllerId> {
-        self.inner.view.load().alive().clone()
     }
 
     /// Whether there are other controllers.

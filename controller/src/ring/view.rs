@@ -2,7 +2,7 @@
 //! begin, what a change asks for. Nothing here waits, or reads a clock or a database: the same rules run in
 //! the controller ([`super::Ring`]) and, with simulated time, in the simulation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,6 +111,9 @@ pub enum Begin {
 pub struct Change {
     /// Controllers that are no more: who waits for their answers is told at once.
     pub gone: Vec<ControllerId>,
+    /// Controllers that have ended and joined again since they were last seen: the answers that were waited for do not
+    /// come either.
+    pub restarted: Vec<ControllerId>,
     /// The generation, when it is a new one: what was lost is let go of, what was gained is taken up.
     pub generation: Option<u64>,
 }
@@ -122,8 +125,8 @@ pub struct View {
     ring: Arc<HashRing>,
     /// The ring before, when it is known.
     before: Option<(u64, Arc<HashRing>)>,
-    /// Everyone who has a row: joining, active and draining.
-    alive: BTreeSet<ControllerId>,
+    /// Everyone who has a row, joining, active or draining, and the generation in which it joined.
+    alive: BTreeMap<ControllerId, u64>,
     /// Those, besides this controller, that have not let go yet, and the generation up to which they have.
     unsettled: Vec<(ControllerId, u64)>,
 }
@@ -132,7 +135,7 @@ impl View {
     /// A ring all of whose members have let go of what is not theirs.
     #[must_use]
     pub fn settled(generation: u64, ring: Arc<HashRing>) -> Self {
-        let alive = ring.members().iter().copied().collect();
+        let alive = ring.members().iter().map(|member| (*member, 0)).collect();
         Self { generation, ring, alive, ..Self::default() }
     }
 
@@ -160,7 +163,7 @@ impl View {
             generation: seen.generation,
             ring: if self.ring.members() == members { Arc::clone(&self.ring) } else { layout(&members) },
             before,
-            alive: seen.controllers.iter().map(|row| row.id).collect(),
+            alive: seen.controllers.iter().map(|row| (row.id, row.joined)).collect(),
             unsettled: others.map(|row| (row.id, row.settled)).collect(),
         }
     }
@@ -168,8 +171,11 @@ impl View {
     /// What going on from here to `next` asks for.
     #[must_use]
     pub fn change_to(&self, next: &Self) -> Change {
+        let ended = self.alive.iter().filter(|(id, joined)| next.alive.get(id) != Some(joined)).map(|(id, _)| *id);
+        let (restarted, gone) = ended.partition(|id| next.alive.contains_key(id));
         Change {
-            gone: self.alive.difference(&next.alive).copied().collect(),
+            gone,
+            restarted,
             generation: (self.generation != next.generation).then_some(next.generation),
         }
     }
@@ -188,8 +194,8 @@ impl View {
 
     /// Every controller that lives, whether it owns something or not.
     #[must_use]
-    pub const fn alive(&self) -> &BTreeSet<ControllerId> {
-        &self.alive
+    pub fn alive(&self) -> impl ExactSizeIterator<Item = ControllerId> {
+        self.alive.keys().copied()
     }
 
     /// Whether the controller `me` may begin to work on `id`, as far as the others go.
@@ -232,7 +238,7 @@ mod tests {
         let ids: Vec<_> = (0..3).map(|n| ControllerId::from_uuid(Uuid::from_u128(n))).collect();
         let view = |generation, members: &[ControllerId]| View::settled(generation, Arc::new(HashRing::new(members)));
         let change = view(3, &ids).change_to(&view(4, &ids[..2]));
-        assert_eq!(change, Change { gone: vec![ids[2]], generation: Some(4) });
+        assert_eq!(change, Change { gone: vec![ids[2]], generation: Some(4), ..Change::default() });
         assert_eq!(view(3, &ids).change_to(&view(3, &ids)), Change::default());
     }
 }

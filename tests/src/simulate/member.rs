@@ -331,7 +331,7 @@ impl World<'_> {
         let change = node.view.change_to(&next);
         node.view = next;
         self.check_followed(n);
-        for gone in change.gone {
+        for gone in change.gone.into_iter().chain(change.restarted) {
             let lost: Vec<_> =
                 self.nodes[n].forwarded.iter().filter(|(_, (to, ..))| *to == gone).map(|(id, _)| *id).collect();
             for id in lost {
