@@ -86,21 +86,24 @@ async fn what_a_killed_controller_had_in_hand_is_asked_for_again_though_it_is_ba
     let id = VmId::from_uuid(fleet.id_owned_by(victim.id()?).await?);
     fleet.vm_as(&CreateVm { id: Some(id), ..fleet.vm_body(&fleet.image, &fleet.network) }).await?;
     let vms = fleet.database.hold_vms().await?;
-    let (other, path) = (fleet.controllers[0].api()?.clone(), format!("/v1/vms/{id}/stop"));
-    let asked = tokio::spawn(async move {
+    let path = format!("/v1/vms/{id}/stop");
+    let asking = async {
         let stop = Call::new(Method::POST, &path).json(&json!({ "mode": "force" })).header("x-kring-timeout", "80");
-        other.send(stop).await?.read::<JobRef>()
-    });
-    until("the owner waits for the table", async || {
-        let waiting = fleet.database.count("SELECT COUNT(*) FROM pg_locks WHERE NOT granted").await;
-        waiting.is_ok_and(|waiting| waiting > 0)
-    })
-    .await?;
-    // As a service manager does: so soon that the others need not have seen that it was gone.
-    victim.kill().await?;
-    vms.rollback().await?;
-    victim.start().await?;
-    let stopped = fleet.api.wait_job(asked.await??.job_id).await?;
+        anyhow::Ok(fleet.controllers[0].api()?.send(stop).await?.read::<JobRef>()?)
+    };
+    let killing = async {
+        until("the owner waits for the table", async || {
+            let waiting = fleet.database.count("SELECT COUNT(*) FROM pg_locks WHERE NOT granted").await;
+            waiting.is_ok_and(|waiting| waiting > 0)
+        })
+        .await?;
+        // Back so soon, as by a service manager, that the other one need not have seen that it was gone.
+        victim.kill().await?;
+        vms.rollback().await?;
+        victim.start().await
+    };
+    let (accepted, ()) = tokio::try_join!(asking, killing)?;
+    let stopped = fleet.api.wait_job(accepted.job_id).await?;
     assert_eq!(stopped.state, JobState::Succeeded, "{:?}", stopped.error);
     fleet.stop().await
 }

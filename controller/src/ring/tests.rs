@@ -96,7 +96,8 @@ fn who_has_ended_and_joined_again_between_two_looks_is_seen_to_have_ended() {
     let (me, other) = (ControllerId::new(), ControllerId::new());
     let row = |id, joined| ControllerRow { joined, ..row(id, ControllerState::Active, joined) };
     let ring = Ring::new(me);
-    let change = |other_joined, generation| ring.follow(&seen(generation, vec![row(me, 1), row(other, other_joined)]), None);
+    let change =
+        |other_joined, generation| ring.follow(&seen(generation, vec![row(me, 1), row(other, other_joined)]), None);
     assert_eq!(change(2, 3), Change { generation: Some(3), ..Change::default() });
     assert_eq!(change(2, 4), Change { generation: Some(4), ..Change::default() });
     assert_eq!(change(6, 7), Change { generation: Some(7), restarted: vec![other], ..Change::default() });

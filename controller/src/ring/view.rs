@@ -173,11 +173,7 @@ impl View {
     pub fn change_to(&self, next: &Self) -> Change {
         let ended = self.alive.iter().filter(|(id, joined)| next.alive.get(id) != Some(joined)).map(|(id, _)| *id);
         let (restarted, gone) = ended.partition(|id| next.alive.contains_key(id));
-        Change {
-            gone,
-            restarted,
-            generation: (self.generation != next.generation).then_some(next.generation),
-        }
+        Change { gone, restarted, generation: (self.generation != next.generation).then_some(next.generation) }
     }
 
     /// The generation of the ring; 0 before joining.

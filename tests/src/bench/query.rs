@@ -10,7 +10,7 @@ use shared::api::network::Network;
 use shared::api::page::Page;
 use shared::api::vm::Vm;
 
-use super::process::{self, Watch};
+use super::process::{self, Spent, Watch};
 use super::seed::{self, Seeded};
 use super::{Bench, quantile, restart};
 use crate::client::Client;
@@ -20,6 +20,8 @@ use crate::cluster::Cluster;
 const REQUESTS: usize = 200;
 /// VMs that are made beside those that are there.
 const NEW: usize = 1000;
+/// Hosts on which as many are made before, beside nothing.
+const FEW: usize = 100;
 
 /// Lists: what they are called, how they are asked for, and what is asked.
 const LISTS: &[(&str, &str)] = &[
@@ -39,17 +41,24 @@ const LISTS: &[(&str, &str)] = &[
 pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::Result<()> {
     process::allow_files()?;
     let mut bench = Bench::begin("query")?;
-    let mut seeded = Seeded::begin(hosts, interval).await?;
+    let sizes = seed::rising(sizes);
+    let (few, new) = (hosts.min(FEW), NEW.min(sizes.first().copied().unwrap_or(NEW)));
+    let mut seeded = Seeded::begin(few, interval).await?;
     bench.version("database", seeded.cluster.database.version().await?);
-    let mut least = None;
-    for size in seed::rising(sizes) {
+    let alone = create(&seeded, new).await?;
+    bench.figure(format!("each new VM beside nothing on {few} hosts"), alone.wall * 1000.0, "ms", "");
+    bench.figure(format!("each new VM beside nothing on {few} hosts, CPU"), alone.cpu * 1000.0, "ms", "");
+    seeded.join(hosts - few).await?;
+    for size in sizes {
         seeded.grow(size).await?;
-        restart::measure(&mut bench, &mut seeded.cluster, size).await?;
+        restart::measure(&mut bench, &mut seeded.cluster, size, interval).await?;
         reads(&mut bench, &seeded.cluster, size).await?;
         slow(&mut bench, &seeded.cluster, size).await?;
-        let each = create(&mut bench, &seeded.cluster, &seeded.vm, size).await?;
-        let least = *least.get_or_insert(each);
-        bench.point((size, "VMs"), "each new one, beside that of the first size", each / least, "times", "at most 1.3");
+        let each = create(&seeded, new).await?;
+        bench.point((size, "VMs"), "each new one", each.wall * 1000.0, "ms", "");
+        bench.point((size, "VMs"), "each new one, CPU", each.cpu * 1000.0, "ms", "");
+        let beside = each.wall / alone.wall;
+        bench.point((size, "VMs"), "each new one, beside one beside nothing", beside, "times", "at most 1.3");
     }
     seeded.cluster.stop().await?;
     bench.end()
@@ -129,17 +138,13 @@ async fn slow(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Resu
     Ok(())
 }
 
-/// New VMs beside those that are there. Answers how long each took, in milliseconds.
-async fn create(bench: &mut Bench, cluster: &Cluster, vm: &Vm, size: usize) -> anyhow::Result<f64> {
+/// So many new VMs beside those that are there. Answers what each took.
+async fn create(Seeded { cluster, vm, .. }: &Seeded, count: usize) -> anyhow::Result<Spent> {
     let nic = vm.nics.first().context("the VM has a network")?;
     let image: Image = cluster.api.get(&format!("/v1/images/{}", vm.image_id)).await?;
     let network: Network = cluster.api.get(&format!("/v1/networks/{}", nic.network_id)).await?;
-    let count = NEW.min(size);
     let (made, _) = super::create::make(cluster, &image, &network, count).await?;
-    let each = made.each(count);
-    bench.point((size, "VMs"), "each new one", each.wall * 1000.0, "ms", "");
-    bench.point((size, "VMs"), "each new one, CPU", each.cpu * 1000.0, "ms", "");
-    Ok(each.wall * 1000.0)
+    Ok(made.each(count))
 }
 
 async fn timed(api: &Client, path: &str) -> anyhow::Result<(u32, String)> {

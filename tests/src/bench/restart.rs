@@ -8,8 +8,10 @@ use super::seed::{self, Seeded};
 use super::{Bench, process};
 use crate::cluster::Cluster;
 
-/// A controller that takes less than this part of a core has nothing to do.
+/// A controller that takes less than this part of a core, besides pinging its hosts, has nothing to do.
 const QUIET: f64 = 0.2;
+/// What a ping takes of a core, in seconds; `hosts` shows how much it is.
+const PING: f64 = 0.0003;
 /// Time between two looks at it, and how often it has to be so.
 const LOOK: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 3;
@@ -27,14 +29,19 @@ pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::R
     bench.version("database", seeded.cluster.database.version().await?);
     for size in seed::rising(sizes) {
         seeded.grow(size).await?;
-        measure(&mut bench, &mut seeded.cluster, size).await?;
+        measure(&mut bench, &mut seeded.cluster, size, interval).await?;
     }
     seeded.cluster.stop().await?;
     bench.end()
 }
 
-/// From nothing to an API that answers, with all hosts heard of afterwards.
-pub(super) async fn measure(bench: &mut Bench, cluster: &mut Cluster, size: usize) -> anyhow::Result<()> {
+/// From nothing to an API that answers, with all hosts, which are pinged in this interval, heard of afterwards.
+pub(super) async fn measure(
+    bench: &mut Bench,
+    cluster: &mut Cluster,
+    size: usize,
+    interval: Duration,
+) -> anyhow::Result<()> {
     let (begin, killed) = (Instant::now(), cluster.sim.age());
     cluster.run().await?;
     bench.point((size, "VMs"), "restart until ready", begin.elapsed().as_secs_f64(), "s", "at most 5");
@@ -43,8 +50,10 @@ pub(super) async fn measure(bench: &mut Bench, cluster: &mut Cluster, size: usiz
     let memory = process::resident(pid)? as f64;
     bench.point((size, "VMs"), "memory after it", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
     // What each host does is compared with the database when it is first heard of.
-    super::hosts::until_heard_of(&cluster.sim.hosts(), killed).await;
-    let compared = until_quiet(pid).await?.duration_since(begin);
+    let hosts = cluster.sim.hosts();
+    super::hosts::until_heard_of(&hosts, killed).await;
+    let pings = hosts.len() as f64 / interval.as_secs_f64() * PING;
+    let compared = until_below(pid, pings + QUIET).await?.duration_since(begin);
     bench.point((size, "VMs"), "restart until every VM was compared", compared.as_secs_f64(), "s", "");
     bench.point((size, "VMs"), "restart until every VM was compared, CPU", process::cpu_seconds(pid)?, "s", "");
     let most = process::most_resident(pid)? as f64;
@@ -52,13 +61,13 @@ pub(super) async fn measure(bench: &mut Bench, cluster: &mut Cluster, size: usiz
     Ok(())
 }
 
-/// Waits until a process has nothing to do but what it does all the time; answers since when.
-async fn until_quiet(pid: u32) -> anyhow::Result<Instant> {
+/// Waits until a process takes no more than this part of a core; answers since when.
+async fn until_below(pid: u32, part: f64) -> anyhow::Result<Instant> {
     let (begin, mut quiet, mut since) = (Instant::now(), 0, Instant::now());
     while quiet < LOOKS && begin.elapsed() < PATIENCE {
         let before = process::cpu_seconds(pid)?;
         tokio::time::sleep(LOOK).await;
-        let busy = process::cpu_seconds(pid)? - before > LOOK.as_secs_f64() * QUIET;
+        let busy = process::cpu_seconds(pid)? - before > LOOK.as_secs_f64() * part;
         quiet = if busy { 0 } else { quiet + 1 };
         if busy {
             since = Instant::now();
