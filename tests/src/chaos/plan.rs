@@ -25,6 +25,8 @@ pub enum Way {
 pub enum Which {
     /// `kill -9` of a controller; it is started again at the end.
     Kill(usize),
+    /// `kill -9` of a controller that is started again at once, before others can have seen that it was gone.
+    Restart(usize),
     /// A controller is stopped as a debugger does, and goes on at the end.
     Freeze(usize),
     /// A controller is stopped in order, and started again at the end.
@@ -103,7 +105,8 @@ fn choose(random: &mut StdRng, controllers: usize, hosts: usize) -> (Which, u64)
     let (who, host) = (random.random_range(0..controllers), random.random_range(0..hosts.max(1)));
     let way = [Way::Broker, Way::Database, Way::Others][random.random_range(0..3)];
     match random.random_range(0..100) {
-        0..19 => (Which::Kill(who), 6000),
+        0..15 => (Which::Kill(who), 6000),
+        15..19 => (Which::Restart(who), 300),
         19..30 => (Which::Freeze(who), 16_000),
         30..33 => (Which::Freeze(who), LONGEST_FREEZE),
         33..40 => (Which::Stop(who), 2000),

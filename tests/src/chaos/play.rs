@@ -50,7 +50,7 @@ pub(super) async fn play(fleet: &Fleet, faults: &[Fault]) -> anyhow::Result<Seen
 impl Play<'_> {
     async fn one(&self, fault: &Fault) -> anyhow::Result<()> {
         let key = match &fault.which {
-            Which::Kill(who) | Which::Freeze(who) | Which::Stop(who) => format!("process {who}"),
+            Which::Kill(who) | Which::Restart(who) | Which::Freeze(who) | Which::Stop(who) => format!("process {who}"),
             Which::Link(who, way, _) => format!("way {who} {way:?}"),
             Which::Outside(who) => format!("way {who} {:?}", Way::Database),
             Which::Broker => "broker".to_string(),
@@ -67,7 +67,7 @@ impl Play<'_> {
         let result = self.happen(fault).await;
         lock(&self.busy).remove(&key);
         // As systemd does, also while the next fault strikes it: a start is no safer than what comes after.
-        if let (Ok(()), Which::Kill(who) | Which::Stop(who)) = (&result, &fault.which)
+        if let (Ok(()), Which::Kill(who) | Which::Restart(who) | Which::Stop(who)) = (&result, &fault.which)
             && let Err(error) = self.controller(*who).ensure_running().await
         {
             // It is looked at again when all faults are over.
@@ -80,6 +80,7 @@ impl Play<'_> {
         let wait = || tokio::time::sleep(fault.lasts);
         match &fault.which {
             Which::Kill(who) => return self.kill(*who, fault.lasts).await,
+            Which::Restart(who) => return self.controller(*who).kill().await,
             Which::Freeze(who) => {
                 let controller = self.controller(*who);
                 if !controller.runs().await? {
