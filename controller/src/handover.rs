@@ -13,8 +13,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::Result;
 use shared::state::controller::ControllerState;
+use shared::{Code, Result};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -92,7 +92,7 @@ impl Handover {
     }
 
     async fn follow(&self, seen: &Membership) -> Result<()> {
-        let before = if self.ring.generation() == 0 {
+        let before = if self.ring.has_missed(seen.generation) {
             let mut conn = self.db.read().await?;
             db::controller::changes_before(&mut conn, seen.generation, 1).await?.pop()
         } else {
@@ -150,8 +150,8 @@ impl Handover {
         }
     }
 
-    /// Whether something that the others wait for is to be tried again, after a pause: the database was
-    /// away, and the generation is still the same.
+    /// Whether something that the others wait for is to be tried again, after a pause: it is, whatever the database
+    /// says (its disk may be full for a while), but when the generation is another or this is no member any more.
     async fn is_to_insist(&self, generation: u64, error: &shared::Error) -> bool {
         tracing::warn!(
             ring.generation = generation,
@@ -160,7 +160,7 @@ impl Handover {
             "a change of the ring could not be followed to its end"
         );
         let waited = self.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some();
-        waited && error.code.is_transient() && self.ring.generation() == generation
+        waited && error.code != Code::StaleGeneration && self.ring.generation() == generation
     }
 }
 

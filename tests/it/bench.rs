@@ -16,7 +16,7 @@ async fn create() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn query() -> anyhow::Result<()> {
-    bench::query::run(&[200, 400], 20, Duration::from_secs(2)).await
+    bench::query::run(&[200, 400], 120, Duration::from_secs(2)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,6 +52,11 @@ async fn queues() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn restart() -> anyhow::Result<()> {
     bench::restart::run(&[200, 400], 20, Duration::from_secs(2)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle() -> anyhow::Result<()> {
+    bench::idle::run(Duration::from_secs(1)).await
 }
 
 #[test]

@@ -299,6 +299,26 @@ async fn a_host_that_does_not_answer_costs_nobody_a_time_out_and_is_tried_by_one
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn between_two_bursts_no_connection_to_a_host_is_open() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.set("host.ping_interval", 3600.into()).await?;
+    let host = cluster.host().await?;
+    let (image, network) = (cluster.image().await?, cluster.network().await?);
+    let closed = async || {
+        until("no connection to a host is open", async || cluster.sim.open_connections() == 0).await?;
+        figure(&cluster.api, "kring_host_connections_total").await
+    };
+    let mut opened = closed().await?;
+    for _ in 0..3 {
+        cluster.vm(&image, &network).await?;
+        let before = std::mem::replace(&mut opened, closed().await?);
+        assert!(opened > before, "{before}");
+    }
+    cluster.connected(host.id, HostConnection::Connected).await?;
+    cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_can_open_no_connection_holds_that_against_no_host() -> anyhow::Result<()> {
     let cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
     let host = cluster.host().await?;

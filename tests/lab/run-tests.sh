@@ -16,7 +16,7 @@ command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rust
 find_cache
 # Unit tests of the database layer and of what is written in terms of it, and the integration tests but
 # those that start servers of their own.
-DATABASE_TESTS='(package(kring-controller) and test(/db|workflow|services|reconcile|bootstrap|api/)) or (package(kring-tests) and kind(test) and not test(/^(fleet|bench::(bus|takeover))/))'
+DATABASE_TESTS='(package(kring-controller) and test(/db|workflow|services|reconcile|bootstrap|api/)) or (package(kring-tests) and kind(test) and not test(/^(fleet|bench::(bus|takeover|queues))/))'
 
 # Built now, so that no test spends its time on it.
 "$LAB/guest/build.sh" >/dev/null

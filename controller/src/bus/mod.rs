@@ -19,6 +19,7 @@ mod outbox;
 mod queue;
 pub mod rabbit;
 mod registry;
+mod remote;
 mod stats;
 mod transport;
 mod wire;
@@ -26,7 +27,7 @@ mod wire;
 use std::any::Any;
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -56,6 +57,7 @@ use crate::ring::Ring;
 use envelope::{Envelope, Headers, to_raw};
 use outbox::Outbox;
 use registry::{Handler, WireHandler};
+use remote::Waiting;
 
 /// Which way a message takes whose owner is this controller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,11 +105,6 @@ const STUCK: Duration = Duration::from_secs(20);
 const REPLY: &str = "bus.Reply";
 /// Says that nobody waits any more for the reply to the request in `correlation`.
 const CANCEL: &str = "bus.Cancel";
-
-struct Waiting {
-    owner: ControllerId,
-    reply: oneshot::Sender<Result<Box<RawValue>, Error>>,
-}
 
 /// The bus of one controller.
 pub struct Bus {
@@ -240,24 +237,6 @@ impl Bus {
         }
     }
 
-    /// Fails every request that waits for `controller`, which left the ring, and has the transport keep
-    /// nothing for it any more.
-    pub fn controller_left(&self, controller: ControllerId) {
-        let transport = Arc::clone(&self.transport);
-        self.tasks.spawn(async move { transport.forget(controller).await });
-        self.controller_restarted(controller);
-    }
-
-    /// Fails every request that waits for a former life of `controller`: nobody has it in hand any more.
-    pub fn controller_restarted(&self, controller: ControllerId) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, lost) in waiting.extract_if(|_, w| w.owner == controller) {
-            let error = Error::new(Code::OwnerLeft, format!("controller {controller} left before it answered"));
-            // Nobody waits any more when this fails.
-            let _ = lost.reply.send(Err(error));
-        }
-    }
-
     /// The services that registered.
     pub fn services(&self) -> impl Iterator<Item = (&'static str, &Service)> {
         self.registry.services.iter().map(|(name, service)| (*name, service))
@@ -335,33 +314,6 @@ impl Bus {
         }
     }
 
-    async fn call_wire<M: Request>(
-        self: &Arc<Self>,
-        target: ControllerId,
-        cx: &Cx,
-        message: &M,
-    ) -> Result<M::Reply, Error> {
-        let mut envelope = Envelope::wrap(cx, M::SERVICE, message, self.ring.generation(), self.clock.now().ms())?;
-        envelope.headers.reply_to = Some(self.ring.me());
-        let bytes = envelope.encode()?;
-        let (reply, answer) = oneshot::channel();
-        let (id, ttl) = (envelope.id, Duration::from_millis(envelope.timeout_ms));
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Waiting { owner: target, reply });
-        let mut abandoned = Abandoned { bus: self, target, request: Some(envelope) };
-        let result = match self.transport.send(target, M::SERVICE, bytes, ttl).await {
-            Err(error) => Err(error),
-            Ok(()) => match tokio::time::timeout_at(cx.deadline, answer).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(Error::new(Code::Unavailable, "the bus is stopping")),
-                Err(_) => Err(too_late(M::NAME)),
-            },
-        };
-        abandoned.request = None;
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        serde_json::from_str(result?.get())
-            .map_err(|e| Error::internal(format_args!("the reply to {} could not be read: {e}", M::NAME)))
-    }
-
     fn wire_handler(&self, name: &str) -> Result<Arc<dyn WireHandler>, Error> {
         if let Some(handler) = self.registry.handlers.get(name) {
             return Ok(Arc::clone(handler));
@@ -423,13 +375,17 @@ impl Bus {
     fn enqueue(
         &self,
         resource: Option<Uuid>,
-        stats: &ServiceStats,
+        stats: &Arc<ServiceStats>,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), Error> {
         if stats.is_full(self.limits.per_service) {
             return Err(Error::new(Code::Unavailable, "the service has too much to do: try again in a moment"));
         }
-        stats.queued();
+        let mut load = stats.queued();
+        let work = async move {
+            load.begin();
+            work.await;
+        };
         let pushed = match resource {
             Some(key) => self.queues.push(key, work),
             None => {
@@ -438,10 +394,7 @@ impl Bus {
                 Ok(())
             }
         };
-        pushed.map_err(|full| {
-            stats.refused();
-            Error::new(Code::Unavailable, format!("{full}: try again when some are done"))
-        })
+        pushed.map_err(|full| Error::new(Code::Unavailable, format!("{full}: try again when some are done")))
     }
 
     fn reply(self: &Arc<Self>, to: &Envelope, result: Result<Box<RawValue>, Error>) {
@@ -482,22 +435,6 @@ impl Bus {
                 tracing::warn!(message.name = name, error = error.chain(), "a message of the bus could not be sent");
             }
         });
-    }
-}
-
-/// Tells the other side when a caller stops waiting.
-struct Abandoned<'a> {
-    bus: &'a Arc<Bus>,
-    target: ControllerId,
-    request: Option<Envelope>,
-}
-
-impl Drop for Abandoned<'_> {
-    fn drop(&mut self) {
-        if let Some(request) = self.request.take() {
-            self.bus.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&request.id);
-            self.bus.send_about(&request, CANCEL, self.target, &());
-        }
     }
 }
 

@@ -34,7 +34,6 @@ pub(super) struct Handler<M: Request> {
 impl<M: Request> Handler<M> {
     /// Handles one message, counted, with panics turned into an error.
     pub(super) async fn handle(&self, cx: Cx, message: M) -> Result<M::Reply, Error> {
-        self.stats.started();
         let mut span = Span::under(cx.trace, Kind::Server, M::NAME);
         let cx = Cx { trace: span.trace(), ..cx };
         let (request_id, trace) = (Arc::clone(&cx.request_id), cx.trace);
@@ -52,7 +51,7 @@ impl<M: Request> Handler<M> {
         if let Err(error) = &result {
             span.fail(error);
         }
-        self.stats.ended(result.is_ok());
+        self.stats.handled(result.is_ok());
         result
     }
 }

@@ -1,5 +1,6 @@
 //! What a service has done and is doing; counted by the bus, read by `/v1/services` and `/metrics`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Counters of one service.
@@ -11,6 +12,29 @@ pub struct ServiceStats {
     failed: AtomicU64,
     /// Most messages that may wait or be handled, when not the usual number; 0: the usual one.
     most: AtomicU64,
+}
+
+/// A message that waits or is being handled, and counts as such until it is dropped: however it ends.
+pub(super) struct Load {
+    stats: Arc<ServiceStats>,
+    begun: bool,
+}
+
+impl Load {
+    /// From now on it is being handled.
+    pub(super) fn begin(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.stats.queued.fetch_sub(1, Relaxed);
+            self.stats.in_flight.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let counter = if self.begun { &self.stats.in_flight } else { &self.stats.queued };
+        counter.fetch_sub(1, Relaxed);
+    }
 }
 
 /// The counters at one moment.
@@ -27,21 +51,13 @@ pub struct Figures {
 }
 
 impl ServiceStats {
-    pub(super) fn queued(&self) {
+    /// One more message waits, until what is answered begins or is dropped.
+    pub(super) fn queued(self: &Arc<Self>) -> Load {
         self.queued.fetch_add(1, Relaxed);
+        Load { stats: Arc::clone(self), begun: false }
     }
 
-    pub(super) fn refused(&self) {
-        self.queued.fetch_sub(1, Relaxed);
-    }
-
-    pub(super) fn started(&self) {
-        self.queued.fetch_sub(1, Relaxed);
-        self.in_flight.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn ended(&self, ok: bool) {
-        self.in_flight.fetch_sub(1, Relaxed);
+    pub(super) fn handled(&self, ok: bool) {
         self.handled.fetch_add(1, Relaxed);
         if !ok {
             self.failed.fetch_add(1, Relaxed);

@@ -171,6 +171,56 @@ async fn what_was_begun_alone_is_let_go_of_when_others_come() {
     };
     let (_, let_go) = tokio::join!(call, tokio::time::timeout(Duration::from_secs(60), meanwhile));
     assert!(let_go.is_ok());
+    let figures = bus.services().next().unwrap().1.stats.figures();
+    assert_eq!((figures.queued, figures.in_flight), (0, 0), "what was cut off counts no more");
+}
+
+/// What is sent waits for a broker that is away.
+struct Away(tokio::sync::watch::Sender<Health>);
+
+#[async_trait::async_trait]
+impl Transport for Away {
+    async fn send(&self, _: ControllerId, _: &str, _: Vec<u8>, ttl: Duration) -> Result<(), Error> {
+        tokio::time::sleep(ttl).await;
+        Err(Error::new(Code::Unavailable, "the broker is away"))
+    }
+    async fn broadcast(&self, _: Vec<u8>) -> Result<Told, Error> {
+        Ok(Box::pin(std::future::ready(Ok(()))))
+    }
+    async fn forget(&self, _: ControllerId) {}
+    fn watch(&self) -> tokio::sync::watch::Receiver<Health> {
+        self.0.subscribe()
+    }
+    async fn close(&self) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_the_broker_is_done_here_when_its_owner_has_gone() {
+    let (me, other) = (ControllerId::new(), ControllerId::new());
+    let ring = Ring::new(me);
+    ring.install(1, &[other, me]);
+    let about = (0..).map(Uuid::from_u128).find(|id| !ring.is_mine(*id));
+    let transport = Arc::new(Away(tokio::sync::watch::Sender::new(Health::local(Clock::default().now()))));
+    let (_inbox, received) = mpsc::channel(1);
+    let stop = (TaskTracker::new(), CancellationToken::new());
+    let (limits, clock) = (Limits::default(), Clock::default());
+    let mut registry = Registry::new(TaskTracker::new());
+    registry.serve(|_, _: Slow| async { Ok(()) });
+    let bus = Bus::start(registry, ring.clone(), clock, limits, Loopback::Direct, (transport, received), stop);
+    let cx = Cx::system(Duration::from_secs(3600));
+    let asked = bus.call(&cx, Slow { about: about.unwrap() });
+    let dies = async {
+        while bus.waiting.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        ring.install(2, &[me]);
+        bus.controller_left(other);
+    };
+    let (answer, ()) = tokio::join!(asked, dies);
+    assert_eq!(answer, Ok(()));
+    // Whoever has chosen it by an older ring is told at once.
+    let gone = bus.call_at(other, &cx, Slow { about: Uuid::nil() }).await.unwrap_err();
+    assert_eq!(gone.code, Code::OwnerLeft);
 }
 
 #[tokio::test]

@@ -48,13 +48,18 @@ pub async fn insert(tx: &mut Tx, cleanup: &Cleanup, next_at: Timestamp, now: Tim
     Ok(())
 }
 
-/// What is due, oldest first.
-pub async fn due(conn: &mut Conn, now: Timestamp, max: u32) -> Result<Vec<Cleanup>> {
-    let rows = query("SELECT * FROM cleanup WHERE next_at <= $1 ORDER BY next_at LIMIT $2")
-        .bind(now.ms())
-        .bind(i64::from(max))
-        .fetch_all(conn)
-        .await?;
+/// What is due, by resource, behind the one with this resource and id.
+pub async fn due(conn: &mut Conn, now: Timestamp, after: Option<(Uuid, Uuid)>, max: u32) -> Result<Vec<Cleanup>> {
+    let (resource, id) = after.map_or_else(Default::default, |(resource, id)| (resource.to_string(), id.to_string()));
+    let rows = query(
+        "SELECT * FROM cleanup WHERE next_at <= $1 AND (resource_id, id) > ($2, $3) ORDER BY resource_id, id LIMIT $4",
+    )
+    .bind(now.ms())
+    .bind(resource)
+    .bind(id)
+    .bind(i64::from(max))
+    .fetch_all(conn)
+    .await?;
     rows.iter().map(from_row).collect()
 }
 

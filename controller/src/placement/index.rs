@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use shared::id::{ClusterId, HostId, StorageId};
+use shared::units::Bytes;
 use tokio::time::Instant;
 
 use super::filter;
@@ -12,12 +13,16 @@ use crate::db::placement::{Place, Request};
 /// Share that is left, in millionths, the largest first; hosts with the same in the order of their ids.
 type Rank = (Reverse<u32>, HostId);
 
+const MILLION: f64 = 1e6;
+
 /// Every host, and those that take VMs by what they have left.
 #[derive(Default)]
 pub(super) struct Index {
     places: HashMap<HostId, Place>,
     open: BTreeSet<Rank>,
     open_in: HashMap<ClusterId, BTreeSet<Rank>>,
+    /// The most processors and memory that a host which takes VMs has, or had since everything was read.
+    largest: (u32, Bytes),
     /// Hosts that were chosen, and when; each is looked at again.
     taken: VecDeque<(Instant, HostId)>,
     old_at: Option<Instant>,
@@ -30,6 +35,7 @@ impl Index {
             let rank = rank(&place);
             self.open.insert(rank);
             self.open_in.entry(place.cluster_id).or_default().insert(rank);
+            self.largest = (self.largest.0.max(place.vcpus.0), self.largest.1.max(place.memory.0));
         }
         self.places.insert(place.host_id, place);
     }
@@ -58,7 +64,19 @@ impl Index {
             None => Some(&self.open),
             Some(cluster) => self.open_in.get(cluster),
         };
-        ranked.into_iter().flatten().filter_map(|(_, host)| takes(host)).take(most).collect()
+        let enough = ranked.into_iter().flatten().take_while(|(Reverse(left), _)| self.may_suffice(*left, request));
+        enough.filter_map(|(_, host)| takes(host)).take(most).collect()
+    }
+
+    /// Whether a host of which such a share is left can have enough for a request. The share is that of the scarcer
+    /// of its processors and memory, so that one of them is no more than this share of the largest host's: where
+    /// neither would be enough, no host behind it is looked at. So a full cloud refuses without looking at all of it.
+    fn may_suffice(&self, left: u32, request: &Request) -> bool {
+        let (vcpus, memory) = self.largest;
+        let share = (f64::from(left) + 1.0) / MILLION;
+        let of_vcpus = f64::from(vcpus) * share >= f64::from(request.vcpus);
+        let of_memory = memory.0 as f64 * share >= request.memory.0 as f64;
+        request.vcpus <= vcpus && request.memory <= memory && (of_vcpus || of_memory)
     }
 
     /// Counts a place as taken by a request.
@@ -110,12 +128,13 @@ impl Index {
 }
 
 fn rank(place: &Place) -> Rank {
-    (Reverse((filter::score(place) * 1e6) as u32), place.host_id)
+    (Reverse((filter::score(place) * MILLION) as u32), place.host_id)
 }
 
 #[cfg(test)]
 mod tests {
-    use shared::units::Bytes;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
 
     use super::super::filter::testing::{place, request};
     use super::*;
@@ -140,6 +159,26 @@ mod tests {
         assert!(chosen.len() == 10 && chosen.values().all(|n| *n == 4), "{chosen:?}");
         assert_eq!(index.checks(Instant::now()).len(), 10);
         assert!(index.checks(Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn whoever_is_not_looked_at_would_not_have_taken_it() {
+        let mut random = StdRng::seed_from_u64(7);
+        for _ in 0..200 {
+            let mut index = Index::default();
+            for n in 1..=60 {
+                let (vcpus, memory) = ([2, 8, 64][random.random_range(0..3)], [4, 32, 512][random.random_range(0..3)]);
+                let (of_vcpus, of_memory) = (random.random_range(0..=vcpus), random.random_range(0..=memory));
+                let (vcpus, memory) = ((vcpus, of_vcpus), (Bytes::gib(memory), Bytes::gib(of_memory)));
+                index.put(Place { vcpus, memory, ..place(n) });
+            }
+            let (vcpus, memory) = (random.random_range(1..70), Bytes::gib(random.random_range(1..600)));
+            let request = Request { vcpus, memory, ..request() };
+            let mut all: Vec<_> = index.places().filter(|place| filter::takes(place, &request).is_some()).collect();
+            all.sort_by_key(|place| rank(place));
+            let found: Vec<_> = index.best(&request, 60).into_iter().map(|(host, _)| host).collect();
+            assert_eq!(found, all.iter().map(|place| place.host_id).collect::<Vec<_>>(), "{request:?}");
+        }
     }
 
     #[test]

@@ -99,6 +99,18 @@ impl Ring {
         self.inner.view.load().generation()
     }
 
+    /// Whether there was a ring between the one that was followed last and that of a generation.
+    #[must_use]
+    pub fn has_missed(&self, generation: u64) -> bool {
+        self.inner.view.load().has_missed(generation)
+    }
+
+    /// Whether a controller lives, as far as is known here; this one does.
+    #[must_use]
+    pub fn is_alive(&self, id: ControllerId) -> bool {
+        id == self.me || self.inner.view.load().alive().any(|alive| alive == id)
+    }
+
     /// The controllers that own something.
     #[must_use]
     pub fn members(&self) -> Vec<ControllerId> {

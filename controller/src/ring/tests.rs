@@ -91,6 +91,32 @@ async fn who_joins_waits_for_those_of_whom_it_knows_too_little() {
     ring.until_mine(mine, soon(0)).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_got_something_in_a_ring_that_was_missed_here_is_waited_for() {
+    use ControllerState::{Active, Draining};
+    let (me, first, second) = (ControllerId::new(), ControllerId::new(), ControllerId::new());
+    // It belongs to the first; to the second when the first drains; here when both do.
+    let all = HashRing::new(&[me, first, second]);
+    let without = HashRing::new(&[me, second]);
+    let moves = |id: &Uuid| all.owner(*id) == Some(first) && without.owner(*id) == Some(second);
+    let moves = (0..).map(Uuid::from_u128).find(moves).unwrap();
+    let rows = |of_first, of_second, settled| {
+        let (me, first) = (row(me, Active, settled), row(first, of_first, settled));
+        vec![me, first, row(second, of_second, settled - 1)]
+    };
+    let ring = Ring::new(me);
+    ring.follow(&seen(5, rows(Active, Active, 5)), None);
+    // The ring of generation 6, in which the first has let go and the second has it, is not seen.
+    assert!(!ring.has_missed(6) && ring.has_missed(7));
+    ring.follow(&seen(7, rows(Draining, Draining, 7)), Some((6, &[me, second])));
+    assert!(ring.is_mine(moves));
+    assert!(ring.until_mine(moves, soon(1)).await.is_err(), "the second may still be busy with it");
+    let mut settled = rows(Draining, Draining, 7);
+    settled[2].settled = 7;
+    ring.follow(&seen(7, settled), None);
+    ring.until_mine(moves, soon(0)).await.unwrap();
+}
+
 #[test]
 fn who_has_ended_and_joined_again_between_two_looks_is_seen_to_have_ended() {
     let (me, other) = (ControllerId::new(), ControllerId::new());

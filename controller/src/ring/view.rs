@@ -139,8 +139,15 @@ impl View {
         Self { generation, ring, alive, ..Self::default() }
     }
 
+    /// Whether there was a ring between this one and that of a generation that was seen: then the one before it is to be
+    /// read, for whoever let go of what was theirs there may hold what became theirs later.
+    #[must_use]
+    pub const fn has_missed(&self, generation: u64) -> bool {
+        generation > self.generation + 1
+    }
+
     /// What the controller `me` knows after it has `seen` the others. `before` is the ring before this
-    /// generation, when it has not seen that itself; `layout` lays members out.
+    /// generation, when it [has not seen](Self::has_missed) that itself; `layout` lays members out.
     #[must_use]
     pub fn follow(
         &self,
@@ -153,10 +160,10 @@ impl View {
         let members: Vec<_> = active.map(|row| row.id).collect();
         let before = if self.generation == seen.generation {
             self.before.clone()
-        } else if self.generation == 0 {
+        } else if self.has_missed(seen.generation) {
             before.map(|(generation, members)| (generation, layout(members)))
         } else {
-            Some((self.generation, Arc::clone(&self.ring)))
+            (self.generation > 0).then(|| (self.generation, Arc::clone(&self.ring)))
         };
         let others = seen.controllers.iter().filter(|row| row.id != me && row.settled < seen.generation);
         Self {

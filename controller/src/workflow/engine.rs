@@ -3,8 +3,11 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use shared::api::job::{JobRef, JobResource, JobState};
 use shared::id::{AccountId, JobId};
@@ -78,6 +81,36 @@ struct Here {
     cancel: CancellationToken,
     /// Fires when it goes on elsewhere, or at the next start.
     leave: CancellationToken,
+    /// It was to be put here once more while it was here: on its way out it is looked at again.
+    again: Arc<AtomicBool>,
+}
+
+/// A job that somebody watches, for as long as this exists.
+pub struct Watched {
+    engine: Arc<Engine>,
+    id: JobId,
+    woken: oneshot::Receiver<()>,
+}
+
+impl Watched {
+    /// Resolves when the job has left its lane here.
+    pub async fn left_its_lane(&mut self) {
+        // The sender goes when it has woken this.
+        let _ = (&mut self.woken).await;
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.woken.close();
+        let mut waiters = self.engine.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_job) = waiters.get_mut(&self.id) {
+            of_job.retain(|waiter| !waiter.is_closed());
+            if of_job.is_empty() {
+                waiters.remove(&self.id);
+            }
+        }
+    }
 }
 
 impl Engine {
@@ -173,21 +206,26 @@ impl Engine {
 
     /// The same, with its row when that was just written.
     fn enqueue_as(self: &Arc<Self>, id: JobId, resource: Uuid, row: Option<JobRow>) {
-        let job = Here { resource, cancel: CancellationToken::new(), leave: self.stop.child_token() };
+        let (cancel, leave, again) = (CancellationToken::new(), self.stop.child_token(), Arc::default());
+        let job = Here { resource, cancel, leave, again };
         {
             let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-            if here.contains_key(&id) {
+            if let Some(there) = here.get(&id) {
+                there.again.store(true, Relaxed);
                 return;
             }
             here.insert(id, job.clone());
         }
         let engine = Arc::clone(self);
         let pushed = self.lanes.push(resource, async move {
-            engine.run(id, &job, row).await;
+            if AssertUnwindSafe(engine.run(id, &job, row)).catch_unwind().await.is_err() {
+                tracing::error!(job.id = %id, resource.id = %resource, "running a job panicked; it is left for later");
+            }
             engine.here.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             engine.wake(id);
-            // It may have come back while it was on its way out.
-            if job.leave.is_cancelled() && !engine.stop.is_cancelled() && engine.deps.ring.is_mine(resource) {
+            // It may have come back while it was on its way out, or the word that it is free came too early.
+            let again = job.leave.is_cancelled() || job.again.load(Relaxed);
+            if again && !engine.stop.is_cancelled() && engine.deps.ring.is_mine(resource) {
                 engine.enqueue(id, resource);
             }
         });
@@ -251,13 +289,10 @@ impl Engine {
     /// Resolves when the job has left its lane here. Ask the database afterwards: the wake-up says
     /// that something happened, not what.
     #[must_use]
-    pub fn watch(&self, id: JobId) -> oneshot::Receiver<()> {
+    pub fn watch(self: &Arc<Self>, id: JobId) -> Watched {
         let (wake, woken) = oneshot::channel();
-        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_job = waiters.entry(id).or_default();
-        of_job.retain(|waiter| !waiter.is_closed());
-        of_job.push(wake);
-        woken
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(wake);
+        Watched { engine: Arc::clone(self), id, woken }
     }
 
     /// Leaves every job whose resource belongs to another controller now. Each stops where it is, is let
@@ -265,6 +300,12 @@ impl Engine {
     pub fn let_go(&self) {
         let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
         here.values().filter(|job| !self.deps.ring.is_mine(job.resource)).for_each(|job| job.leave.cancel());
+    }
+
+    /// How many jobs somebody watches.
+    #[must_use]
+    pub fn watched(&self) -> usize {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     fn is_here(&self, id: JobId) -> bool {

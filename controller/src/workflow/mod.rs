@@ -16,7 +16,7 @@ mod flow;
 mod run;
 
 pub use cleanup::run_due;
-pub use engine::{Engine, Flows};
+pub use engine::{Engine, Flows, Watched};
 pub use flow::{At, Flow, Point, Probe, Step, StepCx};
 
 #[cfg(test)]

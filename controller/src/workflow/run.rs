@@ -1,10 +1,12 @@
 //! Running one job: forward step by step, or backward after a failure.
 
 use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use shared::api::job::JobState;
 use shared::id::JobId;
@@ -192,6 +194,19 @@ impl<'a, F: Flow> Run<'a, F> {
                     Err(Error::new(Code::DeadlineExceeded, format!("the job took longer than {} s", F::TIMEOUT.as_secs()))),
                 result = self.apply_once(step, &cx, state) => result,
             };
+            // An agent gave up a task of an earlier life of this job, which nobody has cancelled.
+            let result = result.map_err(|error| match error.code {
+                Code::Cancelled if !self.runner.cancel.is_cancelled() => Error { code: Code::Unavailable, ..error },
+                _ => error,
+            });
+            if let Err(error) = &result
+                && error.code.is_transient()
+                && !self.runner.deps.ring.may_act()
+            {
+                // The database is away: how often something fails meanwhile says nothing about the step.
+                self.wait_for_the_database().await?;
+                continue;
+            }
             attempt += 1;
             match &result {
                 Ok(()) => return Ok(result),
@@ -247,7 +262,7 @@ impl<'a, F: Flow> Run<'a, F> {
             step.apply(cx, state).await?;
             self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterApply).await
         };
-        around(Kind::Internal, step.name(), |span| describe(span, cx), Box::pin(work)).await
+        around(Kind::Internal, step.name(), |span| describe(span, cx), Box::pin(guarded(step.name(), work))).await
     }
 
     async fn undo_once(&self, step: &Arc<dyn Step<F::State>>, cx: &StepCx) -> Result<()> {
@@ -256,7 +271,7 @@ impl<'a, F: Flow> Run<'a, F> {
             step.undo(cx, &self.state).await?;
             self.runner.pass::<F>(self.at.job_id, step.name(), Point::AfterUndo).await
         };
-        around(Kind::Internal, step.name(), |span| describe(span, cx), Box::pin(work)).await
+        around(Kind::Internal, step.name(), |span| describe(span, cx), Box::pin(guarded(step.name(), work))).await
     }
 
     fn step_cx(&self, step: &'static str, index: usize, undoing: bool, attempt: u32, deadline: Instant) -> StepCx {
@@ -277,6 +292,16 @@ impl<'a, F: Flow> Run<'a, F> {
             leave: self.runner.leave.clone(),
             progress_written: AtomicI64::new(0),
         }
+    }
+
+    /// Waits, as long as the job may take, until this controller may act again.
+    async fn wait_for_the_database(&self) -> Result<()> {
+        tokio::select! {
+            () = self.runner.leave.cancelled() => return Err(leaving()),
+            // What comes of the job when it takes too long is decided where it is tried again.
+            _ = self.runner.deps.ring.until_may_act(self.deadline) => {}
+        }
+        self.pause(1).await
     }
 
     /// Waits before the next try, longer each time.
@@ -403,6 +428,14 @@ impl<'a, F: Flow> Run<'a, F> {
             }
         }
     }
+}
+
+/// A step that panics has failed.
+async fn guarded(step: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(job.step = step, "a step panicked");
+        Err(Error::internal(format_args!("the step {step} panicked")))
+    })
 }
 
 fn describe(span: &mut Span, cx: &StepCx) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -146,14 +146,14 @@ impl Bench {
         db::job::get(&mut conn, id).await.unwrap().unwrap()
     }
 
-    async fn ended(&self, engine: &Engine, id: JobId) -> JobRow {
+    async fn ended(&self, engine: &Arc<Engine>, id: JobId) -> JobRow {
         loop {
-            let woken = engine.watch(id);
+            let mut watched = engine.watch(id);
             let row = self.job(id).await;
             if row.job.state.is_final() {
                 return row;
             }
-            let _ = tokio::time::timeout(Duration::from_secs(5), woken).await;
+            let _ = tokio::time::timeout(Duration::from_secs(5), watched.left_its_lane()).await;
         }
     }
 
@@ -183,6 +183,17 @@ struct At1 {
     reached: Notify,
 }
 
+/// Panics at a point of a step.
+struct Panics(&'static str, Point);
+
+#[async_trait]
+impl Probe for Panics {
+    async fn pass(&self, _: JobId, _: &'static str, step: &'static str, point: Point) -> Result<()> {
+        assert!((step, point) != (self.0, self.1), "a defect");
+        Ok(())
+    }
+}
+
 impl At1 {
     fn crash(step: &'static str, point: Point) -> Arc<Self> {
         let failures = Mutex::new(0);
@@ -205,6 +216,7 @@ impl Probe for At1 {
             return Ok(());
         }
         *failures -= 1;
+        self.reached.notify_one();
         Err(Error::new(self.code, "injected"))
     }
 }
@@ -249,6 +261,44 @@ async fn what_may_pass_by_itself_is_tried_again() {
     bench.engine.set_probe(probe("one", Point::AfterApply, 2, Code::HostUnreachable));
     let job = bench.submit(&cx()).await.unwrap();
     assert_eq!(bench.ended(&bench.engine, job.job_id).await.job.state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn what_fails_while_the_database_is_away_is_not_held_against_a_step() {
+    let bench = bench().await;
+    let ring = &bench.deps.ring;
+    ring.renew_lease(Instant::now());
+    while ring.may_act() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // As often as a step is tried.
+    let probe = probe("one", Point::BeforeApply, 4, Code::Unavailable);
+    bench.engine.set_probe(probe.clone());
+    let job = bench.submit(&cx()).await.unwrap();
+    probe.reached.notified().await;
+    ring.renew_lease(Instant::now() + Duration::from_secs(3600));
+    assert_eq!(bench.ended(&bench.engine, job.job_id).await.job.state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_task_that_was_given_up_by_an_agent_does_not_cancel_a_job() {
+    let bench = bench().await;
+    bench.engine.set_probe(probe("one", Point::BeforeApply, 1, Code::Cancelled));
+    let job = bench.submit(&cx()).await.unwrap();
+    assert_eq!(bench.ended(&bench.engine, job.job_id).await.job.state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_step_that_panics_has_failed() {
+    let bench = bench().await;
+    bench.engine.set_probe(Arc::new(Panics("two", Point::AfterApply)));
+    let job = bench.submit(&cx()).await.unwrap();
+    let row = bench.ended(&bench.engine, job.job_id).await;
+    assert_eq!((row.job.state, row.job.step.as_deref()), (JobState::Failed, Some("two")));
+    let error = row.job.error.unwrap();
+    assert!(error.code == Code::Internal && error.detail.unwrap().contains("panicked"));
+    assert!(world(job.resource.id).lock().unwrap().is_empty());
+    assert_eq!(bench.engine.in_lanes(), 0);
 }
 
 #[tokio::test]
@@ -463,9 +513,11 @@ async fn a_job_whose_resource_moves_goes_on_with_its_new_owner() {
     bench.deps.ring.install(2, &[other]);
     deps.ring.install(2, &[other]);
     // The old owner lives and has not let go: nobody else may touch the job.
-    let looked = second.watch(job.job_id);
+    let mut looked = second.watch(job.job_id);
     assert_eq!(second.recover().await.unwrap(), 1);
-    looked.await.unwrap();
+    looked.left_its_lane().await;
+    drop(looked);
+    assert_eq!(second.watched(), 0);
     let row = bench.job(job.job_id).await;
     assert_eq!((row.controller_id, row.job.state.is_final()), (Some(me), false));
     let heir = Arc::clone(&second);

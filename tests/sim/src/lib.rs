@@ -120,6 +120,8 @@ pub(crate) struct Shared {
     /// The hosts by their addresses, which differ in the address alone.
     called: RwLock<HashMap<IpAddr, Weak<Host>>>,
     port: OnceCell<u16>,
+    /// Each holds it while it is open, as this does.
+    open: Arc<()>,
     born: Instant,
 }
 
@@ -214,6 +216,7 @@ impl Sim {
             wire: OnceLock::new(),
             called: RwLock::default(),
             port: OnceCell::new(),
+            open: Arc::default(),
             born: Instant::now(),
             neighbours: Mutex::default(),
             options,
@@ -230,6 +233,12 @@ impl Sim {
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
+    }
+
+    /// Connections that are open to hosts.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        Arc::strong_count(&self.shared.open) - 1
     }
 
     /// How long it runs.

@@ -51,7 +51,9 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener, until: Ca
         let Some(host) = stream.local_addr().ok().and_then(|called| shared.called(called.ip())) else { continue };
         // Nobody listens there now. Dropping the stream resets it.
         let Some(listening) = host.listening() else { continue };
+        let open = Arc::clone(&shared.open);
         shared.tasks.spawn(async move {
+            let _open = open;
             // A client that breaks off, or one whose certificate is refused, is the client's business.
             let _ = listening.run_until_cancelled_owned(connection(host, stream)).await;
         });

@@ -46,7 +46,7 @@ const WINDOWS: [u64; 3] = [1, 8, 64];
 /// # Errors
 /// When a call fails.
 pub fn run(calls: u64) -> anyhow::Result<()> {
-    let mut bench = Bench::begin("bus")?;
+    let mut bench = Bench::begin("bus")?.on(super::NONE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for (name, loopback, keyed, times) in [
         ("direct, one service", Loopback::Direct, false, DIRECT),

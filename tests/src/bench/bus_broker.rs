@@ -78,6 +78,7 @@ async fn measure_bus(broker: &Broker, calls: u64, window: usize) -> anyhow::Resu
     let (one, two) = (Node::start(broker.settings(), serve), Node::start(broker.settings(), serve));
     one.connected().await?;
     two.connected().await?;
+    [&one, &two].into_iter().for_each(|node| node.ring.install(1, &[one.id, two.id]));
     let cx = Cx::system(Duration::from_secs(600));
     let begin = Instant::now();
     let replies = stream::iter(0..calls).map(|n| one.bus.call_at(two.id, &cx, add(n))).buffer_unordered(window);

@@ -28,6 +28,7 @@ pub async fn run(sizes: &[usize], hosts: usize) -> anyhow::Result<()> {
     bench.version("database", cluster.database.version().await?);
     stream::iter(0..hosts).map(|_| cluster.host()).buffer_unordered(8).try_collect::<Vec<_>>().await?;
     cluster.set("host.ping_interval", 10.into()).await?;
+    bench.settings_of(&cluster.api).await?;
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/12").await?);
     for &size in sizes {
         let (made, work) = make(&cluster, &image, &network, size).await?;
@@ -62,7 +63,7 @@ async fn beside(bench: &mut Bench, cluster: &Cluster, size: usize, made: Spent, 
 }
 
 /// What a controller has done since its start, as it counts it itself.
-struct Counted {
+pub(super) struct Counted {
     requests: f64,
     commands: f64,
     writes: f64,
@@ -70,7 +71,7 @@ struct Counted {
 }
 
 impl Counted {
-    async fn of(api: &Client) -> anyhow::Result<Self> {
+    pub(super) async fn of(api: &Client) -> anyhow::Result<Self> {
         let text = api.send(Call::new(reqwest::Method::GET, "/metrics")).await?.text;
         let sum = |name: &str| -> f64 {
             let of =
@@ -85,8 +86,8 @@ impl Counted {
         })
     }
 
-    /// For each of so many VMs since `before`; pings and the like are few beside them.
-    fn each(&self, before: &Self, count: usize) -> Work {
+    /// For each of so many since `before`; pings and the like are few beside them.
+    pub(super) fn each(&self, before: &Self, count: usize) -> Work {
         let each = |now: f64, then: f64| ((now - then) / count as f64).round() as u64;
         Work {
             requests: each(self.requests, before.requests),

@@ -12,15 +12,17 @@ use http_body_util::BodyExt;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
+use super::create::Counted;
+use super::floor::{Bare, PATH, Work};
 use super::load::{Connected, Target};
-use super::process::{self, Watch};
+use super::process::{self, Spent, Watch};
 use super::{Bench, quantile};
 use crate::cluster::{Cluster, Setup};
 
 /// TLS handshakes at a time, before the calls.
 const HANDSHAKES: usize = 128;
-/// Calls in flight that the controller of [`beyond`] allows.
-const LIMIT: usize = 2000;
+/// Of so many calls in flight, the controller of [`beyond`] allows one.
+const BEYOND: usize = 5;
 
 /// Measures with so many calls at once, one number after the other.
 pub(super) async fn run(bench: &mut Bench, cluster: &Cluster, paths: &[String], sizes: &[usize]) -> anyhow::Result<()> {
@@ -29,9 +31,10 @@ pub(super) async fn run(bench: &mut Bench, cluster: &Cluster, paths: &[String], 
         let watch = Watch::of(pid)?;
         let connected = connect(&Target::of(&cluster.cli_config())?, size).await?;
         bench.point((size, "connections"), "CPU a connection", watch.spent()?.each(size).cpu * 1000.0, "ms", "");
-        let watch = Watch::of(pid)?;
-        let answers = all_at_once(cluster, connected, paths).await?;
+        let (before, watch) = (Counted::of(&cluster.api).await?, Watch::of(pid)?);
+        let answers = all_at_once(&format!("type-{}", cluster.sim.age().as_nanos()), connected, paths).await?;
         let each = watch.spent()?.each(size);
+        let work = Counted::of(&cluster.api).await?.each(&before, size / 2);
         let refused = answers.iter().filter(|answer| answer.shed).count();
         let mut times: Vec<u32> = answers.iter().map(|answer| answer.took_us).collect();
         times.sort_unstable();
@@ -42,22 +45,36 @@ pub(super) async fn run(bench: &mut Bench, cluster: &Cluster, paths: &[String], 
         bench.point(of, "in flight: CPU each", each.cpu * 1e6, "µs", "");
         let memory = process::most_resident(pid)? as f64;
         bench.point(of, "in flight: most memory", memory / f64::from(1 << 20), "MiB", "");
+        let floor = floor(work, size, cluster.server_url()).await?;
+        bench.point(of, "in flight, a bare program: answered a second", 1.0 / floor.wall, "1/s", "");
+        bench.point(of, "in flight: times the bare program's", each.wall / floor.wall, "", "");
+        bench.point(of, "in flight: times the bare program's CPU", each.cpu / floor.cpu, "", "");
     }
     Ok(())
 }
 
+/// What each of as many calls takes of a bare program that makes as many writes for each second one.
+async fn floor(work: Work, size: usize, database: Option<&str>) -> anyhow::Result<Spent> {
+    let bare = Bare::start(Work { commands: 0, ..work }, database).await?;
+    let connected = connect(&Target::of(&bare.cli_config()?)?, size).await?;
+    let watch = Watch::of(bare.pid)?;
+    all_at_once("bare", connected, &[PATH.to_string()]).await?;
+    Ok(watch.spent()?.each(size))
+}
+
 /// More calls than a controller allows: each is answered or told when to come again.
 pub(super) async fn beyond(bench: &mut Bench, size: usize) -> anyhow::Result<()> {
-    let setup = Setup { process: true, api: format!("max_in_flight = {LIMIT}"), ..Setup::default() };
+    let limit = size / BEYOND;
+    let setup = Setup { process: true, api: format!("max_in_flight = {limit}"), ..Setup::default() };
     let cluster = Cluster::start_with(setup).await?;
     let pid = cluster.pid().context("the controller is a process")?;
     let connected = connect(&Target::of(&cluster.cli_config())?, size).await?;
-    let answers = all_at_once(&cluster, connected, &["/v1/zones".to_string()]).await?;
+    let answers = all_at_once("beyond", connected, &["/v1/zones".to_string()]).await?;
     let shed = answers.iter().filter(|answer| answer.shed).count();
-    bench.figure(format!("{size} calls, limit {LIMIT}: done"), (size - shed) as f64, "", "");
-    bench.figure(format!("{size} calls, limit {LIMIT}: 503 with Retry-After"), shed as f64, "", "");
+    bench.figure(format!("{size} calls, limit {limit}: done"), (size - shed) as f64, "", "");
+    bench.figure(format!("{size} calls, limit {limit}: 503 with Retry-After"), shed as f64, "", "");
     let memory = process::most_resident(pid)? as f64;
-    bench.figure(format!("{size} calls, limit {LIMIT}: most memory"), memory / f64::from(1 << 20), "MiB", "");
+    bench.figure(format!("{size} calls, limit {limit}: most memory"), memory / f64::from(1 << 20), "MiB", "");
     cluster.stop().await
 }
 
@@ -75,15 +92,14 @@ async fn connect(target: &Target, size: usize) -> anyhow::Result<Ready> {
     Ok((target.clone(), connected))
 }
 
-/// Everybody calls when everybody is there.
-async fn all_at_once(cluster: &Cluster, (target, connected): Ready, paths: &[String]) -> anyhow::Result<Vec<Answer>> {
+/// Everybody calls when everybody is there. What is made has names that begin with that of the `run`.
+async fn all_at_once(run: &str, (target, connected): Ready, paths: &[String]) -> anyhow::Result<Vec<Answer>> {
     let (begin, mut calls) = (Arc::new(Barrier::new(connected.len())), JoinSet::new());
-    let run = cluster.sim.age().as_nanos();
     for (n, one) in connected.into_iter().enumerate() {
         let (method, path, body) = if n % 2 == 0 {
             (Method::GET, paths.get(n / 2 % paths.len()).context("a path")?.clone(), Bytes::new())
         } else {
-            let body = serde_json::json!({ "name": format!("type-{run}-{n}"), "vcpus": 1, "memory": 1 << 30 });
+            let body = serde_json::json!({ "name": format!("{run}-{n}"), "vcpus": 1, "memory": 1 << 30 });
             (Method::POST, "/v1/instance_types".to_string(), serde_json::to_vec(&body)?.into())
         };
         let (target, begin) = (target.clone(), Arc::clone(&begin));

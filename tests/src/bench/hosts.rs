@@ -32,14 +32,27 @@ pub async fn run(sizes: &[usize], interval: Duration) -> anyhow::Result<()> {
     let mut cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
     bench.version("database", cluster.database.version().await?);
     cluster.set("host.ping_interval", interval.as_secs_f64().into()).await?;
+    bench.settings_of(&cluster.api).await?;
+    let bare = BeforeHosts {
+        sockets: process::sockets(cluster.pid().context("the controller is a process")?)?,
+        simulator: process::resident(std::process::id())?,
+    };
     for size in sizes {
         join(&mut bench, &cluster, *size).await?;
-        rest(&mut bench, &cluster, interval).await?;
+        rest(&mut bench, &cluster, &bare, interval).await?;
         die(&mut bench, &cluster, interval).await?;
         restart(&mut bench, &mut cluster).await?;
     }
     cluster.stop().await?;
     bench.end()
+}
+
+/// What there is without hosts.
+struct BeforeHosts {
+    /// Open sockets of the controller: listeners, and the connections of this program.
+    sockets: usize,
+    /// Memory of this program, in bytes.
+    simulator: u64,
 }
 
 /// As many hosts as are missing join, like real ones.
@@ -73,7 +86,7 @@ async fn token(cluster: &Cluster) -> anyhow::Result<String> {
 }
 
 /// Nothing happens for an interval.
-async fn rest(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyhow::Result<()> {
+async fn rest(bench: &mut Bench, cluster: &Cluster, bare: &BeforeHosts, interval: Duration) -> anyhow::Result<()> {
     let pid = cluster.pid().context("the controller is a process")?;
     let hosts = cluster.sim.hosts();
     let size = hosts.len();
@@ -83,7 +96,7 @@ async fn rest(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyho
     let mut sockets = Vec::new();
     while watch.elapsed() < interval {
         tokio::time::sleep(LOOK).await;
-        sockets.push(u32::try_from(process::sockets(pid)?)?);
+        sockets.push(u32::try_from(process::sockets(pid)?.saturating_sub(bare.sockets))?);
     }
     let spent = watch.spent()?;
     let each = spent.each(usize::try_from(pings(&hosts) - before)?);
@@ -91,14 +104,15 @@ async fn rest(bench: &mut Bench, cluster: &Cluster, interval: Duration) -> anyho
     bench.figure(format!("{size} hosts: pings a second"), 1.0 / each.wall, "", "");
     bench.point((size, "hosts"), "CPU each ping", each.cpu * 1e6, "µs", "");
     bench.figure(format!("{size} hosts: CPU each ping, of the simulated host"), each.bench * 1e6, "µs", "");
-    let bare = floor::pings::measure(cluster, &hosts).await?;
-    bench.point((size, "hosts"), "CPU each ping, of a bare program", bare * 1e6, "µs", "");
-    bench.point((size, "hosts"), "times the bare program's CPU", each.cpu / bare, "", "");
+    let floor = floor::pings::measure(cluster, &hosts).await?;
+    bench.point((size, "hosts"), "CPU each ping, of a bare program", floor * 1e6, "µs", "");
+    bench.point((size, "hosts"), "times the bare program's CPU", each.cpu / floor, "", "");
     bench.point((size, "hosts"), "of a core", spent.cpu / spent.wall * 100.0, "%", "at most 40");
     let memory = process::resident(pid)? as f64;
     bench.point((size, "hosts"), "memory", memory / f64::from(1 << 20), "MiB", "at most 1 GB");
-    bench.figure(format!("{size} hosts: open sockets of the controller, p50"), super::quantile(&sockets, 0.5), "", "");
-    let simulator = process::resident(std::process::id())? as f64;
+    bench.figure(format!("{size} hosts: open sockets to hosts, p50"), super::quantile(&sockets, 0.5), "", "");
+    bench.figure(format!("{size} hosts: open sockets to hosts, fewest"), super::quantile(&sockets, 0.0), "", "0");
+    let simulator = process::resident(std::process::id())?.saturating_sub(bare.simulator) as f64;
     bench.figure(format!("{size} hosts: memory of the simulator, each"), simulator / 1024.0 / size as f64, "KiB", "10");
     Ok(())
 }

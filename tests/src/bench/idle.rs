@@ -9,20 +9,18 @@ use super::host::{Real, missing};
 use super::{Bench, process};
 use crate::cluster::{Cluster, Setup};
 
-const WATCHED: Duration = Duration::from_secs(30);
-
-/// Measures.
+/// Measures for so long.
 ///
 /// # Errors
 /// When the controller or the agent does not start.
 #[expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
-pub async fn run() -> anyhow::Result<()> {
+pub async fn run(length: Duration) -> anyhow::Result<()> {
     let mut bench = Bench::begin("idle")?;
     match missing() {
         None => {
             let real = Real::start().await?;
             let controller = real.cluster.pid().context("the controller is a process")?;
-            watch(&mut bench, &[(controller, CONTROLLER), (real.agent, AGENT)]).await?;
+            watch(&mut bench, &[(controller, CONTROLLER), (real.agent, AGENT)], length).await?;
             real.stop().await?;
         }
         Some(missing) => {
@@ -30,7 +28,8 @@ pub async fn run() -> anyhow::Result<()> {
             let cluster = Cluster::start_with(Setup { process: true, ..Setup::default() }).await?;
             cluster.host().await?;
             cluster.set("host.ping_interval", 10.into()).await?;
-            watch(&mut bench, &[(cluster.pid().context("the controller is a process")?, CONTROLLER)]).await?;
+            let controller = cluster.pid().context("the controller is a process")?;
+            watch(&mut bench, &[(controller, CONTROLLER)], length).await?;
             cluster.stop().await?;
         }
     }
@@ -43,11 +42,11 @@ type Asked = [&'static str; 3];
 const CONTROLLER: Asked = ["controller", "at most 60", "at most 0.5"];
 const AGENT: Asked = ["agent", "at most 25", "at most 0.2"];
 
-async fn watch(bench: &mut Bench, processes: &[(u32, Asked)]) -> anyhow::Result<()> {
+async fn watch(bench: &mut Bench, processes: &[(u32, Asked)], length: Duration) -> anyhow::Result<()> {
     let before = processes.iter().map(|(pid, _)| process::cpu_seconds(*pid)).collect::<anyhow::Result<Vec<_>>>()?;
-    tokio::time::sleep(WATCHED).await;
+    tokio::time::sleep(length).await;
     for ((pid, [name, memory, core]), before) in processes.iter().zip(before) {
-        let share = (process::cpu_seconds(*pid)? - before) / WATCHED.as_secs_f64();
+        let share = (process::cpu_seconds(*pid)? - before) / length.as_secs_f64();
         let resident = process::resident(*pid)? as f64 / f64::from(1 << 20);
         bench.figure(format!("{name}, resident memory"), resident, "MiB", memory);
         bench.figure(format!("{name}, share of a core"), share * 100.0, "%", core);

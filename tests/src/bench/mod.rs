@@ -31,9 +31,15 @@ use std::path::PathBuf;
 
 use process::{Usage, Used};
 use serde::Serialize;
+use shared::api::page::Page;
+use shared::api::setting::Setting;
 
-/// The database that is used when no other is asked for.
+use crate::client::Client;
+
+/// The database that is used when no other is asked for, the other one, and what needs none.
 const SQLITE: &str = "SQLite";
+const POSTGRES: &str = "PostgreSQL";
+const NONE: &str = "no database";
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
@@ -76,7 +82,9 @@ pub struct Report {
     pub versions: BTreeMap<&'static str, String>,
     /// Whether the programs were optimised.
     pub profile: &'static str,
-    /// What was asked for on the command line: sizes, hosts, interval. Everything else is as it is shipped.
+    /// Settings of the controller that are not as they are shipped.
+    pub settings: BTreeMap<String, serde_json::Value>,
+    /// What was asked for on the command line: sizes, hosts, interval.
     pub arguments: Vec<String>,
     /// Who used the processors while it ran.
     #[serde(flatten)]
@@ -90,6 +98,8 @@ pub struct Report {
 /// Collects the figures of a benchmark from its begin.
 pub struct Bench {
     report: Report,
+    /// What the files are called.
+    file: String,
     begin: Usage,
     of: String,
 }
@@ -101,27 +111,42 @@ impl Bench {
     /// When the kernel does not tell its times.
     pub fn begin(bench: &'static str) -> anyhow::Result<Self> {
         let profile = if cfg!(debug_assertions) { "debug: figures mean nothing" } else { "release" };
+        let server = std::env::var_os("KRING_TEST_POSTGRES").is_some();
+        let (database, file) =
+            if server { (POSTGRES, format!("{bench}-postgresql")) } else { (SQLITE, bench.to_string()) };
         let report = Report {
             bench,
             version: env!("CARGO_PKG_VERSION"),
             machine: process::machine(),
             kernel: process::kernel(),
-            database: if std::env::var_os("KRING_TEST_POSTGRES").is_some() { "PostgreSQL" } else { SQLITE },
+            database,
             versions: BTreeMap::new(),
+            settings: BTreeMap::new(),
             profile,
             arguments: std::env::args().skip(1).collect(),
             used: Used::default(),
             figures: Vec::new(),
             growth: Vec::new(),
         };
-        Ok(Self { report, begin: Usage::now()?, of: String::new() })
+        Ok(Self { report, file, begin: Usage::now()?, of: String::new() })
     }
 
-    /// Whatever database was asked for, this is about the embedded one.
+    /// Whatever database was asked for, this is about another one, or none.
     #[must_use]
-    pub fn embedded(mut self) -> Self {
-        self.report.database = SQLITE;
+    pub fn on(mut self, database: &'static str) -> Self {
+        (self.report.database, self.file) = (database, self.report.bench.to_string());
         self
+    }
+
+    /// Notes the settings of a controller that are not as they are shipped.
+    ///
+    /// # Errors
+    /// When it does not tell them.
+    pub async fn settings_of(&mut self, api: &Client) -> anyhow::Result<()> {
+        let all: Page<Setting> = api.get("/v1/settings?limit=1000").await?;
+        let changed = all.items.into_iter().filter(|setting| setting.value != setting.default);
+        self.report.settings.extend(changed.map(|setting| (setting.key, setting.value)));
+        Ok(())
     }
 
     /// Notes the version of something that is in use.
@@ -174,8 +199,7 @@ impl Bench {
         // What tests print has no meaning, and must not take the place of what has.
         let dir = target.join(if cfg!(debug_assertions) { "bench/debug" } else { "bench" });
         std::fs::create_dir_all(&dir)?;
-        let file =
-            if *database == SQLITE { (*bench).to_string() } else { format!("{bench}-{}", database.to_lowercase()) };
+        let file = &self.file;
         std::fs::write(dir.join(format!("{file}.json")), serde_json::to_vec_pretty(&self.report)?)?;
         if growth.iter().any(|line| line.points.len() > 1) {
             std::fs::write(dir.join(format!("{file}.svg")), plot::svg(bench, &self.of, growth))?;

@@ -32,7 +32,7 @@ const ROOM: usize = 900;
 /// # Errors
 /// When anything fails.
 pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
-    let mut bench = Bench::begin("placement")?.embedded();
+    let mut bench = Bench::begin("placement")?.on(super::SQLITE);
     for &size in sizes {
         let world = World::make(size).await?;
         world.read(&mut bench).await?;

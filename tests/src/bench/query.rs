@@ -45,6 +45,7 @@ pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::R
     let (few, new) = (hosts.min(FEW), NEW.min(sizes.first().copied().unwrap_or(NEW)));
     let mut seeded = Seeded::begin(few, interval).await?;
     bench.version("database", seeded.cluster.database.version().await?);
+    bench.settings_of(&seeded.cluster.api).await?;
     let alone = create(&seeded, new).await?;
     bench.figure(format!("each new VM beside nothing on {few} hosts"), alone.wall * 1000.0, "ms", "");
     bench.figure(format!("each new VM beside nothing on {few} hosts, CPU"), alone.cpu * 1000.0, "ms", "");
@@ -133,7 +134,7 @@ async fn slow(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Resu
         let (answered, times) = tokio::join!(slow, others);
         bench.point((size, "VMs"), &format!("{name} beside eight such, p99"), p99(times?), "ms", target);
         let refused = answered.iter().flatten().filter(|reply| reply.status != 200).count();
-        bench.figure(format!("{size} VMs: of these eight, refused"), refused as f64, "", "");
+        bench.figure(format!("{size} VMs: of the eight beside each {name}, refused"), refused as f64, "", "");
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ const USERS: u64 = 8;
 /// When the fleet does not start, or the number of queues depends on hosts or work.
 pub async fn run(sizes: &[usize]) -> anyhow::Result<()> {
     super::process::allow_files()?;
-    let mut bench = Bench::begin("queues")?;
+    let mut bench = Bench::begin("queues")?.on(super::POSTGRES);
     let fleet = Fleet::start(2, 1).await?;
     bench.version("database", fleet.database.version().await?);
     bench.version("broker", fleet.broker.version().await?);

@@ -27,6 +27,7 @@ pub async fn run(sizes: &[usize], hosts: usize, interval: Duration) -> anyhow::R
     let mut bench = Bench::begin("restart")?;
     let mut seeded = Seeded::begin(hosts, interval).await?;
     bench.version("database", seeded.cluster.database.version().await?);
+    bench.settings_of(&seeded.cluster.api).await?;
     for size in seed::rising(sizes) {
         seeded.grow(size).await?;
         measure(&mut bench, &mut seeded.cluster, size, interval).await?;

@@ -18,7 +18,7 @@ const LOOKUPS: usize = 2_000_000;
 /// # Errors
 /// When the figures cannot be written.
 pub fn run() -> anyhow::Result<()> {
-    let mut bench = Bench::begin("ring")?;
+    let mut bench = Bench::begin("ring")?.on(super::NONE);
     let ids: Vec<Uuid> = (0..IDS).map(|_| Uuid::now_v7()).collect();
     let (mut worst, mut most_moved) = (0.0_f64, 0.0_f64);
     for n in 2..=16_usize {

@@ -89,6 +89,7 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
     }
     cluster.set("host.ping_interval", 10.into()).await?;
     cluster.set("vm.expunge_after", 0.into()).await?;
+    bench.settings_of(&cluster.api).await?;
     let (image, network) = (Arc::new(cluster.image().await?), Arc::new(cluster.network_in("10.64.0.0/12").await?));
     for (what, likely) in FAULTS {
         cluster.sim.faults().add(Fault::new("*", what).likely(likely));
@@ -117,8 +118,15 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
     }
     figures(&mut bench, &seen, watch.spent()?);
     growth(&mut bench, &looks);
-    // Also when what comes now goes wrong.
+    // What was seen is told also when this goes wrong.
+    let rested = rest(&cluster, &seen).await;
+    let stopped = Arc::into_inner(cluster).context("something still uses the cluster")?.stop().await;
     bench.end()?;
+    rested.and(stopped)
+}
+
+/// Nothing is left, and nothing went wrong.
+async fn rest(cluster: &Cluster, seen: &Seen) -> anyhow::Result<()> {
     cluster.sim.faults().clear();
     for (what, query) in ROWS.into_iter().filter(|(what, _)| ["VMs", "open jobs", "debts to hosts"].contains(what)) {
         let none = async || cluster.database.count(query).await.is_ok_and(|rows| rows == 0);
@@ -127,7 +135,7 @@ pub async fn run(rate: u32, length: Duration) -> anyhow::Result<()> {
     cluster.assert_consistent().await?;
     let problems = std::mem::take(&mut *seen.problems.lock().unwrap_or_else(PoisonError::into_inner));
     anyhow::ensure!(problems.is_empty(), "{} lives went wrong, such as: {:?}", problems.len(), problems.first());
-    Arc::into_inner(cluster).context("something still uses the cluster")?.stop().await
+    Ok(())
 }
 
 /// A VM is made, stopped, started and deleted. A job that fails because of a fault is no error.

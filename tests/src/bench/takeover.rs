@@ -27,7 +27,7 @@ const JOBS: usize = 4;
 /// # Errors
 /// When the fleet does not start, or anything that was accepted does not end well.
 pub async fn run(kills: usize) -> anyhow::Result<()> {
-    let mut bench = Bench::begin("takeover")?;
+    let mut bench = Bench::begin("takeover")?.on(super::POSTGRES);
     let fleet = Fleet::start(3, 3).await?;
     bench.version("database", fleet.database.version().await?);
     bench.version("broker", fleet.broker.version().await?);

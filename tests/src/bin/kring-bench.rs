@@ -18,6 +18,8 @@ const BUS_CALLS: u64 = 20_000;
 const AT_ONCE: [usize; 3] = [1, 2, 4];
 /// Time between two pings of a host, where nothing else is asked for.
 const MINUTE: Duration = Duration::from_secs(60);
+/// How long nothing happens.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// Prints figures of Kring. Without a name, all of them but `soak`, which takes half an hour, and `restart`, which is in `query`.
 #[derive(Parser)]
@@ -164,7 +166,7 @@ fn main() -> anyhow::Result<()> {
         Some(What::Query { sizes, hosts }) => runtime.block_on(bench::query::run(&sizes, hosts, MINUTE)),
         Some(What::Restart { sizes, hosts }) => runtime.block_on(bench::restart::run(&sizes, hosts, MINUTE)),
         Some(What::Placement { sizes }) => runtime.block_on(bench::placement::run(&sizes)),
-        Some(What::Idle) => runtime.block_on(bench::idle::run()),
+        Some(What::Idle) => runtime.block_on(bench::idle::run(IDLE)),
         Some(What::Start { rounds, sizes }) => runtime.block_on(bench::start::run(rounds, &sizes)),
         Some(What::Soak { rate, seconds }) => runtime.block_on(bench::soak::run(rate, Duration::from_secs(seconds))),
         Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
@@ -185,7 +187,7 @@ fn main() -> anyhow::Result<()> {
             bench::ring::run()?;
             bench::bus::run(BUS_CALLS)?;
             runtime.block_on(async {
-                bench::idle::run().await?;
+                bench::idle::run(IDLE).await?;
                 bench::start::run(9, &AT_ONCE).await?;
                 bench::api::run(&[100, 1000, 10_000]).await?;
                 bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;

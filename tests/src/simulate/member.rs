@@ -314,7 +314,7 @@ impl World<'_> {
             return;
         }
         let Some(seen) = node.seen.take() else { return };
-        if node.view.generation() == 0 {
+        if node.view.has_missed(seen.generation) {
             node.following = true;
             let generation = seen.generation;
             self.ask(n, Tag::Before(seen), Ask::Before(generation));

@@ -124,7 +124,7 @@ impl<'a> World<'a> {
             let after = world.random.random_range(2000..4000);
             world.at(after, Event::UserGoes(user));
         }
-        world.plan();
+        world.plan(seed);
         world.plan_clocks(seed);
         world
     }

@@ -79,10 +79,10 @@ pub(super) async fn compare(context: Context, cx: Cx, id: HostId) -> Result<bool
 /// A host has missed its pings: what its VMs do is unknown.
 pub(super) async fn missed(context: Context, cx: Cx, message: HostMissed) -> Result<()> {
     let row = find(&context, message.id).await?;
-    if row.host.connection == HostConnection::Disconnected {
-        return Ok(());
+    // Here and yet the VMs may not have been told: then this comes again.
+    if row.host.connection != HostConnection::Disconnected {
+        set_connection(&context, &row, HostConnection::Disconnected, Some(message.reason)).await?;
     }
-    set_connection(&context, &row, HostConnection::Disconnected, Some(message.reason)).await?;
     let vms = {
         let mut conn = context.deps.db.read().await?;
         db::vm::on_host(&mut conn, message.id).await?

@@ -118,8 +118,21 @@ impl Step<State> for Drain {
         let parallel = usize::try_from(cx.deps.settings.integer("host.drain_parallel")).unwrap_or(1).max(1);
         let mut progress = Progress::default();
         loop {
-            let vms = vms(cx, state.id).await?;
-            ended(cx, &mut progress).await?;
+            let looked = async {
+                let vms = vms(cx, state.id).await?;
+                ended(cx, &mut progress).await?;
+                Ok::<_, Error>(vms)
+            };
+            let vms = match looked.await {
+                Ok(vms) => vms,
+                // In the hours that this may take a database may well be away: moves that are under way go on.
+                Err(error) if error.code.is_transient() => {
+                    tracing::debug!(host.id = %state.id, error = error.chain(), "the vms of a host could not be read; trying again");
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let left: Vec<_> = vms.iter().filter(|vm| !progress.stays.contains_key(&vm.id)).collect();
             if left.is_empty() && progress.moving.is_empty() {
                 return report(&vms, progress.stays);

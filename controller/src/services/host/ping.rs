@@ -235,7 +235,11 @@ impl Busy {
         let id = self.host;
         match found {
             Found::Nothing => Ok(()),
-            Found::Missed(reason) => self.context.bus()?.call(&Cx::system(FOLLOW_UP), HostMissed { id, reason }).await,
+            Found::Missed(reason) => {
+                self.context.bus()?.call(&Cx::system(FOLLOW_UP), HostMissed { id, reason }).await?;
+                self.schedule().mourned(id);
+                Ok(())
+            }
             Found::Changed(told) => match self.context.deps.db.digests.get(id).await? {
                 Some(expected) if expected == told.digest => {
                     self.schedule().agrees(id, told);

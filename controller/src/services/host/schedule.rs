@@ -55,6 +55,8 @@ struct Known {
     answers: u32,
     /// When it is compared whatever it answers: files on its disks have no part in the digest.
     compare_at: Instant,
+    /// That it is lost was told to the owners of its VMs since its last answer.
+    mourned: bool,
     /// A ping or what follows from it is on its way.
     busy: bool,
 }
@@ -110,8 +112,8 @@ impl Schedule {
                 self.due.insert((next, id));
                 let compare_at = now + phase(id, rhythm.compare);
                 let answers = id.uuid().as_fields().0 % DOUBTED;
-                let known =
-                    Known { reach, next, misses: 0, excused: 0, agreed: None, answers, compare_at, busy: false };
+                let (misses, excused, agreed, mourned, busy) = (0, 0, None, false, false);
+                let known = Known { reach, next, misses, excused, agreed, answers, compare_at, mourned, busy };
                 self.hosts.insert(id, known);
             }
         }
@@ -167,18 +169,26 @@ impl Schedule {
         match answer {
             Ok(pong) if pong.host_id != id => Found::Missed("another host answers at its address".to_string()),
             Ok(pong) => {
-                (known.misses, known.excused) = (0, 0);
+                (known.misses, known.excused, known.mourned) = (0, 0, false);
                 known.found(&pong, now)
             }
             Err(error) => {
                 let excused = known.excuses(&error, late, rhythm);
                 known.misses = known.misses.saturating_add(u32::from(!excused));
-                if known.reach.connection == HostConnection::Disconnected {
+                // Not by the database alone: whoever wrote that there may have died before the VMs were told.
+                if known.reach.connection == HostConnection::Disconnected && known.mourned {
                     return Found::Nothing;
                 }
                 known.next = known.next.min(now + rhythm.interval / 2);
                 if !excused && known.misses >= rhythm.misses { Found::Missed(error.chain()) } else { Found::Nothing }
             }
+        }
+    }
+
+    /// The owners of its VMs know that it is lost.
+    pub(super) fn mourned(&mut self, id: HostId) {
+        if let Some(known) = self.hosts.get_mut(&id) {
+            known.mourned = true;
         }
     }
 
@@ -295,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_missed_after_so_many_pings_in_a_row_and_once() {
+    fn a_host_is_missed_after_so_many_pings_in_a_row_and_until_its_vms_were_told() {
         let (mut schedule, id) = one();
         let silent = || Err(Error::new(Code::HostUnreachable, "silent"));
         assert_eq!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Nothing);
@@ -303,7 +313,14 @@ mod tests {
         assert_eq!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Nothing);
         assert!(matches!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Missed(_)));
         schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, Instant::now());
+        assert!(matches!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Missed(_)));
+        schedule.mourned(id);
         assert_eq!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Nothing);
+        // Another controller may have written that down, and died before it told anybody.
+        schedule.remove(id);
+        schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, Instant::now());
+        assert_eq!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Nothing);
+        assert!(matches!(schedule.heard(id, silent(), false, RHYTHM, Instant::now()), Found::Missed(_)));
         let other = Ok(pong(HostId::new(), Some(7)));
         assert!(matches!(schedule.heard(id, other, false, RHYTHM, Instant::now()), Found::Missed(_)));
     }
@@ -348,6 +365,7 @@ mod tests {
         assert_eq!(schedule.next(), Some(begin + MINUTE / 2));
         assert_eq!(schedule.take_due(RHYTHM, begin + MINUTE / 2, usize::MAX).len(), 1);
         schedule.put(Reach { connection: HostConnection::Disconnected, ..reach(id) }, RHYTHM, begin);
+        schedule.mourned(id);
         assert_eq!(schedule.heard(id, silent(), false, RHYTHM, begin + MINUTE / 2), Found::Nothing);
         assert!(schedule.done(id));
         assert_eq!(schedule.next(), Some(begin + MINUTE + MINUTE / 2));
