@@ -279,6 +279,7 @@ async fn who_is_gone_is_known_at_once_and_what_is_left_of_him_goes() -> anyhow::
     let name = || queue.as_str().into();
     channel.queue_declare(name(), QueueDeclareOptions::durable(), FieldTable::default()).await?;
     channel.queue_bind(name(), "kring.p2p".into(), name(), QueueBindOptions::default(), FieldTable::default()).await?;
+    one.ring.install(3, &[one.id, two.id, ghost]);
     assert_eq!(one.bus.call_at(ghost, &cx(1), add(1)).await.unwrap_err().code, Code::DeadlineExceeded);
     until("the message has expired", async || {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
@@ -371,6 +372,7 @@ async fn a_broker_that_crashes_or_starves_costs_no_more_than_the_time_it_is_away
     assert_eq!(error.code, Code::Unavailable);
     // A controller starts without it, and a call that has the time is answered when it is back.
     let (three, _seen_three) = node(broker.settings());
+    join(&[&one, &two, &three], 3);
     let patient_cx = cx(120);
     let (patient, restarted) = tokio::join!(three.bus.call_at(two.id, &patient_cx, add(7)), async {
         let restarted = broker.restart().await;
@@ -468,6 +470,7 @@ async fn the_broker_must_be_the_right_one_and_know_the_password() -> anyhow::Res
     let ((one, _seen_one), (two, _seen_two)) = (node(secure.clone()), node(by_file));
     one.connected().await?;
     two.connected().await?;
+    join(&[&one, &two], 1);
     assert_eq!(one.bus.call_at(two.id, &cx(60), add(1)).await?, 2);
     let lines = broker.ctl(&["list_connections", "--no-table-headers", "client_properties", "ssl"]).await?;
     for node in [&one, &two] {
