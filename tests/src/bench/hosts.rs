@@ -59,16 +59,21 @@ struct BeforeHosts {
 async fn join(bench: &mut Bench, cluster: &Cluster, size: usize) -> anyhow::Result<()> {
     let pid = cluster.pid().context("the controller is a process")?;
     let (watch, missing) = (Watch::of(pid)?, size - cluster.sim.hosts().len());
-    stream::iter(0..missing)
-        .map(|_| async { cluster.sim.join(&token(cluster).await?).await })
-        .buffer_unordered(JOINS)
-        .try_for_each(|_| async { Ok(()) })
-        .await?;
-    until_counted(cluster, "connected", size).await?;
+    join_all(cluster, missing).await?;
     let each = watch.spent()?.each(missing);
     bench.figure(format!("{size} hosts: joined a second"), 1.0 / each.wall, "", "");
     bench.point((size, "hosts"), "CPU each join", each.cpu * 1000.0, "ms", "");
     Ok(())
+}
+
+/// So many more hosts join, until all are connected.
+pub(super) async fn join_all(cluster: &Cluster, more: usize) -> anyhow::Result<()> {
+    stream::iter(0..more)
+        .map(|_| async { cluster.sim.join(&token(cluster).await?).await })
+        .buffer_unordered(JOINS)
+        .try_for_each(|_| async { Ok(()) })
+        .await?;
+    until_counted(cluster, "connected", cluster.sim.hosts().len()).await
 }
 
 /// A token to join with. A controller that is busy says so, and is asked again.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::api::vm::Vm;
 use shared::id::{VmId, VolumeId};
 use shared::units::Bytes;
@@ -63,7 +62,7 @@ impl Seeded {
     /// # Errors
     /// When one cannot join.
     pub async fn join(&self, hosts: usize) -> anyhow::Result<()> {
-        join(&self.cluster, hosts).await
+        super::hosts::join_all(&self.cluster, hosts).await
     }
 
     /// Kills the controller and adds what is missing to so many VMs, which must be more than before ([`rising`]).
@@ -85,14 +84,10 @@ async fn begin(hosts: usize, interval: Duration) -> anyhow::Result<(Cluster, Vm)
     let cluster = Cluster::start_with(Setup { process: true, host, ..Setup::default() }).await?;
     cluster.set("host.ping_interval", interval.as_secs_f64().into()).await?;
     cluster.set("placement.storage_overcommit", 100.into()).await?;
-    join(&cluster, hosts).await?;
+    super::hosts::join_all(&cluster, hosts).await?;
     let (image, network) = (cluster.image().await?, cluster.network_in("10.64.0.0/10").await?);
     let vm = cluster.vm(&image, &network).await?;
     Ok((cluster, vm))
-}
-
-async fn join(cluster: &Cluster, hosts: usize) -> anyhow::Result<()> {
-    stream::iter(0..hosts).map(|_| cluster.host()).buffer_unordered(16).try_for_each(|_| async { Ok(()) }).await
 }
 
 /// Multiplies a VM to `count` more, numbered from `first` on and spread over the hosts in turn. The
