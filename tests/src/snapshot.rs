@@ -10,7 +10,7 @@ use anyhow::Context;
 use shared::id::HostId;
 use sqlx::any::AnyPoolOptions;
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyPool, AssertSqlSafe, Column, Row, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Column, Connection, Row, Transaction};
 
 use crate::sim::Sim;
 use crate::sim::state::State;
@@ -99,11 +99,20 @@ impl Database {
     /// # Errors
     /// Names the statement that was refused.
     pub async fn execute_all(&self, statements: &[String]) -> anyhow::Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut conn = self.pool.acquire().await?;
+        // Rows by the million come in the order of one index and in none of the others': what does not stay in memory
+        // would be written again and again.
+        let cache = async |conn: &mut AnyConnection, kib: u32| match self.sqlite {
+            true => sqlx::query(AssertSqlSafe(format!("PRAGMA cache_size = -{kib}"))).execute(conn).await.map(drop),
+            false => Ok(()),
+        };
+        cache(&mut conn, 1 << 20).await?;
+        let mut tx = conn.begin().await?;
         for sql in statements {
             sqlx::query(AssertSqlSafe(sql.clone())).execute(&mut *tx).await.with_context(|| sql.clone())?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        Ok(cache(&mut conn, 2000).await?)
     }
 
     /// How many rows a query counts.
