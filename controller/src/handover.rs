@@ -128,7 +128,8 @@ impl Handover {
                     tracing::info!(jobs, ring.generation = generation, "taking up jobs that had not ended");
                     return;
                 }
-                Err(error) if self.is_to_insist(generation, &error).await => {}
+                // What stays wrong is tried again by the sweep.
+                Err(error) if self.is_to_insist(generation, &error).await && error.code.is_transient() => {}
                 Err(_) => return,
             }
         }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds what is shipped and prints its figures, of one benchmark or of all:
 #
-#   tests/lab/bench.sh [NAME [SIZE…]]
+#   tests/lab/bench.sh [NAME [ARGUMENT…]]     (NAME --help tells its arguments)
 #
 # With DATABASE=postgres controllers use a server of this run's own, whose commits are as durable as those of the
 # embedded database.
