@@ -35,6 +35,9 @@ type World = Arc<Mutex<HashSet<&'static str>>>;
 
 static WORLDS: Mutex<Vec<(Uuid, World)>> = Mutex::new(Vec::new());
 
+/// Resources on a host that answers nothing.
+static HANGING: Mutex<Vec<Uuid>> = Mutex::new(Vec::new());
+
 fn world(id: Uuid) -> World {
     let mut worlds = WORLDS.lock().unwrap();
     if let Some((_, world)) = worlds.iter().find(|(known, _)| *known == id) {
@@ -80,6 +83,9 @@ impl Step<State> for Named {
         Ok(())
     }
     async fn undo(&self, _: &StepCx, state: &State) -> Result<()> {
+        if HANGING.lock().unwrap().contains(&state.id) {
+            std::future::pending::<()>().await;
+        }
         world(state.id).lock().unwrap().remove(self.0);
         Ok(())
     }
@@ -342,6 +348,36 @@ async fn undoing_that_fails_is_owed_and_paid_later() {
     assert_eq!(run_due(&bench.engine).await.unwrap(), 1);
     assert!(world(job.resource.id).lock().unwrap().is_empty());
     assert!(bench.job(job.job_id).await.job.cleanup_owed.is_empty());
+}
+
+#[tokio::test]
+async fn a_host_that_hangs_holds_up_no_debt_to_another() {
+    let bench = bench().await;
+    // In the order in which they are paid.
+    let resources = [Uuid::from_u128(1), Uuid::from_u128(2)];
+    HANGING.lock().unwrap().push(resources[0]);
+    for resource_id in resources {
+        let data = serde_json::to_string(&State { id: resource_id }).unwrap();
+        let (kind, step, last_error) = (Three::KIND.to_string(), "two".to_string(), String::new());
+        let id = Uuid::now_v7();
+        let debt =
+            db::cleanup::Cleanup { id, job_id: JobId::new(), kind, step, resource_id, data, attempts: 0, last_error };
+        let now = bench.deps.clock.now();
+        let owe =
+            bench.deps.db.write(move |tx| Box::pin(async move { db::cleanup::insert(tx, &debt, now, now).await }));
+        owe.await.unwrap();
+    }
+    let paid = async {
+        let owed = async || db::cleanup::count(&mut bench.deps.db.read().await.unwrap()).await.unwrap();
+        while owed().await > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = paid => {}
+        paid = run_due(&bench.engine) => panic!("the hanging one was paid: {paid:?}"),
+    }
+    assert!(world(resources[1]).lock().unwrap().is_empty());
 }
 
 #[tokio::test]
