@@ -157,6 +157,8 @@ impl Request for GetVmOfTomorrow {
 async fn strange_messages(fleet: &Fleet) -> anyhow::Result<()> {
     let node = Node::start(fleet.broker.settings(), |_| ());
     node.connected().await?;
+    let members = fleet.controllers.iter().map(|controller| controller.id()).collect::<anyhow::Result<Vec<_>>>()?;
+    node.ring.install(1, &members);
     for controller in &fleet.controllers {
         let cx = Cx::system(Duration::from_secs(60));
         let said = node.bus.call_at(controller.id()?, &cx, Invented { n: 1 }).await;
