@@ -86,20 +86,15 @@ async fn answered<T>(
     sent: impl Future<Output = Result<(), Error>>,
     mut answer: oneshot::Receiver<Result<T, Error>>,
 ) -> Result<T, Error> {
-    let early = tokio::select! {
+    let stopping = |_| Err(Error::new(Code::Unavailable, "the bus is stopping"));
+    tokio::select! {
         biased;
-        early = &mut answer => Some(early),
-        sent = sent => match (sent, answer.try_recv()) {
-            (_, Ok(early)) => Some(Ok(early)),
-            (Err(error), Err(_)) => return Err(error),
-            (Ok(()), Err(_)) => None,
+        early = &mut answer => return early.unwrap_or_else(stopping),
+        sent = sent => if let Err(error) = sent {
+            return answer.try_recv().unwrap_or(Err(error));
         },
-    };
-    let answer = match early {
-        Some(early) => early,
-        None => answer.await,
-    };
-    answer.unwrap_or_else(|_| Err(Error::new(Code::Unavailable, "the bus is stopping")))
+    }
+    answer.await.unwrap_or_else(stopping)
 }
 
 fn left(controller: ControllerId) -> Error {
