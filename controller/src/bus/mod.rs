@@ -424,14 +424,11 @@ impl Bus {
             headers: Headers { correlation: Some(request.id), reply_to: None, ..request.headers.clone() },
             body,
         };
-        let ttl = Duration::from_millis(request.timeout_ms);
-        let bus = Arc::clone(self);
+        let (bytes, ttl) = (message.encode(), Duration::from_millis(request.timeout_ms));
+        let transport = Arc::clone(&self.transport);
         self.tasks.spawn(async move {
-            let sent = match message.encode() {
-                Ok(bytes) => bus.transport.send(target, name, bytes, ttl).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = sent {
+            let sent = async { transport.send(target, name, bytes?, ttl).await };
+            if let Err(error) = sent.await {
                 tracing::warn!(message.name = name, error = error.chain(), "a message of the bus could not be sent");
             }
         });

@@ -1,8 +1,9 @@
 //! Receives: from this controller's queues into the inbox of the bus.
 //!
 //! A message is acknowledged when it is in the inbox, which is bounded: what the bus does not take stays
-//! with the broker. When the broker ends a consumer, because somebody removed its queue, all of it is
-//! made again.
+//! with the broker. One acknowledgement stands for many messages, or for the last ones before a moment of
+//! silence: each would wake a thread here and a process there. When the broker ends a consumer, because
+//! somebody removed its queue, all of it is made again.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
@@ -20,8 +21,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::topology::{self, Queues};
 
-/// Messages that are taken and acknowledged together at most.
+/// Messages that are taken together at most.
 const BATCH: usize = 256;
+/// Silence after which what was received is acknowledged, however little it is.
+const SILENCE: Duration = Duration::from_millis(10);
 /// Pause before queues that somebody removed are made again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Messages that are remembered, to know them again: more than can be unacknowledged in all queues.
@@ -101,8 +104,19 @@ impl Receiver {
             consumers.into_iter().map(|consumer| consumer.map(Some).chain(stream::once(async { None })).boxed());
         let mut deliveries = stream::select_all(ending).ready_chunks(BATCH);
         let (mut handed, inbox) = (Handed::default(), self.inbox.clone());
+        // So few of those that the broker sends at once that it always has leave to send more.
+        let many = u64::from(self.prefetch / 4).max(1);
         loop {
-            let Some(Some(batch)) = stop.run_until_cancelled(deliveries.next()).await else { return Ok(End::Stopped) };
+            let next = stop.run_until_cancelled(deliveries.next());
+            let next = match handed.unacknowledged() {
+                0 => Ok(next.await),
+                _ => tokio::time::timeout(SILENCE, next).await,
+            };
+            let Ok(next) = next else {
+                channel.basic_ack(handed.acknowledge(), BasicAckOptions { multiple: true }).await?;
+                continue;
+            };
+            let Some(Some(batch)) = next else { return Ok(End::Stopped) };
             let mut cancelled = false;
             for delivery in batch {
                 let Some(delivery) = delivery.transpose()? else {
@@ -128,8 +142,9 @@ impl Receiver {
                 }
                 handed.add(tag);
             }
-            if let Some(tag) = handed.all_up_to() {
-                channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+            let enough = if cancelled { 1 } else { many };
+            if handed.unacknowledged() >= enough {
+                channel.basic_ack(handed.acknowledge(), BasicAckOptions { multiple: true }).await?;
             }
             if cancelled {
                 for tag in handed.beyond {
@@ -157,7 +172,7 @@ impl Receiver {
 /// need not come in the order of their numbers, because each queue has its own stream.
 #[derive(Default)]
 struct Handed {
-    /// All up to here were handed over and acknowledged, or are with the next acknowledgement.
+    /// All up to here were handed over.
     up_to: u64,
     acknowledged: u64,
     beyond: BTreeSet<u64>,
@@ -171,11 +186,15 @@ impl Handed {
         }
     }
 
-    /// The number up to which all were handed over, when it has grown.
-    fn all_up_to(&mut self) -> Option<u64> {
-        let grown = self.up_to > self.acknowledged;
+    /// How many the next acknowledgement can stand for.
+    fn unacknowledged(&self) -> u64 {
+        self.up_to - self.acknowledged
+    }
+
+    /// Takes all of these for acknowledged: by the number that is answered, and all before it.
+    fn acknowledge(&mut self) -> u64 {
         self.acknowledged = self.up_to;
-        grown.then_some(self.up_to)
+        self.up_to
     }
 }
 
@@ -210,11 +229,11 @@ mod tests {
     #[test]
     fn one_acknowledgement_stands_for_all_that_were_handed_over_and_no_other() {
         let mut handed = Handed::default();
-        assert_eq!(handed.all_up_to(), None);
+        assert_eq!(handed.unacknowledged(), 0);
         [1, 2, 5, 4].into_iter().for_each(|tag| handed.add(tag));
-        assert_eq!((handed.all_up_to(), handed.all_up_to()), (Some(2), None));
+        assert_eq!((handed.unacknowledged(), handed.acknowledge(), handed.unacknowledged()), (2, 2, 0));
         handed.add(3);
-        assert_eq!(handed.all_up_to(), Some(5));
+        assert_eq!((handed.unacknowledged(), handed.acknowledge()), (3, 5));
         assert!(handed.beyond.is_empty());
     }
 
