@@ -3,6 +3,7 @@
 //! - [`flow`]: what a flow and a step are.
 //! - [`course`]: where a job is and what comes next, as rules without I/O.
 //! - [`engine`]: accepts jobs, runs their steps, rolls back, resumes after a crash.
+//! - [`run`]: one job, forward or backward. - [`journal`]: what it writes down on the way.
 //! - [`cleanup`]: undoing that failed and is owed.
 //!
 //! A job is accepted and its first step recorded in one transaction, before `202` is sent. Between two
@@ -13,6 +14,7 @@ mod cleanup;
 pub mod course;
 mod engine;
 mod flow;
+mod journal;
 mod run;
 
 pub use cleanup::run_due;
