@@ -6,7 +6,8 @@
 //! - each commit here names the hosts that it touched, and they are read again a moment later;
 //! - a host that is chosen counts as taken at once, so those who come at the same time choose others;
 //! - when the picture is old, everything is read again: other controllers reserve as well. Where there are
-//!   others, it is also read before anybody is told that there is no place.
+//!   others, it is also read before anybody is told that there is no place; where there cannot be, that is
+//!   rare, and only to be sure.
 
 mod filter;
 mod index;
@@ -37,6 +38,8 @@ const TAKEN: Duration = Duration::from_secs(1);
 /// Age at which the picture is read again when somebody uses it: at least this, and so many times what
 /// the reading takes.
 const OLD: Duration = Duration::from_secs(2);
+/// The same where nobody else writes to the database.
+const OLD_WHEN_ALONE: Duration = Duration::from_secs(600);
 const READS_APART: u32 = 50;
 
 /// The hosts as places for VMs.
@@ -51,7 +54,8 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Begins with nothing: the first who asks has the hosts read. Follows what is written until `stop`.
+    /// Begins to read the hosts, so that the first who asks need not wait for all of them. Follows what is written
+    /// until `stop`.
     #[must_use]
     pub fn start(db: Db, tasks: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let placement = Arc::new(Self {
@@ -93,6 +97,10 @@ impl Placement {
     /// Reads again what was written to here, and the hosts that count as taken whatever became of it.
     async fn read_recent(&self) -> Result<()> {
         if self.index().is_unread() {
+            // It may be that they are being read.
+            drop(self.reading.lock().await);
+        }
+        if self.index().is_unread() {
             return self.read_all().await;
         }
         let taken = self.index().checks(Instant::now());
@@ -118,7 +126,7 @@ impl Placement {
 
     fn take(&self, request: &Request, most: usize) -> Option<Vec<(HostId, StorageId)>> {
         let mut index = self.index();
-        if index.is_old() {
+        if index.is_old() && !index.is_unread() {
             self.old.notify_one();
         }
         let found = index.best(request, most);
@@ -145,7 +153,8 @@ impl Placement {
             })
         });
         let mut fresh = db::soon(read).await.map_err(Error::from)?;
-        fresh.old_at(Instant::now() + (begin.elapsed() * READS_APART).max(OLD));
+        let at_least = if self.db.dialect() == Dialect::Sqlite { OLD_WHEN_ALONE } else { OLD };
+        fresh.old_at(Instant::now() + (begin.elapsed() * READS_APART).max(at_least));
         *self.index() = fresh;
         Ok(())
     }
@@ -153,6 +162,7 @@ impl Placement {
     /// Reads again what was touched, and everything when it is old.
     async fn follow(&self) {
         let touched = self.db.touched_hosts();
+        self.old.notify_one();
         loop {
             let taken = self.index().next_check(TAKEN);
             let result = tokio::select! {
@@ -165,7 +175,11 @@ impl Placement {
             };
             if let Err(error) = result {
                 tracing::debug!(error = error.chain(), "the places could not be read; they are read again later");
-                self.index().old_at(Instant::now());
+                let mut index = self.index();
+                // What was never read is not old: who asks for a place reads it then, and waits for that.
+                if !index.is_unread() {
+                    index.old_at(Instant::now());
+                }
             }
             tokio::time::sleep(GATHER).await;
         }
@@ -175,7 +189,7 @@ impl Placement {
         let _reading = self.reading.lock().await;
         let hosts = self.db.touched_hosts().take();
         if self.index().is_unread() {
-            // Nobody has asked for a place yet: everything will be read then.
+            // It could not be read yet: who asks for a place has everything read.
             return Ok(());
         }
         for group in hosts.chunks(GROUP) {
@@ -197,5 +211,40 @@ async fn due(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::testing::{Seed, sqlite};
+
+    /// Whoever asks first after a start must not wait for a hundred thousand hosts to be read.
+    #[tokio::test]
+    async fn the_hosts_are_read_before_anybody_asks_for_a_place() {
+        let db = sqlite().await;
+        let seed = Seed::planted(&db).await;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let placement = Placement::start(db.clone(), &tasks, stop.clone());
+        let read = async {
+            while placement.index().places().all(|place| place.host_id != seed.host.id) {
+                tokio::time::sleep(GATHER).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), read).await.unwrap();
+        stop.cancel();
+    }
+
+    /// What could not be read at the start is not taken for a cloud without hosts.
+    #[tokio::test]
+    async fn who_asks_has_the_hosts_read_when_they_could_not_be_read_before() {
+        let db = sqlite().await;
+        let seed = Seed::planted(&db).await;
+        let stop = CancellationToken::new();
+        // Nobody follows: it is as if the first reading had failed.
+        stop.cancel();
+        let placement = Placement::start(db.clone(), &TaskTracker::new(), stop);
+        placement.read_recent().await.unwrap();
+        assert!(placement.index().places().any(|place| place.host_id == seed.host.id));
     }
 }
