@@ -26,4 +26,7 @@ if [ "$DATABASE" = postgres ]; then
     KRING_TEST_POSTGRES=$("$LAB/postgres.sh" start "$postgres" --durable)
     export KRING_TEST_POSTGRES
 fi
+# A release's sources have no repository.
+KRING_COMMIT=$(git describe --always --dirty 2>/dev/null || echo unknown)
+export KRING_COMMIT
 KRING_AGENT=$target/agent/kring-agent "$target/packages/kring-bench" "$@"

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use controller::bus::envelope::Envelope;
@@ -24,13 +24,15 @@ use tokio_util::task::TaskTracker;
 
 use super::Bench;
 use super::bus::Add;
+use super::process::{Spent, Watch};
 use crate::broker::{Broker, Node};
 
 /// Requests that are on their way at a time.
 const WINDOWS: [usize; 3] = [1, 16, MOST];
 const MOST: usize = 128;
-/// Each is measured so often, in turn, because the machine is not the same at all times.
-const ROUNDS: usize = 3;
+/// Each is measured so often, in turn, because neither the machine nor the sizes of the batches that form are the
+/// same at all times.
+const ROUNDS: usize = 9;
 /// What may be unacknowledged, as the bus has it.
 const PREFETCH: u16 = 256;
 
@@ -41,53 +43,51 @@ pub(super) fn run(bench: &mut Bench, calls: u64) -> anyhow::Result<()> {
         let broker = Broker::start().await?;
         bench.version("broker", broker.version().await?);
         for window in WINDOWS {
-            let calls = (calls * window as u64 / MOST as u64).max(calls / 20);
+            let calls = (calls * window as u64 / MOST as u64).max(calls / 20).div_ceil(ROUNDS as u64);
             let (mut bus, mut bare) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
                 bare.push(measure_bare(&broker, calls, window).await?);
                 bus.push(measure_bus(&broker, calls, window).await?);
             }
-            let middle = |rates: &mut Vec<f64>| {
-                rates.sort_by(f64::total_cmp);
-                rates.get(ROUNDS / 2).copied().unwrap_or(f64::NAN)
-            };
-            let (bus, bare) = (middle(&mut bus), middle(&mut bare));
             let of = (window, "calls at a time");
-            bench.point(of, "each, over RabbitMQ", 1e6 / bus, "µs", "");
-            bench.point(of, "each, by lapin alone", 1e6 / bare, "µs", "");
+            let mut middle = |rounds: &mut Vec<Spent>, by: &str| {
+                rounds.sort_by(|one, other| one.wall.total_cmp(&other.wall));
+                let each = rounds.get(ROUNDS / 2).context("no round")?;
+                bench.point(of, &format!("each, {by}"), each.wall * 1e6, "µs", "");
+                bench.point(of, &format!("each, {by}, processor time of both sides"), each.bench * 1e6, "µs", "");
+                bench.point(of, &format!("each, {by}, processor time of the machine"), each.machine * 1e6, "µs", "");
+                anyhow::Ok(each.wall)
+            };
+            let (bus, bare) = (middle(&mut bus, "over RabbitMQ")?, middle(&mut bare, "by lapin alone")?);
             let asked = if window == MOST { "at least 0.8" } else { "" };
-            bench.point(of, "bus / lapin alone", bus / bare, "", asked);
+            bench.point(of, "bus / lapin alone", bare / bus, "", asked);
             if window == MOST {
-                bench.figure("request-replies a second, over RabbitMQ", bus, "1/s", "");
+                bench.figure("request-replies a second, over RabbitMQ", 1.0 / bus, "1/s", "");
             }
         }
         anyhow::Ok(())
     })
 }
 
-fn rate(calls: u64, took: Duration) -> f64 {
-    calls as f64 / took.as_secs_f64()
-}
-
 fn add(n: u64) -> Add {
     Add { a: n, b: 1, about: None }
 }
 
-async fn measure_bus(broker: &Broker, calls: u64, window: usize) -> anyhow::Result<f64> {
+async fn measure_bus(broker: &Broker, calls: u64, window: usize) -> anyhow::Result<Spent> {
     let serve = |registry: &mut Registry| registry.serve(|_, m: Add| async move { Ok(m.a + m.b) });
     let (one, two) = (Node::start(broker.settings(), serve), Node::start(broker.settings(), serve));
     one.connected().await?;
     two.connected().await?;
     [&one, &two].into_iter().for_each(|node| node.ring.install(1, &[one.id, two.id]));
     let cx = Cx::system(Duration::from_secs(600));
-    let begin = Instant::now();
+    let watch = Watch::of(std::process::id())?;
     let replies = stream::iter(0..calls).map(|n| one.bus.call_at(two.id, &cx, add(n))).buffer_unordered(window);
     let sum: u64 = replies.try_fold(0, async |sum, reply| Ok(sum + reply)).await?;
-    let took = begin.elapsed();
+    let spent = watch.spent()?.each(calls as usize);
     anyhow::ensure!(sum == calls * (calls + 1) / 2, "the sum is wrong: {sum}");
     one.leave().await;
     two.leave().await;
-    Ok(rate(calls, took))
+    Ok(spent)
 }
 
 /// One side of the conversation of the client library.
@@ -125,7 +125,7 @@ async fn publish(channel: &Channel, queue: &str, id: &str, bytes: &[u8]) -> anyh
     Ok(())
 }
 
-async fn measure_bare(broker: &Broker, calls: u64, window: usize) -> anyhow::Result<f64> {
+async fn measure_bare(broker: &Broker, calls: u64, window: usize) -> anyhow::Result<Spent> {
     let (requests, replies) = ("bench.requests", "bench.replies");
     let client = Side::open(broker, replies).await?;
     let server = Side::open(broker, requests).await?;
@@ -134,7 +134,7 @@ async fn measure_bare(broker: &Broker, calls: u64, window: usize) -> anyhow::Res
     tasks.spawn(serve(server, replies, bytes.clone(), stop.clone()));
     let waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>> = Arc::default();
     tasks.spawn(receive(client.consumer, client.receives, Arc::clone(&waiting), stop.clone()));
-    let begin = Instant::now();
+    let watch = Watch::of(std::process::id())?;
     let asked = stream::iter(0..calls).map(|n| {
         let (id, sends, waiting, bytes) = (n.to_string(), &client.sends, &waiting, &bytes);
         async move {
@@ -145,11 +145,11 @@ async fn measure_bare(broker: &Broker, calls: u64, window: usize) -> anyhow::Res
         }
     });
     asked.buffer_unordered(window).try_for_each(async |()| Ok(())).await?;
-    let took = begin.elapsed();
+    let spent = watch.spent()?.each(calls as usize);
     stop.cancel();
     tasks.close();
     tasks.wait().await;
-    Ok(rate(calls, took))
+    Ok(spent)
 }
 
 /// Answers every request with a message of the same size.

@@ -114,13 +114,15 @@ impl Bench {
         let server = std::env::var_os("KRING_TEST_POSTGRES").is_some();
         let (database, file) =
             if server { (POSTGRES, format!("{bench}-postgresql")) } else { (SQLITE, bench.to_string()) };
+        // Told by who has built this.
+        let commit = std::env::var("KRING_COMMIT").ok();
         let report = Report {
             bench,
             version: env!("CARGO_PKG_VERSION"),
             machine: process::machine(),
             kernel: process::kernel(),
             database,
-            versions: BTreeMap::new(),
+            versions: commit.map(|commit| ("commit", commit)).into_iter().collect(),
             settings: BTreeMap::new(),
             profile,
             arguments: std::env::args().skip(1).collect(),

@@ -140,9 +140,11 @@ async fn multiply(cluster: &Cluster, vm: &Vm, first: usize, count: usize) -> any
                  WHERE vm.host_id = host.id AND vm.holds_compute = 1)"
         ));
     }
+    // Summed once: looked up for each host, all volumes of the storage would be read for each.
     sql.push(
-        "UPDATE storage_host SET reserved = (SELECT CAST(COALESCE(SUM(volume.size), 0) AS BIGINT) FROM volume
-             WHERE volume.host_id = storage_host.host_id AND volume.storage_id = storage_host.storage_id)"
+        "UPDATE storage_host SET reserved = there.size
+         FROM (SELECT host_id, storage_id, CAST(SUM(size) AS BIGINT) AS size FROM volume GROUP BY host_id, storage_id) AS there
+         WHERE there.host_id = storage_host.host_id AND there.storage_id = storage_host.storage_id"
             .to_string(),
     );
     sql.push("DROP TABLE place".to_string());

@@ -16,6 +16,7 @@ use shared::units::Bytes;
 use uuid::Uuid;
 
 use super::host::{Real, lab, missing};
+use super::process::Watch;
 use super::{Bench, quantile};
 use crate::client::Call;
 use crate::cmd;
@@ -43,8 +44,13 @@ pub async fn run(rounds: usize, sizes: &[usize]) -> anyhow::Result<()> {
     real.cluster.vm_do(first.id, "stop").await?;
     for &size in sizes {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut controller, mut agent) = (0.0, 0.0);
         for _ in 0..rounds {
-            ours.push(by_api(&real, &(0..size).map(|_| body()).collect::<Vec<_>>()).await?);
+            let bodies: Vec<_> = (0..size).map(|_| body()).collect();
+            let watches = (Watch::of(real.cluster.pid().context("a process")?)?, Watch::of(real.agent)?);
+            ours.push(by_api(&real, &bodies).await?);
+            controller += watches.0.spent()?.each(rounds * size).cpu * 1000.0;
+            agent += watches.1.spent()?.each(rounds * size).cpu * 1000.0;
             theirs.push(by_hand.make(&real, size).await?);
         }
         ours.sort_unstable();
@@ -54,6 +60,8 @@ pub async fn run(rounds: usize, sizes: &[usize]) -> anyhow::Result<()> {
         bench.point(of, "POST /v1/vms until all run, median", api, "ms", "");
         bench.point(of, "qemu-img and virsh, median", hand, "ms", "");
         bench.point(of, "ratio of the medians", api / hand, "", "at most 1.15");
+        bench.point(of, "the controller's CPU for a VM, and to remove it", controller, "ms", "");
+        bench.point(of, "the agent's CPU for a VM, and to remove it", agent, "ms", "");
         for (name, all) in [("POST /v1/vms", &ours), ("by hand", &theirs)] {
             bench.figure(format!("{size} VMs at once: {name}, fastest"), quantile(all, 0.0) / 1000.0, "ms", "");
             bench.figure(format!("{size} VMs at once: {name}, slowest"), quantile(all, 1.0) / 1000.0, "ms", "");
