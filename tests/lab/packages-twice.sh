@@ -10,7 +10,7 @@ LAB=$(cd "$(dirname "$0")" && pwd)
 ROOT=$(cd "$LAB/../.." && pwd)
 . "$LAB/lib.sh"
 COMMIT=$(git -C "$ROOT" rev-parse HEAD)
-WORK=$(mktemp -d "${TMPDIR:-/var/tmp}/kring-twice-XXXXXX")
+WORK=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 trap 'rm -rf "$WORK"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP

@@ -99,9 +99,9 @@ impl Placement {
         if self.index().is_unread() {
             // It may be that they are being read.
             drop(self.reading.lock().await);
-        }
-        if self.index().is_unread() {
-            return self.read_all().await;
+            if self.index().is_unread() {
+                return self.read_all().await;
+            }
         }
         let taken = self.index().checks(Instant::now());
         self.db.touched_hosts().add(taken);

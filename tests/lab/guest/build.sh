@@ -42,12 +42,11 @@ deliver() {
 lock "$STORE/lock"
 [ -f "$IMAGE" ] && deliver
 
-work=$(mktemp -d "$STORE/build.XXXXXX")
+# We hold the lock: a folder of this name is of a build that was killed.
+rm -rf "$STORE"/build.*
+work=$STORE/build.$$
 trap 'rm -rf "$work"' EXIT
-for left in "$STORE"/build.*; do
-    # We hold the lock: another folder of this name is of a build that was killed.
-    [ "$left" = "$work" ] || rm -rf "$left"
-done
+mkdir "$work"
 
 # Unpacks the newest package of a name into $work/root without installing it.
 unpack() {

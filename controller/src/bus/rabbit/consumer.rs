@@ -112,15 +112,15 @@ impl Receiver {
                 0 => Ok(next.await),
                 _ => tokio::time::timeout(SILENCE, next).await,
             };
-            let Ok(next) = next else {
-                channel.basic_ack(handed.acknowledge(), BasicAckOptions { multiple: true }).await?;
-                continue;
+            let (batch, mut enough) = match next {
+                Ok(Some(Some(batch))) => (batch, many),
+                Ok(_) => return Ok(End::Stopped),
+                Err(_) => (Vec::new(), 1),
             };
-            let Some(Some(batch)) = next else { return Ok(End::Stopped) };
             let mut cancelled = false;
             for delivery in batch {
                 let Some(delivery) = delivery.transpose()? else {
-                    cancelled = true;
+                    (cancelled, enough) = (true, 1);
                     continue;
                 };
                 let tag = delivery.delivery_tag;
@@ -142,7 +142,6 @@ impl Receiver {
                 }
                 handed.add(tag);
             }
-            let enough = if cancelled { 1 } else { many };
             if handed.unacknowledged() >= enough {
                 channel.basic_ack(handed.acknowledge(), BasicAckOptions { multiple: true }).await?;
             }
