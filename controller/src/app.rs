@@ -321,7 +321,7 @@ impl App {
             ),
         }
         // Nobody sends here any more: what is kept for this controller goes.
-        self.bus.transport().close().await;
+        self.bus.close().await;
         self.tasks.close();
         if tokio::time::timeout(Duration::from_secs(10), self.db.close()).await.is_err() {
             tracing::warn!("the database did not close in time");

@@ -235,7 +235,12 @@ async fn every_way_to_send_works_between_controllers_and_queues_do_not_grow() ->
     assert_eq!(broker.queues().await?, queues, "calls have made or removed queues");
     // Nothing else has come.
     assert!(seen_one.try_recv().is_err() || seen_one.is_empty());
+    // Who leaves has told everybody what it published.
+    (400..700).for_each(|n| one.bus.publish(&cx(60), &Changed { n }));
     one.leave().await;
+    for n in 400..700 {
+        assert_eq!(next(&mut seen_two).await, Some(Seen::Event(n)));
+    }
     two.leave().await;
     assert_eq!(broker.queues().await?, [""; 0]);
     Ok(())

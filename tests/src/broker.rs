@@ -216,7 +216,7 @@ impl Node {
 
     /// Leaves in order.
     pub async fn leave(&self) {
-        self.transport.close().await;
+        self.bus.close().await;
         self.stop.cancel();
     }
 }

@@ -223,6 +223,24 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    // An argument of the same id would be taken for the global one as well: `controller show ID` had asked a controller at ID.
+    #[test]
+    fn no_argument_has_the_id_of_one_that_every_command_takes() {
+        fn walk(command: &clap::Command, path: &str, global: &[&clap::Id]) {
+            for verb in command.get_subcommands() {
+                let path = format!("{path} {}", verb.get_name());
+                for argument in verb.get_arguments() {
+                    assert!(!global.contains(&argument.get_id()), "{path}: {}", argument.get_id());
+                }
+                walk(verb, &path, global);
+            }
+        }
+        let root = Cli::command();
+        let global: Vec<_> = root.get_arguments().filter(|a| a.is_global_set()).map(clap::Arg::get_id).collect();
+        assert!(global.len() > 5, "{global:?}");
+        walk(&root, "kring", &global);
+    }
+
     #[test]
     fn every_command_has_help_and_every_verb_an_example() {
         fn walk(command: &clap::Command, path: &str) {

@@ -137,7 +137,7 @@ impl Bus {
         (transport, inbox): (Arc<dyn Transport>, mpsc::Receiver<Vec<u8>>),
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Arc<Self> {
-        let outbox = Outbox::start(Arc::clone(&transport), &tasks, stop.clone());
+        let outbox = Outbox::start(Arc::clone(&transport));
         let bus = Arc::new(Self {
             ring,
             clock,
@@ -265,6 +265,12 @@ impl Bus {
         while self.queues.any(|resource| !self.ring.is_mine(resource)) {
             tokio::time::sleep(FIRST_PAUSE).await;
         }
+    }
+
+    /// Leaves in order: what was published is told, then nothing is sent or received any more.
+    pub async fn close(&self) {
+        self.outbox.close().await;
+        self.transport.close().await;
     }
 
     /// The way to the other controllers.

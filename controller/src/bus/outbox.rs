@@ -1,7 +1,6 @@
 //! Events on their way to the other controllers: told in the order in which they were published here, so that those about
 //! one resource, which its owner publishes, come in theirs.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use super::Transport;
 const MOST: usize = 4096;
 /// Events that are being told at a time, in their order.
 const TOLD_TOGETHER: usize = 64;
-/// What was published until this process ends in order is told for so long.
+/// How long those that were put before the end are waited for.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
 
 struct Published {
@@ -28,39 +27,50 @@ struct Published {
 }
 
 /// Where events are put.
-pub(super) struct Outbox(mpsc::Sender<Published>);
+pub(super) struct Outbox {
+    events: mpsc::Sender<Published>,
+    closing: CancellationToken,
+    teller: TaskTracker,
+}
 
 impl Outbox {
-    /// One whose events are told until some time after `stop`.
-    pub(super) fn start(transport: Arc<dyn Transport>, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+    pub(super) fn start(transport: Arc<dyn Transport>) -> Self {
         let (events, published) = mpsc::channel(MOST);
-        tasks.spawn(tell_others(transport, published, stop));
-        Self(events)
+        let (closing, teller) = (CancellationToken::new(), TaskTracker::new());
+        teller.spawn(tell_others(transport, published, closing.clone()));
+        Self { events, closing, teller }
     }
 
     /// Has an event told after those that were put before it, and does not wait: a failure is logged.
     pub(super) fn put(&self, name: &'static str, bytes: Vec<u8>) {
-        let why = match self.0.try_send(Published { name, bytes }) {
+        let why = match self.events.try_send(Published { name, bytes }) {
             Ok(()) => return,
             Err(TrySendError::Full(_)) => "too many events wait to be told",
             Err(TrySendError::Closed(_)) => "the bus is stopping",
         };
         not_told(name, &Error::new(Code::Unavailable, why));
     }
+
+    /// Takes no more events, and waits for a while until those that were put are told.
+    pub(super) async fn close(&self) {
+        self.closing.cancel();
+        self.teller.close();
+        if tokio::time::timeout(LAST_EVENTS, self.teller.wait()).await.is_err() {
+            tracing::warn!("the last events were not told in time");
+        }
+    }
 }
 
-async fn tell_others(transport: Arc<dyn Transport>, mut events: mpsc::Receiver<Published>, stop: CancellationToken) {
+/// Tells what is put until `closing`, or until nobody can put anything any more.
+async fn tell_others(transport: Arc<dyn Transport>, mut events: mpsc::Receiver<Published>, closing: CancellationToken) {
     let mut told = FuturesUnordered::new();
-    let mut ends = pin!(async {
-        stop.cancelled().await;
-        tokio::time::sleep(LAST_EVENTS).await;
-    });
     loop {
         tokio::select! {
-            () = &mut ends => return,
+            // What was put is still received.
+            () = closing.cancelled(), if !events.is_closed() => events.close(),
             Some(()) = told.next() => {}
             event = events.recv(), if told.len() < TOLD_TOGETHER => {
-                let Some(Published { name, bytes }) = event else { return };
+                let Some(Published { name, bytes }) = event else { break };
                 // Handed over one after the other, and confirmed when they are.
                 match transport.broadcast(bytes).await {
                     Ok(confirmed) => told.push(async move {
@@ -73,6 +83,7 @@ async fn tell_others(transport: Arc<dyn Transport>, mut events: mpsc::Receiver<P
             }
         }
     }
+    while told.next().await.is_some() {}
 }
 
 pub(super) fn not_told(name: &str, error: &Error) {

@@ -24,19 +24,22 @@ pub enum Command {
     #[command(after_help = "Examples:\n  kring controller show 01939f00-3b1a-7c3e-9d5e-0b8a6c2f4e11")]
     Show {
         /// Its id
-        controller: String,
+        #[arg(value_name = "CONTROLLER")]
+        id: String,
     },
     /// Let a controller give its work to the others, so that it can be stopped without a failed call
     #[command(after_help = "Examples:\n  kring controller drain 01939f00-3b1a-7c3e-9d5e-0b8a6c2f4e11")]
     Drain {
         /// Its id
-        controller: String,
+        #[arg(value_name = "CONTROLLER")]
+        id: String,
     },
     /// Let a drained controller work again
     #[command(after_help = "Examples:\n  kring controller activate 01939f00-3b1a-7c3e-9d5e-0b8a6c2f4e11")]
     Activate {
         /// Its id
-        controller: String,
+        #[arg(value_name = "CONTROLLER")]
+        id: String,
     },
 }
 
@@ -55,9 +58,9 @@ pub enum RingCommand {
 pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
     match command {
         Command::List(args) => verbs::list::<Controller>(ctx, &args).await,
-        Command::Show { controller } => verbs::show::<Controller>(ctx, &controller).await,
-        Command::Drain { controller } => change(ctx, &controller, "drain").await,
-        Command::Activate { controller } => change(ctx, &controller, "activate").await,
+        Command::Show { id } => verbs::show::<Controller>(ctx, &id).await,
+        Command::Drain { id } => change(ctx, &id, "drain").await,
+        Command::Activate { id } => change(ctx, &id, "activate").await,
     }
 }
 

@@ -284,6 +284,29 @@ async fn a_join_token_is_all_of_standard_output() {
 }
 
 #[tokio::test]
+async fn a_controller_is_drained_and_works_again() {
+    let fake = Fake::start(|asked, _| {
+        let state = if asked.path.ends_with("/drain") { "draining" } else { "active" };
+        Answer::Json(
+            200,
+            json!({
+                "id": id(1), "state": state, "address": "https://10.0.0.1:8443", "version": "0.1.0", "generation": 7,
+                "share": 0.25, "services": ["vm"], "bus": {"kind": "rabbitmq", "healthy": true},
+                "database": {"kind": "postgresql", "healthy": true}, "heartbeat_at": super::fake::ago(1), "started_at": super::fake::ago(60),
+            }),
+        )
+    })
+    .await;
+    let drained = fake.run(&["controller", "drain", &id(1), "-o", "json"]).await.ended(0).json();
+    assert_eq!(drained["state"], "draining");
+    fake.run(&["controller", "activate", &id(1)]).await.ended(0);
+    let shown = fake.run(&["controller", "show", &id(1)]).await.ended(0);
+    assert!(shown.stdout.contains("rabbitmq"), "{}", shown.stdout);
+    let path = format!("/v1/controllers/{}", id(1));
+    assert_eq!(fake.lines(), [format!("POST {path}/drain"), format!("POST {path}/activate"), format!("GET {path}")]);
+}
+
+#[tokio::test]
 async fn a_closed_pipe_is_no_error() {
     let fake = Fake::start(|_, _| Answer::page((0..200).map(|n| vm(n, "web", "running")).collect())).await;
     let mut command = fake.command(&["vm", "list", "-o", "json"]);
