@@ -59,9 +59,9 @@ async fn idle() -> anyhow::Result<()> {
     bench::idle::run(Duration::from_secs(1)).await
 }
 
-#[test]
-fn bus() -> anyhow::Result<()> {
-    bench::bus::run(200)
+#[tokio::test(flavor = "multi_thread")]
+async fn bus() -> anyhow::Result<()> {
+    bench::bus::run(200).await
 }
 
 #[test]

@@ -12,7 +12,7 @@ use anyhow::Context;
 use futures_util::future::join_all;
 use harness::client::{Call, PATIENCE};
 use harness::cluster::{Cluster, Setup};
-use harness::cmd::{free_address, freeze, program, run, signal, spawn};
+use harness::cmd::{free_address, freeze, program, run, send_signal, spawn};
 use harness::fleet::{Api, Load, Tally};
 use harness::sim::{Fault, What};
 use harness::wait::{eventually, until};
@@ -42,7 +42,7 @@ async fn a_controller_that_was_frozen_loses_no_work() -> anyhow::Result<()> {
     let pid = cluster.pid().unwrap_or_default();
     freeze(pid).await?;
     tokio::time::sleep(FROZEN).await;
-    signal(pid, "-CONT").await?;
+    send_signal(pid, "-CONT").await?;
     // Nobody else was there to take over, so it goes on, as the same process.
     eventually("it serves again", async || {
         anyhow::ensure!(!cluster.has_ended()?, "{}", std::fs::read_to_string(cluster.log_file())?);
@@ -199,7 +199,7 @@ async fn a_cloud_to_try_things_on_comes_with_one_command_and_leaves_nothing() ->
     ask("network create lan --cidr 10.77.0.0/24").await?;
     ask("vm create one --image tiny --vcpus 1 --memory 256MiB --network lan").await?;
     assert!(ask("vm list -o json").await?.contains("\"running\""));
-    signal(dev.id().context("it runs")?, "-INT").await?;
+    send_signal(dev.id().context("it runs")?, "-INT").await?;
     assert!(dev.wait().await?.success(), "{}", std::fs::read_to_string(&log)?);
     assert!(!Path::new(&config).exists());
     until("nobody listens any more", async || TcpListener::bind(format!("127.0.0.1:{port}")).is_ok()).await

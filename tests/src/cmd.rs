@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use anyhow::Context;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::wait::until;
 
@@ -106,11 +107,24 @@ fn start(mut command: Command, log: &std::path::Path) -> anyhow::Result<Child> {
     command.spawn().with_context(|| format!("starting {}", command.as_std().get_program().display()))
 }
 
+/// What a program does. When it is told to end (Ctrl-C, `kill`) it gives up, and what it has started is ended and removed.
+///
+/// # Errors
+/// That of the work; when it was told to end.
+pub async fn until_told_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        done = work => done,
+        _ = interrupt.recv() => anyhow::bail!("it was interrupted"),
+        _ = terminate.recv() => anyhow::bail!("it was told to end"),
+    }
+}
+
 /// Sends a signal (`-STOP`, `-CONT`, `-TERM`) to a process that this one has started.
 ///
 /// # Errors
 /// When there is no such process.
-pub async fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
+pub async fn send_signal(pid: u32, signal: &str) -> anyhow::Result<()> {
     run("kill".as_ref(), &[OsStr::new(signal), pid.to_string().as_ref()]).await.map(drop)
 }
 
@@ -120,7 +134,7 @@ pub async fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When there is no such process, or it does not stop.
 pub async fn freeze(pid: u32) -> anyhow::Result<()> {
-    signal(pid, "-STOP").await?;
+    send_signal(pid, "-STOP").await?;
     until(&format!("process {pid} stops"), async || {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         threads

@@ -45,8 +45,15 @@ const WINDOWS: [u64; 3] = [1, 8, 64];
 ///
 /// # Errors
 /// When a call fails.
-pub fn run(calls: u64) -> anyhow::Result<()> {
-    let mut bench = Bench::begin("bus")?.on(super::NONE);
+pub async fn run(calls: u64) -> anyhow::Result<()> {
+    let bench = Bench::begin("bus")?.on(super::NONE);
+    let mut bench = tokio::task::spawn_blocking(move || in_process(bench, calls)).await??;
+    super::bus_broker::run(&mut bench, calls).await?;
+    bench.end()
+}
+
+/// On one thread, which does nothing else.
+fn in_process(mut bench: Bench, calls: u64) -> anyhow::Result<Bench> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for (name, loopback, keyed, times) in [
         ("direct, one service", Loopback::Direct, false, DIRECT),
@@ -69,8 +76,7 @@ pub fn run(calls: u64) -> anyhow::Result<()> {
             }
         }
     }
-    super::bus_broker::run(&mut bench, calls)?;
-    bench.end()
+    Ok(bench)
 }
 
 async fn measure(loopback: Loopback, keyed: bool, calls: u64, window: u64) -> anyhow::Result<Duration> {

@@ -37,36 +37,33 @@ const ROUNDS: usize = 9;
 const PREFETCH: u16 = 256;
 
 /// Measures both; the middle of the rounds counts. With few calls on their way at a time, fewer are made.
-pub(super) fn run(bench: &mut Bench, calls: u64) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let broker = Broker::start().await?;
-        bench.version("broker", broker.version().await?);
-        for window in WINDOWS {
-            let calls = (calls * window as u64 / MOST as u64).max(calls / 20).div_ceil(ROUNDS as u64);
-            let (mut bus, mut bare) = (Vec::new(), Vec::new());
-            for _ in 0..ROUNDS {
-                bare.push(measure_bare(&broker, calls, window).await?);
-                bus.push(measure_bus(&broker, calls, window).await?);
-            }
-            let of = (window, "calls at a time");
-            let mut middle = |rounds: &mut Vec<Spent>, by: &str| {
-                rounds.sort_by(|one, other| one.wall.total_cmp(&other.wall));
-                let each = rounds.get(ROUNDS / 2).context("no round")?;
-                bench.point(of, &format!("each, {by}"), each.wall * 1e6, "µs", "");
-                bench.point(of, &format!("each, {by}, processor time of both sides"), each.bench * 1e6, "µs", "");
-                bench.point(of, &format!("each, {by}, processor time of the machine"), each.machine * 1e6, "µs", "");
-                anyhow::Ok(each.wall)
-            };
-            let (bus, bare) = (middle(&mut bus, "over RabbitMQ")?, middle(&mut bare, "by lapin alone")?);
-            let asked = if window == MOST { "at least 0.8" } else { "" };
-            bench.point(of, "bus / lapin alone", bare / bus, "", asked);
-            if window == MOST {
-                bench.figure("request-replies a second, over RabbitMQ", 1.0 / bus, "1/s", "");
-            }
+pub(super) async fn run(bench: &mut Bench, calls: u64) -> anyhow::Result<()> {
+    let broker = Broker::start().await?;
+    bench.version("broker", broker.version().await?);
+    for window in WINDOWS {
+        let calls = (calls * window as u64 / MOST as u64).max(calls / 20).div_ceil(ROUNDS as u64);
+        let (mut bus, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            bare.push(measure_bare(&broker, calls, window).await?);
+            bus.push(measure_bus(&broker, calls, window).await?);
         }
-        anyhow::Ok(())
-    })
+        let of = (window, "calls at a time");
+        let mut middle = |rounds: &mut Vec<Spent>, by: &str| {
+            rounds.sort_by(|one, other| one.wall.total_cmp(&other.wall));
+            let each = rounds.get(ROUNDS / 2).context("no round")?;
+            bench.point(of, &format!("each, {by}"), each.wall * 1e6, "µs", "");
+            bench.point(of, &format!("each, {by}, processor time of both sides"), each.bench * 1e6, "µs", "");
+            bench.point(of, &format!("each, {by}, processor time of the machine"), each.machine * 1e6, "µs", "");
+            anyhow::Ok(each.wall)
+        };
+        let (bus, bare) = (middle(&mut bus, "over RabbitMQ")?, middle(&mut bare, "by lapin alone")?);
+        let asked = if window == MOST { "at least 0.8" } else { "" };
+        bench.point(of, "bus / lapin alone", bare / bus, "", asked);
+        if window == MOST {
+            bench.figure("request-replies a second, over RabbitMQ", 1.0 / bus, "1/s", "");
+        }
+    }
+    Ok(())
 }
 
 fn add(n: u64) -> Add {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use harness::bench;
+use harness::{bench, cmd};
 
 /// What the controller and the simulated hosts have when they are processes of their own.
 #[global_allocator]
@@ -152,51 +152,57 @@ enum What {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match args.what {
-        Some(What::Bus { calls }) => bench::bus::run(calls),
-        Some(What::Ring) => bench::ring::run(),
-        Some(What::Api { sizes }) => runtime.block_on(bench::api::run(&sizes)),
-        Some(What::Create { sizes, hosts }) => runtime.block_on(bench::create::run(&sizes, hosts)),
-        Some(What::Hosts { sizes, interval }) => {
-            runtime.block_on(bench::hosts::run(&sizes, Duration::from_secs(interval)))
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let work = async {
+        match Args::parse().what {
+            Some(one) => run(one).await,
+            None => run_all().await,
         }
-        Some(What::Query { sizes, hosts }) => runtime.block_on(bench::query::run(&sizes, hosts, MINUTE)),
-        Some(What::Restart { sizes, hosts }) => runtime.block_on(bench::restart::run(&sizes, hosts, MINUTE)),
-        Some(What::Placement { sizes }) => runtime.block_on(bench::placement::run(&sizes)),
-        Some(What::Idle) => runtime.block_on(bench::idle::run(IDLE)),
-        Some(What::Start { rounds, sizes }) => runtime.block_on(bench::start::run(rounds, &sizes)),
-        Some(What::Soak { rate, seconds }) => runtime.block_on(bench::soak::run(rate, Duration::from_secs(seconds))),
-        Some(What::Takeover { kills }) => runtime.block_on(bench::takeover::run(kills)),
-        Some(What::Queues { sizes }) => runtime.block_on(bench::queues::run(&sizes)),
-        Some(What::Floor { folder, host, commands, writes, together, database }) => {
+    };
+    cmd::until_told_to_end(Box::pin(work)).await
+}
+
+async fn run_all() -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(bench::ring::run).await??;
+    bench::bus::run(BUS_CALLS).await?;
+    bench::idle::run(IDLE).await?;
+    bench::start::run(9, &AT_ONCE).await?;
+    bench::api::run(&[100, 1000, 10_000]).await?;
+    bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
+    bench::placement::run(&[1000, 10_000, 100_000]).await?;
+    bench::query::run(&[10_000, 100_000, 1_000_000], 1000, MINUTE).await?;
+    bench::hosts::run(&[1000, 10_000, 100_000], MINUTE).await?;
+    bench::takeover::run(20).await?;
+    bench::queues::run(&[100, 1000, 10_000]).await
+}
+
+async fn run(what: What) -> anyhow::Result<()> {
+    match what {
+        What::Bus { calls } => bench::bus::run(calls).await,
+        What::Ring => tokio::task::spawn_blocking(bench::ring::run).await?,
+        What::Api { sizes } => bench::api::run(&sizes).await,
+        What::Create { sizes, hosts } => bench::create::run(&sizes, hosts).await,
+        What::Hosts { sizes, interval } => bench::hosts::run(&sizes, Duration::from_secs(interval)).await,
+        What::Query { sizes, hosts } => bench::query::run(&sizes, hosts, MINUTE).await,
+        What::Restart { sizes, hosts } => bench::restart::run(&sizes, hosts, MINUTE).await,
+        What::Placement { sizes } => bench::placement::run(&sizes).await,
+        What::Idle => bench::idle::run(IDLE).await,
+        What::Start { rounds, sizes } => bench::start::run(rounds, &sizes).await,
+        What::Soak { rate, seconds } => bench::soak::run(rate, Duration::from_secs(seconds)).await,
+        What::Takeover { kills } => bench::takeover::run(kills).await,
+        What::Queues { sizes } => bench::queues::run(&sizes).await,
+        What::Floor { folder, host, commands, writes, together, database } => {
             let work = bench::floor::Work { requests: 0, commands, writes, together };
-            runtime.block_on(bench::floor::serve(&folder, host, work, database.as_deref()))
+            bench::floor::serve(&folder, host, work, database.as_deref()).await
         }
-        Some(What::FloorPings { folder }) => {
-            let each = runtime.block_on(bench::floor::pings::run(&folder))?;
+        What::FloorPings { folder } => {
+            let each = bench::floor::pings::run(&folder).await?;
             Ok(writeln!(std::io::stdout(), "{each}")?)
         }
-        Some(What::Load { config, paths, seconds }) => {
-            let seen = runtime.block_on(bench::load::run(&config, paths, seconds))?;
+        What::Load { config, paths, seconds } => {
+            let seen = bench::load::run(&config, paths, seconds).await?;
             Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&seen)?)?)
-        }
-        None => {
-            bench::ring::run()?;
-            bench::bus::run(BUS_CALLS)?;
-            runtime.block_on(async {
-                bench::idle::run(IDLE).await?;
-                bench::start::run(9, &AT_ONCE).await?;
-                bench::api::run(&[100, 1000, 10_000]).await?;
-                bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
-                bench::placement::run(&[1000, 10_000, 100_000]).await?;
-                bench::query::run(&[10_000, 100_000, 1_000_000], 1000, MINUTE).await?;
-                bench::hosts::run(&[1000, 10_000, 100_000], MINUTE).await?;
-                bench::takeover::run(20).await?;
-                bench::queues::run(&[100, 1000, 10_000]).await
-            })
         }
     }
 }

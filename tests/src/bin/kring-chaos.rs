@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use futures_util::future::try_join_all;
 use harness::chaos::{self, Outcome, steps};
+use harness::cmd;
 use harness::fleet::{Fleet, Tally};
 
 /// Faults at random, from a seed, while users work.
@@ -53,6 +54,10 @@ struct Sum {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    cmd::until_told_to_end(run()).await
+}
+
+async fn run() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let args = Args::parse();
     if args.steps {

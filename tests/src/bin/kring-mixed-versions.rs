@@ -46,6 +46,10 @@ fn say(line: &str) -> std::io::Result<()> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    cmd::until_told_to_end(run()).await
+}
+
+async fn run() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let args = Args::parse();
     let new = cmd::program("kring-controller")?;

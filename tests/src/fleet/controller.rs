@@ -256,7 +256,7 @@ impl Controller {
         let mut process = self.process.lock().await;
         let Some(mut child) = process.take() else { return Ok(()) };
         if let Some(pid) = child.id() {
-            cmd::signal(pid, "-TERM").await?;
+            cmd::send_signal(pid, "-TERM").await?;
         }
         let ended = tokio::time::timeout(crate::wait::PATIENCE, child.wait()).await;
         let status = ended.with_context(|| format!("{} does not stop:\n{}", self.name, self.log_tail(20)))??;
@@ -280,7 +280,7 @@ impl Controller {
     /// When the signal cannot be sent.
     pub async fn thaw(&self) -> anyhow::Result<()> {
         match self.process.lock().await.as_ref().and_then(Child::id) {
-            Some(pid) => cmd::signal(pid, "-CONT").await,
+            Some(pid) => cmd::send_signal(pid, "-CONT").await,
             None => Ok(()),
         }
     }
