@@ -31,7 +31,7 @@ use crate::cx::Cx;
 use crate::db::{self, Db};
 use crate::deps::Deps;
 use crate::handover::{self, Handover};
-use crate::messages::controller::TakeUpJob;
+use crate::messages::controller::{EventsAppended, TakeUpJob};
 use crate::metrics::Metrics;
 use crate::placement::Placement;
 use crate::ring::Ring;
@@ -320,6 +320,8 @@ impl App {
                 "the database does not answer; others notice by its heartbeat that this controller is gone"
             ),
         }
+        // What the last jobs appended may have been told of by nobody any more.
+        self.bus.publish(&Cx::system(Duration::from_secs(10)), &EventsAppended {});
         // Nobody sends here any more: what is kept for this controller goes.
         self.bus.close().await;
         self.tasks.close();

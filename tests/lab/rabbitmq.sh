@@ -79,6 +79,7 @@ run() {
     ( environment "$dir"; cd "$dir"; exec setsid "$PROGRAMS/rabbitmq-server" ) >"$dir/log/start.log" 2>&1 </dev/null 9>&- &
     pid=$!
     disown
+    printf '%s %s' "$pid" "$(start_time "$pid")" >"$dir/session"
     while [ $left -gt 0 ]; do
         if grep -qs 'Server startup complete' "$dir/log/broker.log" && [ -s "$dir/broker.pid" ]; then
             pid=$(tr -dc 0-9 <"$dir/broker.pid")
@@ -126,6 +127,16 @@ crash() {
     end_process "$record" 0
 }
 
+# Ends one that is still starting, of which no more is known than its session.
+end_session() {
+    local record
+    [ -s "$1/session" ] || return 0
+    record=$(<"$1/session")
+    alive "$record" || return 0
+    kill -KILL -- "-${record% *}" 2>/dev/null || true
+    end_process "$record" 0
+}
+
 signal() {
     local record
     record=$(process "$2") && alive "$record" || die "the broker does not run"
@@ -166,6 +177,7 @@ stop() {
     local dir=$1
     [ -f "$dir/ports" ] || { rm -rf "$dir"; return 0; }
     crash "$dir"
+    end_session "$dir"
     name_server "$dir"
     rm -rf "$dir"
 }

@@ -113,10 +113,12 @@ fn start(mut command: Command, log: &std::path::Path) -> anyhow::Result<Child> {
 /// That of the work; when it was told to end.
 pub async fn until_told_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         done = work => done,
         _ = interrupt.recv() => anyhow::bail!("it was interrupted"),
         _ = terminate.recv() => anyhow::bail!("it was told to end"),
+        _ = hangup.recv() => anyhow::bail!("its terminal was closed"),
     }
 }
 

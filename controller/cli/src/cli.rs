@@ -14,7 +14,7 @@ use crate::commands::{
 use crate::input;
 
 const AFTER: &str = "\
-Things are named by name, by id, or by the short id of the tables.
+Things are named by name, by id, or by the short id of the tables; jobs and controllers by their id.
 
 Exit codes:
   0    done

@@ -64,6 +64,11 @@ pub async fn id(client: &Client, noun: Noun, given: &str) -> Result<Uuid> {
     id_of(noun, &found)
 }
 
+/// The id of something that has no name; `see` shows whole ids.
+pub fn whole_id(given: &str, see: &str) -> Result<Uuid> {
+    as_id(given).ok_or_else(|| CliError::Usage(format!("\"{given}\" is not a whole id; see: {see}")))
+}
+
 /// The resource that the user means.
 pub async fn fetch(client: &Client, noun: Noun, given: &str) -> Result<Value> {
     let id = match as_id(given) {

@@ -37,7 +37,7 @@ impl Outbox {
     pub(super) fn start(transport: Arc<dyn Transport>) -> Self {
         let (events, published) = mpsc::channel(MOST);
         let (closing, teller) = (CancellationToken::new(), TaskTracker::new());
-        teller.spawn(tell_others(transport, published, closing.clone()));
+        teller.spawn(tell(transport, published, closing.clone()));
         Self { events, closing, teller }
     }
 
@@ -55,14 +55,27 @@ impl Outbox {
     pub(super) async fn close(&self) {
         self.closing.cancel();
         self.teller.close();
-        if tokio::time::timeout(LAST_EVENTS, self.teller.wait()).await.is_err() {
-            tracing::warn!("the last events were not told in time");
-        }
+        self.teller.wait().await;
+    }
+}
+
+async fn tell(transport: Arc<dyn Transport>, events: mpsc::Receiver<Published>, closing: CancellationToken) {
+    let too_late = async {
+        closing.cancelled().await;
+        tokio::time::sleep(LAST_EVENTS).await;
+    };
+    tokio::select! {
+        () = tell_others(transport, events, &closing) => {}
+        () = too_late => tracing::warn!("the last events were not told in time"),
     }
 }
 
 /// Tells what is put until `closing`, or until nobody can put anything any more.
-async fn tell_others(transport: Arc<dyn Transport>, mut events: mpsc::Receiver<Published>, closing: CancellationToken) {
+async fn tell_others(
+    transport: Arc<dyn Transport>,
+    mut events: mpsc::Receiver<Published>,
+    closing: &CancellationToken,
+) {
     let mut told = FuturesUnordered::new();
     loop {
         tokio::select! {

@@ -185,7 +185,7 @@ impl Transport for Away {
         Err(Error::new(Code::Unavailable, "the broker is away"))
     }
     async fn broadcast(&self, _: Vec<u8>) -> Result<Told, Error> {
-        Ok(Box::pin(std::future::ready(Ok(()))))
+        Ok(Box::pin(std::future::pending()))
     }
     async fn forget(&self, _: ControllerId) {}
     fn watch(&self) -> tokio::sync::watch::Receiver<Health> {
@@ -194,19 +194,35 @@ impl Transport for Away {
     async fn close(&self) {}
 }
 
+fn start_away(registry: Registry, ring: Ring) -> Arc<Bus> {
+    let transport = Arc::new(Away(tokio::sync::watch::Sender::new(Health::local(Clock::default().now()))));
+    let (_, received) = mpsc::channel(1);
+    let stop = (TaskTracker::new(), CancellationToken::new());
+    Bus::start(registry, ring, Clock::default(), Limits::default(), Loopback::Direct, (transport, received), stop)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_does_not_wait_for_ever_until_its_last_events_are_told() {
+    let (me, other) = (ControllerId::new(), ControllerId::new());
+    let ring = Ring::new(me);
+    ring.install(1, &[other, me]);
+    let bus = start_away(Registry::new(TaskTracker::new()), ring);
+    let cx = Cx::system(Duration::from_secs(3600));
+    // More than are told together.
+    (0..100).for_each(|n| bus.publish(&cx, &Changed { n }));
+    let left = tokio::time::timeout(Duration::from_secs(60), bus.close()).await;
+    assert!(left.is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_that_waits_for_the_broker_is_done_here_when_its_owner_has_gone() {
     let (me, other) = (ControllerId::new(), ControllerId::new());
     let ring = Ring::new(me);
     ring.install(1, &[other, me]);
     let about = (0..).map(Uuid::from_u128).find(|id| !ring.is_mine(*id));
-    let transport = Arc::new(Away(tokio::sync::watch::Sender::new(Health::local(Clock::default().now()))));
-    let (_inbox, received) = mpsc::channel(1);
-    let stop = (TaskTracker::new(), CancellationToken::new());
-    let (limits, clock) = (Limits::default(), Clock::default());
     let mut registry = Registry::new(TaskTracker::new());
     registry.serve(|_, _: Slow| async { Ok(()) });
-    let bus = Bus::start(registry, ring.clone(), clock, limits, Loopback::Direct, (transport, received), stop);
+    let bus = start_away(registry, ring.clone());
     let cx = Cx::system(Duration::from_secs(3600));
     let asked = bus.call(&cx, Slow { about: about.unwrap() });
     let dies = async {

@@ -64,17 +64,20 @@ async fn a_drained_controller_gives_its_share_away_and_fails_no_call() -> anyhow
     let one = fleet.controllers[1].id()?;
     let own = fleet.id_owned_by(one).await?;
     assert_eq!(shown(&fleet, one, ControllerState::Active, own).await?, one);
-    let drain = format!("/v1/controllers/{}/drain", one.uuid());
-    let drained: Controller = fleet.api.send(Method::POST, &drain, None).await?.read()?;
-    assert_eq!(drained.state, ControllerState::Draining);
+    let (id, own_id) = (one.uuid().to_string(), own.to_string());
+    let drained = fleet.kring(&["controller", "drain", &id, "-o", "json"]).await?;
+    assert_eq!(serde_json::from_str::<Controller>(&drained)?.state, ControllerState::Draining);
     assert_ne!(shown(&fleet, one, ControllerState::Draining, own).await?, one);
     // It owns nothing and answers as before.
     fleet.until_served(own, 1).await?;
     more(&load, 10).await?;
     assert!(!fleet.owners().await?.contains_key(&one));
-    let activate = format!("/v1/controllers/{}/activate", one.uuid());
-    fleet.api.send(Method::POST, &activate, None).await?.read::<Controller>()?;
+    fleet.kring(&["controller", "activate", &id]).await?;
     assert_eq!(shown(&fleet, one, ControllerState::Active, own).await?, one);
+    let listed: Vec<Controller> = serde_json::from_str(&fleet.kring(&["controller", "list", "-o", "json"]).await?)?;
+    assert_eq!(listed.iter().filter(|controller| controller.state == ControllerState::Active).count(), 3);
+    let owned: Ownership = serde_json::from_str(&fleet.kring(&["ring", "show", &own_id, "-o", "json"]).await?)?;
+    assert_eq!((owned.controller_id, &owned.address), (one, &fleet.controllers[1].advertised));
     more(&load, 10).await?;
     rest(&fleet, load).await?;
     let failed: Vec<_> = fleet.api.history().into_iter().filter(|called| !called.failures.is_empty()).collect();

@@ -1,7 +1,7 @@
 //! A real host for benchmarks: a host of the lab (`tests/lab/host-ns.sh`), with libvirt and the built agent.
 
 use std::ffi::OsStr;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -49,10 +49,13 @@ impl Lab {
     /// # Errors
     /// When it does not come up.
     pub async fn up() -> anyhow::Result<Self> {
-        let name = format!("bench-{}", std::process::id());
-        let said = cmd::run(lab("host-ns.sh").as_os_str(), &["up".as_ref(), name.as_ref()]).await?;
+        // Taken down also when it comes up half-way.
+        let mut host =
+            Self { name: format!("bench-{}", std::process::id()), gateway: IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        let said = cmd::run(lab("host-ns.sh").as_os_str(), &["up".as_ref(), host.name.as_ref()]).await?;
         let gateway = said.lines().find_map(|line| line.strip_prefix("gateway=")).context("a host has a gateway")?;
-        Ok(Self { gateway: gateway.parse()?, name })
+        host.gateway = gateway.parse()?;
+        Ok(host)
     }
 
     /// Runs a program on the host and gives what it printed.

@@ -161,7 +161,8 @@ impl Bench {
         self.report.figures.push(Figure { name: name.into(), value, unit, target });
     }
 
-    /// Adds a figure that is measured at several sizes, `of` what is counted by them.
+    /// Adds a figure that is measured at several sizes, `of` what is counted by them. A ratio to what was too short for
+    /// the kernel to count is left out.
     pub fn point(
         &mut self,
         (size, of): (usize, &str),
@@ -170,6 +171,9 @@ impl Bench {
         unit: &'static str,
         target: &'static str,
     ) {
+        if !value.is_finite() && target.is_empty() {
+            return;
+        }
         self.figure(format!("{size} {of}: {name}"), value, unit, target);
         let at = (size as f64, value);
         match self.report.growth.iter_mut().find(|line| line.name == name) {

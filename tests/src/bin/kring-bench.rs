@@ -21,11 +21,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// How long nothing happens.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Prints figures of Kring. Without a name, all of them but `soak`, which takes half an hour, and `restart`, which is in `query`.
+/// Prints figures of Kring.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
-    what: Option<What>,
+    what: What,
 }
 
 #[derive(Subcommand)]
@@ -154,27 +154,7 @@ enum What {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let work = async {
-        match Args::parse().what {
-            Some(one) => run(one).await,
-            None => run_all().await,
-        }
-    };
-    cmd::until_told_to_end(Box::pin(work)).await
-}
-
-async fn run_all() -> anyhow::Result<()> {
-    tokio::task::spawn_blocking(bench::ring::run).await??;
-    bench::bus::run(BUS_CALLS).await?;
-    bench::idle::run(IDLE).await?;
-    bench::start::run(9, &AT_ONCE).await?;
-    bench::api::run(&[100, 1000, 10_000]).await?;
-    bench::create::run(&[1, 10, 100, 1000, 10_000], 100).await?;
-    bench::placement::run(&[1000, 10_000, 100_000]).await?;
-    bench::query::run(&[10_000, 100_000, 1_000_000], 1000, MINUTE).await?;
-    bench::hosts::run(&[1000, 10_000, 100_000], MINUTE).await?;
-    bench::takeover::run(20).await?;
-    bench::queues::run(&[100, 1000, 10_000]).await
+    cmd::until_told_to_end(Box::pin(run(Args::parse().what))).await
 }
 
 async fn run(what: What) -> anyhow::Result<()> {

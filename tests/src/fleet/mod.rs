@@ -63,7 +63,7 @@ pub struct Fleet {
     pub broker: Broker,
     /// The database server.
     pub postgres: Postgres,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Deref for Fleet {
@@ -125,7 +125,27 @@ impl Fleet {
         world.sim.set_controllers(all.iter().map(|controller| controller.advertised.clone()));
         let (image, network) = (world.image().await?, world.network_in("10.64.0.0/12").await?);
         let api = Arc::new(Api::new(clients));
-        Ok(Self { controllers: all, api, image, network, database, world, broker, postgres, _folder: folder })
+        Ok(Self { controllers: all, api, image, network, database, world, broker, postgres, folder })
+    }
+
+    /// What the command line prints when an operator calls it so.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub async fn kring(&self, args: &[&str]) -> anyhow::Result<String> {
+        let config = self.folder.path().join("cli.toml");
+        let args = args
+            .iter()
+            .map(OsStr::new)
+            .chain([
+                "--config".as_ref(),
+                config.as_os_str(),
+                // Named, it wins over what the environment says.
+                "--context".as_ref(),
+                "default".as_ref(),
+            ])
+            .collect::<Vec<_>>();
+        cmd::run(cmd::program("kring")?.as_os_str(), &args).await
     }
 
     /// The active controllers as the database has them.

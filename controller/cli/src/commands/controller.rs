@@ -49,8 +49,8 @@ pub enum RingCommand {
     /// Show which controller owns a resource, and since when
     #[command(after_help = "Examples:\n  kring ring show 01939f00-3b1a-7c3e-9d5e-0b8a6c2f4e11")]
     Show {
-        /// Id of the resource, of any kind
-        id: uuid::Uuid,
+        /// Whole id of the resource, of any kind
+        id: String,
     },
 }
 
@@ -58,7 +58,10 @@ pub enum RingCommand {
 pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
     match command {
         Command::List(args) => verbs::list::<Controller>(ctx, &args).await,
-        Command::Show { id } => verbs::show::<Controller>(ctx, &id).await,
+        Command::Show { id } => {
+            let body = ctx.client.send(Call::get(&path_of(&id)?)).await?.body;
+            verbs::print_one::<Controller>(ctx, &body).await
+        }
         Command::Drain { id } => change(ctx, &id, "drain").await,
         Command::Activate { id } => change(ctx, &id, "activate").await,
     }
@@ -67,15 +70,19 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
 /// Runs a verb of the ring.
 pub async fn run_ring(ctx: &Ctx, command: RingCommand) -> Result<()> {
     let RingCommand::Show { id } = command;
+    let id = resolve::whole_id(&id, "kring vm list --full")?;
     let body = ctx.client.send(Call::get(&format!("/ring/{id}"))).await?.body;
     verbs::print_one::<Ownership>(ctx, &body).await
 }
 
 async fn change(ctx: &Ctx, given: &str, action: &str) -> Result<()> {
-    let id = resolve::id(&ctx.client, Noun::CONTROLLER, given).await?;
-    let path = format!("{}/{action}", Noun::CONTROLLER.path_of(id));
+    let path = format!("{}/{action}", path_of(given)?);
     let body = ctx.client.send(Call::new(Method::POST, &path)).await?.body;
     verbs::print_one::<Controller>(ctx, &body).await
+}
+
+fn path_of(given: &str) -> Result<String> {
+    Ok(Noun::CONTROLLER.path_of(resolve::whole_id(given, "kring controller list")?))
 }
 
 fn health(health: &Health) -> Cell {

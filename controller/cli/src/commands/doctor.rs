@@ -86,7 +86,8 @@ async fn looked_at(ctx: &Ctx, host: Host) -> Host {
 fn of_controller(controller: &Controller, all: &[Controller], troubles: &mut Vec<Trouble>) {
     let of = || format!("controller {}", controller.address);
     if controller.state != ControllerState::Active {
-        let text = format!("is {}: `kring controller activate` when that is not meant", controller.state);
+        let (state, id) = (controller.state, controller.id);
+        let text = format!("is {state}: `kring controller activate {id}` when that is not meant");
         troubles.push(Trouble::new(Grade::Poor, of(), "state", text));
     }
     for (what, health) in [("database", &controller.report.database), ("broker", &controller.report.bus)] {

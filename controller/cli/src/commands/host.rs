@@ -14,6 +14,8 @@ use uuid::Uuid;
 use super::verbs::{self, Change, body, change, change_each};
 use crate::cli::{ChangeArgs, Format, ListArgs};
 use crate::client::Call;
+use crate::client::list::Query;
+use crate::config::is_loopback;
 use crate::context::Ctx;
 use crate::error::{CliError, Result};
 use crate::input;
@@ -134,11 +136,25 @@ async fn join_token(ctx: &Ctx, cluster: Option<&str>, ttl: Option<Duration>) -> 
     let token: JoinToken = serde_json::from_value(reply.body)
         .map_err(|e| CliError::Protocol(format!("the server's join token cannot be read: {e}")))?;
     if ctx.for_people() {
-        let url = ctx.client.url().as_str().trim_end_matches('/');
+        let url = url_for_hosts(ctx).await;
         note(&format!("Good for one host until {}. On that host:", token.expires_at));
         note(&format!("  kring-agent join --controller {url} --token TOKEN"));
     }
     line(&token.token)
+}
+
+/// Where another machine finds a controller: what leads to this machine alone is no help there.
+async fn url_for_hosts(ctx: &Ctx) -> String {
+    let own = ctx.client.url();
+    if is_loopback(own) {
+        let query = Query { limit: Some(1), ..Query::default() };
+        let listed = ctx.client.list("/controllers", &query).await.map(|listing| listing.items).unwrap_or_default();
+        let address = listed.first().and_then(|controller| controller.get("address")?.as_str().map(str::to_string));
+        if let Some(address) = address.filter(|address| !address.is_empty()) {
+            return address;
+        }
+    }
+    own.as_str().trim_end_matches('/').to_string()
 }
 
 fn used(reserved: impl ToString, total: impl ToString) -> Cell {

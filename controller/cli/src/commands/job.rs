@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use shared::api::job::Job;
-use shared::id::ResourceId as _;
+use shared::id::{JobId, ResourceId as _};
 
 use super::verbs::{self, Change};
 use crate::cli::{ChangeArgs, Format, ListArgs};
@@ -15,7 +15,7 @@ use crate::input;
 use crate::output::table::{Cell, Tone};
 use crate::output::view::{Column, Resource, View, span};
 use crate::output::{line, value};
-use crate::resolve::Noun;
+use crate::resolve::{self, Noun};
 use crate::wait;
 
 /// The verbs.
@@ -63,17 +63,21 @@ pub async fn run(ctx: &Ctx, command: Command) -> Result<()> {
             verbs::list::<Job>(ctx, &args).await
         }
         Command::Show { job } => {
-            let id = verbs::job_id(&job)?;
+            let id = id_of(&job)?;
             let raw = ctx.client.send(Call::get(&Noun::JOB.path_of(id.uuid()))).await?.body;
             verbs::print_one::<Job>(ctx, &raw).await
         }
         Command::Wait { job, timeout } => {
-            let id = verbs::job_id(&job)?;
+            let id = id_of(&job)?;
             let job = wait::until_final(&ctx.client, id, "job", Instant::now(), timeout).await?;
             ended(ctx, &job)
         }
         Command::Cancel { job, no_wait, timeout } => cancel(ctx, &job, no_wait, timeout).await,
     }
+}
+
+fn id_of(given: &str) -> Result<JobId> {
+    resolve::whole_id(given, "kring job list").map(JobId::from_uuid)
 }
 
 fn label(job: &Job) -> String {
@@ -96,7 +100,7 @@ fn print(ctx: &Ctx, job: &Job, text: &str) -> Result<()> {
 }
 
 async fn cancel(ctx: &Ctx, given: &str, no_wait: bool, timeout: Duration) -> Result<()> {
-    let id = verbs::job_id(given)?;
+    let id = id_of(given)?;
     let change = Change::action(Noun::JOB, given, id.uuid(), "cancel", "cancelled");
     let args = ChangeArgs { wait: !no_wait, no_wait: true, timeout, dry_run: false };
     verbs::submit(ctx, &change, &args).await?;

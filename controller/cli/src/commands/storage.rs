@@ -20,7 +20,7 @@ use crate::resolve::{self, Noun};
 pub enum Command {
     /// Make a storage: a folder on each host of a cluster, or a mount point that its hosts share
     #[command(
-        after_help = "Examples:\n  kring storage create ssd --cluster main --path /var/lib/kring/ssd\n  kring storage create nas --cluster main --path /mnt/nas --kind shared"
+        after_help = "Examples:\n  kring storage create ssd --cluster main --path /srv/kring/ssd\n  kring storage create nas --cluster main --path /mnt/nas --kind shared"
     )]
     Create {
         /// Its name

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use shared::api::job::{Job, JobRef};
 use shared::api::vm::PlacementReport;
-use shared::id::{JobId, ResourceId as _};
+use shared::id::ResourceId as _;
 use uuid::Uuid;
 
 use crate::cli::{ChangeArgs, Format, ListArgs};
@@ -369,11 +369,6 @@ pub async fn delete_direct(ctx: &Ctx, noun: Noun, names: &[String]) -> Result<()
 /// For what is done at once. Should a server make a job of it after all, the job is waited for.
 pub fn no_job() -> ChangeArgs {
     ChangeArgs { wait: true, no_wait: false, timeout: std::time::Duration::from_secs(3600), dry_run: false }
-}
-
-/// The id of a job that the user gives.
-pub fn job_id(given: &str) -> Result<JobId> {
-    given.parse().map_err(|_| CliError::Usage(format!("\"{given}\" is not a job's id; see: kring job list")))
 }
 
 /// A request body as JSON.

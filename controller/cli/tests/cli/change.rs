@@ -284,6 +284,20 @@ async fn a_join_token_is_all_of_standard_output() {
 }
 
 #[tokio::test]
+async fn a_host_is_told_an_address_that_leads_to_the_controller_from_there_too() {
+    let fake = Fake::start(|asked, _| match asked.path.as_str() {
+        "/v1/controllers" => Answer::page(vec![json!({"id": id(1), "address": "https://10.0.0.1:8443"})]),
+        _ => Answer::Json(
+            201,
+            json!({"id": id(1), "token": "kjt.abc", "cluster_id": id(2), "expires_at": super::fake::ago(-60)}),
+        ),
+    })
+    .await;
+    let run = fake.run(&["host", "join-token"]).await.ended(0);
+    assert!(run.stderr.contains("--controller https://10.0.0.1:8443 "), "{}", run.stderr);
+}
+
+#[tokio::test]
 async fn a_controller_is_drained_and_works_again() {
     let fake = Fake::start(|asked, _| {
         let state = if asked.path.ends_with("/drain") { "draining" } else { "active" };
@@ -300,6 +314,7 @@ async fn a_controller_is_drained_and_works_again() {
     let drained = fake.run(&["controller", "drain", &id(1), "-o", "json"]).await.ended(0).json();
     assert_eq!(drained["state"], "draining");
     fake.run(&["controller", "activate", &id(1)]).await.ended(0);
+    fake.run(&["controller", "drain", "https://10.0.0.1:8443"]).await.ended(2);
     let shown = fake.run(&["controller", "show", &id(1)]).await.ended(0);
     assert!(shown.stdout.contains("rabbitmq"), "{}", shown.stdout);
     let path = format!("/v1/controllers/{}", id(1));

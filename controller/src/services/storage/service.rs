@@ -69,7 +69,7 @@ pub(super) async fn create(context: Context, cx: Cx, message: CreateStorage) -> 
 fn check_path(path: &str) -> Result<()> {
     let refuse = |message: &str| Err(Error::invalid("path", message));
     let Some(below) = path.strip_prefix('/') else {
-        return refuse("must be absolute, such as /var/lib/kring/volumes");
+        return refuse("must be absolute, such as /srv/kring/ssd");
     };
     if path.len() > MAX_PATH {
         return refuse("must have at most 1024 characters");
