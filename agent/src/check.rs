@@ -107,7 +107,11 @@ pub fn advice(text: &str, joined: bool) -> &'static str {
     let text = text.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&["expired", "notvalidyet", "not valid yet"]) {
-        "a certificate is not valid now: set the clock, on both sides (timedatectl)"
+        if joined {
+            "a certificate is not valid now: set the clock, on both sides (timedatectl); a host that was off for months joins again, with a new token and --name and --address as before"
+        } else {
+            "a certificate is not valid now: set the clock, on both sides (timedatectl)"
+        }
     } else if says(&["unknownissuer", "unknown issuer", "badsignature"]) {
         if joined {
             "its certificate is of another cloud than the one that this host has joined: kring-agent leave, then join"
