@@ -26,6 +26,7 @@ pub(super) struct Index {
     /// Hosts that were chosen, and when; each is looked at again.
     taken: VecDeque<(Instant, HostId)>,
     old_at: Option<Instant>,
+    outdated_at: Option<Instant>,
 }
 
 impl Index {
@@ -113,6 +114,15 @@ impl Index {
 
     pub(super) fn is_old(&self) -> bool {
         self.old_at.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// From when on nobody is placed by this any more: it became old, and nobody who asked had it read again.
+    pub(super) const fn outdated_at(&mut self, at: Instant) {
+        self.outdated_at = Some(at);
+    }
+
+    pub(super) fn is_outdated(&self) -> bool {
+        self.outdated_at.is_some_and(|at| at <= Instant::now())
     }
 
     /// When the first of the chosen hosts is to be looked at, which is `after` it was chosen.

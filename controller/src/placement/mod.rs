@@ -79,6 +79,9 @@ impl Placement {
     /// # Errors
     /// `no_host_fits` with what each filter dropped; failures of the database.
     pub async fn shortlist(&self, request: &Request, most: usize) -> Result<Vec<(HostId, StorageId)>> {
+        if self.index().is_outdated() {
+            self.read_all().await?;
+        }
         if let Some(found) = self.take(request, most) {
             return Ok(found);
         }
@@ -154,7 +157,11 @@ impl Placement {
         });
         let mut fresh = db::soon(read).await.map_err(Error::from)?;
         let at_least = if self.db.dialect() == Dialect::Sqlite { OLD_WHEN_ALONE } else { OLD };
-        fresh.old_at(Instant::now() + (begin.elapsed() * READS_APART).max(at_least));
+        let (good, now) = ((begin.elapsed() * READS_APART).max(at_least), Instant::now());
+        fresh.old_at(now + good);
+        if self.db.dialect() != Dialect::Sqlite {
+            fresh.outdated_at(now + good * 2);
+        }
         *self.index() = fresh;
         Ok(())
     }
@@ -217,6 +224,7 @@ async fn due(at: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::placement::Place;
     use crate::db::testing::{Seed, sqlite};
 
     /// Whoever asks first after a start must not wait for a hundred thousand hosts to be read.
@@ -246,5 +254,27 @@ mod tests {
         let placement = Placement::start(db.clone(), &TaskTracker::new(), stop);
         placement.read_recent().await.unwrap();
         assert!(placement.index().places().any(|place| place.host_id == seed.host.id));
+    }
+
+    /// What another controller wrote since, while nobody asked here, counts for the first who asks.
+    #[tokio::test]
+    async fn nobody_is_placed_by_a_picture_that_was_not_looked_at_for_long() {
+        let db = sqlite().await;
+        let seed = Seed::planted(&db).await;
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let placement = Placement::start(db.clone(), &TaskTracker::new(), stop);
+        placement.read_all().await.unwrap();
+        let gone = HostId::new();
+        {
+            let mut index = placement.index();
+            let place = index.places().find(|place| place.host_id == seed.host.id).cloned().unwrap();
+            index.remove(seed.host.id);
+            index.put(Place { host_id: gone, ..place });
+            index.outdated_at(Instant::now());
+        }
+        let found = placement.shortlist(&filter::testing::request(), 1).await;
+        assert!(placement.index().places().all(|place| place.host_id != gone), "{found:?}");
+        assert!(placement.index().places().any(|place| place.host_id == seed.host.id), "{found:?}");
     }
 }
