@@ -34,7 +34,7 @@ await() {
         sleep 0.5
     done
 }
-guests() { on "$1" pgrep -x qemu-system-x86 | tr '\n' ' '; }
+guests() { on "$1" pgrep -f '[-]name guest=' | tr '\n' ' '; }
 
 finish() {
     local code=$? name

@@ -113,8 +113,10 @@ inside 'kring image create guest --file /root/guest.qcow2
 await 180 'kring vm log v1 | grep -q "KRING-GUEST ready"'
 
 # What must outlive all that happens to the daemons.
-GUESTS='echo "$(pgrep -x qemu-system-x86) $(pgrep -x dnsmasq | tr "\n" " ")"'
+# Not the QEMU that libvirt asks for a moment, after a start of its own, what it can do.
+GUESTS='echo "$(pgrep -f "[-]name guest=") $(pgrep -x dnsmasq | tr "\n" " ")"'
 guests=$(inside "$GUESTS")
+case $guests in [0-9]*) ;; *) die "no guest runs: $guests" ;; esac
 ticking='before=$(kring vm log v1 | grep -c tick); for i in $(seq 40); do sleep 0.5; [ "$(kring vm log v1 | grep -c tick)" -gt "$before" ] && exit 0; done; exit 1'
 
 part 'restarts and kills'

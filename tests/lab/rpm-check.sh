@@ -68,7 +68,7 @@ inside 'kring image create guest --file /root/guest.qcow2
     kring vm create v1 --image guest --vcpus 1 --memory 128MiB --network lan'
 await 180 'kring vm log v1 | grep -q "KRING-GUEST ready"'
 pids() { inside 'systemctl show -P MainPID kring-controller kring-agent | tr "\n" " "'; }
-guests() { inside 'echo "$(pgrep -x qemu-system-x86) $(pgrep -x dnsmasq | tr "\n" " ")"'; }
+guests() { inside 'echo "$(pgrep -f "[-]name guest=") $(pgrep -x dnsmasq | tr "\n" " ")"'; }
 daemons=$(pids) guests=$(guests)
 
 part 'upgrade'
