@@ -227,6 +227,13 @@ mod tests {
     use crate::db::placement::Place;
     use crate::db::testing::{Seed, sqlite};
 
+    /// Nobody follows what is written, as if the first reading had failed.
+    fn unfollowed(db: &Db) -> Arc<Placement> {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        Placement::start(db.clone(), &TaskTracker::new(), stop)
+    }
+
     /// Whoever asks first after a start must not wait for a hundred thousand hosts to be read.
     #[tokio::test]
     async fn the_hosts_are_read_before_anybody_asks_for_a_place() {
@@ -248,10 +255,7 @@ mod tests {
     async fn who_asks_has_the_hosts_read_when_they_could_not_be_read_before() {
         let db = sqlite().await;
         let seed = Seed::planted(&db).await;
-        let stop = CancellationToken::new();
-        // Nobody follows: it is as if the first reading had failed.
-        stop.cancel();
-        let placement = Placement::start(db.clone(), &TaskTracker::new(), stop);
+        let placement = unfollowed(&db);
         placement.read_recent().await.unwrap();
         assert!(placement.index().places().any(|place| place.host_id == seed.host.id));
     }
@@ -261,9 +265,7 @@ mod tests {
     async fn nobody_is_placed_by_a_picture_that_was_not_looked_at_for_long() {
         let db = sqlite().await;
         let seed = Seed::planted(&db).await;
-        let stop = CancellationToken::new();
-        stop.cancel();
-        let placement = Placement::start(db.clone(), &TaskTracker::new(), stop);
+        let placement = unfollowed(&db);
         placement.read_all().await.unwrap();
         let gone = HostId::new();
         {

@@ -12,10 +12,6 @@ use harness::{bench, cmd};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Calls over the broker, where nothing else is asked for.
-const BUS_CALLS: u64 = 20_000;
-/// Real VMs that are made at the same moment, where nothing else is asked for.
-const AT_ONCE: [usize; 3] = [1, 2, 4];
 /// Time between two pings of a host, where nothing else is asked for.
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long nothing happens.
@@ -33,7 +29,7 @@ enum What {
     /// Request-replies a second on the bus.
     Bus {
         /// How many, over the broker; twenty-five times as many in the process.
-        #[arg(default_value_t = BUS_CALLS)]
+        #[arg(default_value_t = 20_000)]
         calls: u64,
     },
     /// Balance and speed of the ring.
@@ -94,7 +90,7 @@ enum What {
         #[arg(default_value_t = 9)]
         rounds: usize,
         /// Numbers of VMs that are made at the same moment, one after the other.
-        #[arg(long, value_delimiter = ',', default_values_t = AT_ONCE)]
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
         sizes: Vec<usize>,
     },
     /// VMs that come and go for a long time, while one in a hundred commands goes wrong.

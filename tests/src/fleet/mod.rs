@@ -134,17 +134,9 @@ impl Fleet {
     /// When it fails; with what it said.
     pub async fn kring(&self, args: &[&str]) -> anyhow::Result<String> {
         let config = self.folder.path().join("cli.toml");
-        let args = args
-            .iter()
-            .map(OsStr::new)
-            .chain([
-                "--config".as_ref(),
-                config.as_os_str(),
-                // Named, it wins over what the environment says.
-                "--context".as_ref(),
-                "default".as_ref(),
-            ])
-            .collect::<Vec<_>>();
+        // A context that is named wins over what the environment says.
+        let args = args.iter().copied().chain(["--context", "default", "--config"]).map(OsStr::new);
+        let args: Vec<_> = args.chain([config.as_os_str()]).collect();
         cmd::run(cmd::program("kring")?.as_os_str(), &args).await
     }
 
